@@ -1,0 +1,286 @@
+"""The typed description of one training run: everything that decides its result, but for seed and machine.
+
+`override` changes fields by dotted name, `diff` says what differs, `digest` names a config in eight bytes.
+Paths, devices and worker counts are not in here: they may differ between machines, results may not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+RESOLUTIONS = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images. `difficulty` concerns the built-in set alone (see sagan/data/embedded.py)."""
+
+    name: str = "imagenet"
+    resolution: int = 128
+    h_flip: bool = False
+    difficulty: Literal["easy", "hard"] = "easy"
+
+    def __post_init__(self) -> None:
+        _one_of("data.resolution", self.resolution, RESOLUTIONS)
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Where self-attention sits and what it is made of. `at` lists feature maps: 32 is feat32.
+
+    Defaults follow the official code; the paper's text has value_ratio=8 and pool=False.
+    """
+
+    at: tuple[int, ...] = ()
+    networks: Literal["both", "G", "D"] = "both"
+    key_ratio: int = 8  # queries and keys have C / key_ratio channels
+    value_ratio: int = 2  # values have C / value_ratio channels
+    pool: bool = True  # 2x2 max-pooled keys and values
+    scale: bool = False  # divide the scores by sqrt(channels of a key)
+    gamma: float = 0.0  # initial gain of the residual branch
+
+    def __post_init__(self) -> None:
+        for size in self.at:
+            _one_of("model.attention.at", size, (8, 16, 32, 64, 128, 256))
+        if len(set(self.at)) < len(self.at):
+            raise ValueError(f"model.attention.at: each feature map once, got {list(self.at)}; drop the repetition")
+        _one_of("model.attention.key_ratio", self.key_ratio, (1, 2, 4, 8))
+        _one_of("model.attention.value_ratio", self.value_ratio, (1, 2, 4, 8))
+
+
+@dataclass(frozen=True)
+class SpectralNormConfig:
+    """Which weights are divided by their largest singular value; each switch changes nothing else."""
+
+    g: bool = True  # convolutions and the linear layer of G
+    d: bool = True  # convolutions, linear layer and label embedding of D
+    cbn: bool = False  # per-class gain and bias tables of G's conditional batch norm
+    attention: bool = True  # the 1x1 convolutions of attention blocks, in both networks
+    eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        _positive("model.sn.eps", self.eps)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    width_g: int = 64
+    width_d: int = 64
+    z_dim: int = 128
+    init: Literal["xavier", "orthogonal"] = "xavier"
+    bn_momentum: float = 0.001  # torch's convention: the weight of the new value
+    final_bn_momentum: float = 0.0001  # the plain batch norm before G's last convolution
+    bn_eps: float = 1e-5
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    sn: SpectralNormConfig = field(default_factory=SpectralNormConfig)
+
+    def __post_init__(self) -> None:
+        _positive("model.width_g", self.width_g)
+        _positive("model.width_d", self.width_d)
+        _positive("model.z_dim", self.z_dim)
+        _fraction("model.bn_momentum", self.bn_momentum)
+        _fraction("model.final_bn_momentum", self.final_bn_momentum)
+        _positive("model.bn_eps", self.bn_eps)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam for both networks; one step is one generator update after `d_steps` discriminator updates."""
+
+    loss: Literal["hinge"] = "hinge"
+    lr_g: float = 1e-4
+    lr_d: float = 4e-4
+    beta1: float = 0.0
+    beta2: float = 0.999
+    adam_eps: float = 1e-8
+    batch_size: int = 256
+    steps: int = 1_000_000
+    d_steps: int = 1
+    ema_decay: float = 0.0  # 0 switches the moving average of G's weights off
+    ema_start: int = 0  # first step at which the average is more than a copy
+
+    def __post_init__(self) -> None:
+        _positive("optim.lr_g", self.lr_g)
+        _positive("optim.lr_d", self.lr_d)
+        _fraction("optim.beta1", self.beta1)
+        _fraction("optim.beta2", self.beta2)
+        _positive("optim.adam_eps", self.adam_eps)
+        if self.batch_size < 2:
+            raise ValueError(f"optim.batch_size: batch norm needs 2 images or more, got {self.batch_size}")
+        _positive("optim.steps", self.steps)
+        _positive("optim.d_steps", self.d_steps)
+        _fraction("optim.ema_decay", self.ema_decay)
+        if self.ema_start < 0:
+            raise ValueError(f"optim.ema_start: must be 0 or more, got {self.ema_start}")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """When and how samples are scored; every field is part of the metric fingerprint.
+
+    `bn` says which statistics G's batch norm uses: the running averages of training ("running", the official
+    protocol) or statistics measured anew over `standing_batches` batches of fresh z ("standing").
+    """
+
+    every: int = 10_000
+    num_samples: int = 50_000
+    extractor: str = "inception"
+    bn: Literal["running", "standing"] = "running"
+    standing_batches: int = 16
+
+    def __post_init__(self) -> None:
+        _positive("eval.every", self.every)
+        if self.num_samples < 32:
+            raise ValueError(f"eval.num_samples: statistics need 32 samples or more, got {self.num_samples}")
+        _positive("eval.standing_batches", self.standing_batches)
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def obstacle(self) -> str | None:
+        """Why these networks cannot be built ("needs 128 px"), or None: a variant's state, not an error."""
+        for size in self.model.attention.at:
+            if size not in attention_sizes(self.data.resolution, self.model.attention.networks):
+                fitting = (
+                    r for r in RESOLUTIONS if size in attention_sizes(r, self.model.attention.networks)
+                )
+                smallest = next(fitting, None)
+                return f"needs {smallest} px" if smallest else f"no resolution has feat{size}"
+        return None
+
+
+def attention_sizes(resolution: int, networks: str) -> tuple[int, ...]:
+    """Feature maps that carry attention: sizes of block outputs of G, of D, or of both (paper, Table 1: both)."""
+    sizes_g = tuple(size for size in (8, 16, 32, 64, 128, 256) if size <= resolution)
+    sizes_d = tuple(size for size in sizes_g if size <= resolution // 2)
+    return sizes_g if networks == "G" else sizes_d
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """{"optim.lr_g": 1e-4, ...} with every field once."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for item in dataclasses.fields(node):
+            value = getattr(node, item.name)
+            name = f"{prefix}{item.name}"
+            if dataclasses.is_dataclass(value):
+                walk(value, f"{name}.")
+            else:
+                flat[name] = value
+
+    walk(config, "")
+    return flat
+
+
+def field_names() -> tuple[str, ...]:
+    return tuple(flatten(Config()))
+
+
+def override(config: Config, changes: typing.Mapping[str, Any]) -> Config:
+    """A copy with fields changed by dotted name; texts are read as the field's type ("1e-4" for a float).
+
+    Raises ValueError naming the field, the rule, the value, and the nearest field name where there is none such.
+    """
+    known = flatten(config)
+    for name in changes:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"fields are {', '.join(known)}"
+            raise ValueError(f"{name}: no such field; {hint}")
+    return typing.cast(Config, _rebuild(config, "", {**changes}))
+
+
+def diff(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, each with both values."""
+    a, b = flatten(one), flatten(other)
+    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+
+
+def digest(config: Config) -> str:
+    """16 hexadecimal digits; equal for equal configs, on every machine."""
+    text = json.dumps(flatten(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rebuild(node: Any, prefix: str, changes: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(type(node))
+    values = {}
+    for item in dataclasses.fields(node):
+        name, value = f"{prefix}{item.name}", getattr(node, item.name)
+        if dataclasses.is_dataclass(value):
+            values[item.name] = _rebuild(value, f"{name}.", changes)
+        else:
+            values[item.name] = _coerce(name, hints[item.name], changes[name]) if name in changes else value
+    return type(node)(**values)
+
+
+def _coerce(name: str, kind: Any, value: Any) -> Any:
+    """`value` as `kind`, or ValueError. YAML 1.1 reads 1e-4 as a text, and a command line has nothing else."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        return _one_of(name, value, typing.get_args(kind))
+    if origin is tuple:
+        items = value
+        if isinstance(value, str):
+            items = [item.strip() for item in value.strip("[]() ").split(",") if item.strip()]
+        if not isinstance(items, (list, tuple)):
+            raise ValueError(f"{name}: must be a list such as [32], got {value!r}")
+        return tuple(_coerce(name, typing.get_args(kind)[0], item) for item in items)
+    assert not isinstance(kind, types.UnionType), f"{name}: no rule for {kind}"
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if value in ("true", "false"):
+            return value == "true"
+        raise ValueError(f"{name}: must be true or false, got {value!r}")
+    if isinstance(value, bool):
+        raise ValueError(f"{name}: must be a {_NAMES[kind]}, got {value!r}")
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise ValueError(f"{name}: must be a text, got {value!r}")
+    try:
+        number = float(value)
+        if kind is int:
+            if number != int(number):
+                raise ValueError
+            return int(number)
+        if number != number or abs(number) == float("inf"):
+            raise ValueError
+        return number
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}: must be a {_NAMES[kind]}, got {value!r}") from None
+
+
+_NAMES = {int: "whole number", float: "finite number", str: "text"}
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if value in allowed and not isinstance(value, bool):
+        return value
+    close = difflib.get_close_matches(str(value), [str(item) for item in allowed], n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{name}: must be one of {', '.join(map(str, allowed))}, got {value!r}{hint}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}: must be above 0, got {value}")
+
+
+def _fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: must be in [0, 1), got {value}")
