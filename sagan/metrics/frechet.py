@@ -1,0 +1,116 @@
+"""Fréchet distance between Gaussians fitted to features (Heusel et al. 2017, section 2), its error and its bias.
+
+All statistics are float64: float32 covariances cost up to 0.7 FID points at d = 2048. No matrix square root is taken
+of the non-symmetric product C1 C2; with S = C1^(1/2), tr (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of
+the symmetric S C2 S, and S belongs to the real side, which is computed once. Values are not clamped: a distance of a
+set to itself may come out as -1e-5.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ROWS = 4096  # rows turned to float64 at a time
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    mean: Tensor  # float64 [d]
+    cov: Tensor  # float64 [d, d], divided by n - 1
+
+
+@dataclass(frozen=True)
+class RealGaussian:
+    """The reference side, which is compared many times: its covariance is kept as the symmetric root S, C = S S."""
+
+    mean: Tensor  # float64 [d]
+    root: Tensor  # float64 [d, d]
+
+
+def fit(features: Tensor) -> Gaussian:
+    """Mean and covariance of [n, d] features, n >= 2."""
+    assert features.ndim == 2 and len(features) >= 2, f"two rows or more, got {tuple(features.shape)}"
+    mean = features.mean(0, dtype=torch.float64)
+    cov = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for rows in torch.split(features, _ROWS):
+        centred = rows.double() - mean
+        cov.addmm_(centred.T, centred)
+    return Gaussian(mean, cov / (len(features) - 1))
+
+
+def fit_real(features: Tensor) -> RealGaussian:
+    gaussian = fit(features)
+    values, vectors = torch.linalg.eigh(gaussian.cov)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return RealGaussian(gaussian.mean, root)
+
+
+def frechet_distance(real: RealGaussian, other: Gaussian) -> float:
+    """|m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)."""
+    shared = torch.linalg.eigvalsh(_product(real, other)).clamp(min=0).sqrt().sum()
+    shift = (real.mean - other.mean).square().sum()
+    return float(shift + real.root.square().sum() + other.cov.trace() - 2 * shared)
+
+
+def frechet_distance_few(one: Tensor, other: Tensor) -> float:
+    """The same distance straight from [n, d] and [m, d] features; exact and cheap where n or m is below d.
+
+    With centred factors C1 = A'A and C2 = B'B, tr (C1 C2)^(1/2) is the nuclear norm of A B', and no d x d matrix is
+    ever formed.
+    """
+    a, b = _factor(one), _factor(other)
+    shared = torch.linalg.svdvals(_short(a) @ _short(b).T).sum()
+    shift = (one.mean(0, dtype=torch.float64) - other.mean(0, dtype=torch.float64)).square().sum()
+    return float(shift + a.square().sum() + b.square().sum() - 2 * shared)
+
+
+def frechet_standard_error(real: RealGaussian, features: Tensor) -> float:
+    """Standard error of the distance over the draw of the generated [n, d] features, the real side held fixed.
+
+    Delta method: the distance moves by the mean of psi(x) = 2 (m2 - m1)'(x - m2) + (x - m2)'(I - T)(x - m2) - const,
+    T = S (S C2 S)^(-1/2) S, so its error is sd(psi) / sqrt(n). It says how sure one generator's figure is; two
+    trainings of the same generator differ by more (about three times).
+    """
+    other = fit(features)
+    values, vectors = torch.linalg.eigh(_product(real, other))
+    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
+    inverse_root = torch.where(kept, values.clamp(min=0).rsqrt(), 0.0)
+    transport = real.root @ (vectors * inverse_root) @ vectors.T @ real.root
+    weight = torch.eye(len(values), dtype=torch.float64) - transport
+    psi = []
+    for rows in torch.split(features, _ROWS):
+        centred = rows.double() - other.mean
+        psi.append(2 * centred @ (other.mean - real.mean) + ((centred @ weight) * centred).sum(1))
+    return float(torch.cat(psi).std()) / math.sqrt(len(features))
+
+
+def frechet_extrapolated(real: RealGaussian, features: Tensor, generator: torch.Generator) -> float:
+    """2 FD(N) - mean FD(N/2), which removes the plug-in distance's bias of about c/N (Chong & Forsyth 2020).
+
+    The two halves are a random split by `generator`. The bias from the finite real side stays.
+    """
+    order = torch.randperm(len(features), generator=generator)
+    halves = [frechet_distance(real, fit(features[part])) for part in order.chunk(2)]
+    return 2 * frechet_distance(real, fit(features)) - sum(halves) / 2
+
+
+def _product(real: RealGaussian, other: Gaussian) -> Tensor:
+    product = real.root @ other.cov @ real.root
+    return (product + product.T) / 2
+
+
+def _factor(features: Tensor) -> Tensor:
+    wide = features.double()
+    return (wide - wide.mean(0)) / math.sqrt(len(wide) - 1)
+
+
+def _short(factor: Tensor) -> Tensor:
+    """At most d rows with the same A'A."""
+    if factor.shape[0] <= factor.shape[1]:
+        return factor
+    triangle: Tensor = torch.linalg.qr(factor, mode="r").R
+    return triangle

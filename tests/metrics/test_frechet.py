@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+from sagan.metrics.frechet import (
+    fit,
+    fit_real,
+    frechet_distance,
+    frechet_distance_few,
+    frechet_extrapolated,
+    frechet_standard_error,
+)
+
+
+def sample(n: int, d: int, rng: torch.Generator, *, shift: float = 0.0, scale: float = 1.0) -> Tensor:
+    """Correlated, non-negative features, as a ReLU network gives them."""
+    mixing = torch.randn(d, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / d**0.5
+    return (scale * torch.randn(n, d, generator=rng, dtype=torch.float64) @ mixing + shift).relu()
+
+
+def distance(real: Tensor, generated: Tensor) -> float:
+    return frechet_distance(fit_real(real), fit(generated))
+
+
+def published(real: Tensor, generated: Tensor) -> float:
+    one, other = fid_features_to_statistics(generated), fid_features_to_statistics(real)
+    return fid_statistics_to_metric(one, other, False)["frechet_inception_distance"]
+
+
+@pytest.mark.parametrize("d", [16, 128])
+def test_distance_equals_torch_fidelity(d: int, rng: torch.Generator) -> None:
+    real, generated = sample(1500, d, rng), sample(900, d, rng, shift=0.1, scale=1.2)
+    assert distance(real, generated) == pytest.approx(published(real, generated), rel=1e-6)
+
+
+def test_float32_features_give_the_distance_of_their_float64_copies(rng: torch.Generator) -> None:
+    real, generated = sample(6000, 32, rng).float(), sample(5000, 32, rng, shift=0.3).float()
+    assert distance(real, generated) == pytest.approx(distance(real.double(), generated.double()), rel=1e-12)
+
+
+def test_distance_of_a_set_to_itself_is_zero(rng: torch.Generator) -> None:
+    features = sample(300, 64, rng)
+    assert abs(distance(features, features)) < 1e-9
+    assert abs(frechet_distance_few(features, features)) < 1e-9
+
+
+def test_a_shift_of_one_set_costs_its_squared_length(rng: torch.Generator) -> None:
+    features = sample(400, 20, rng)
+    shift = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    assert distance(features, features + shift) == pytest.approx(float(shift.square().sum()), rel=1e-9)
+
+
+def test_independent_coordinates_compare_by_their_standard_deviations() -> None:
+    axes = torch.eye(3, dtype=torch.float64).repeat(2, 1) * torch.tensor([1.0, 1, 1, -1, -1, -1])[:, None]
+    real, generated = axes * torch.tensor([1.0, 2, 3]), axes * torch.tensor([2.0, 2, 5])
+    unit = 2 / 5  # the variance of (1, 0, 0, -1, 0, 0)
+    assert distance(real, generated) == pytest.approx(unit * (1 + 0 + 4), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(500, 40), (40, 500), (40, 30), (500, 400)])
+def test_route_for_few_samples_equals_the_eigenvalue_route(n: int, m: int, rng: torch.Generator) -> None:
+    real, generated = sample(n, 64, rng), sample(m, 64, rng, shift=0.2)
+    assert frechet_distance_few(real, generated) == pytest.approx(distance(real, generated), abs=1e-5)
+
+
+def test_standard_error_is_the_spread_over_repeated_samples(rng: torch.Generator) -> None:
+    real = fit_real(sample(5000, 8, rng))
+    draws = [sample(400, 8, rng, shift=0.3) for _ in range(200)]
+    spread = torch.tensor([frechet_distance(real, fit(draw)) for draw in draws]).std()
+    predicted = torch.tensor([frechet_standard_error(real, draw) for draw in draws]).mean()
+    assert float(predicted / spread) == pytest.approx(1, abs=0.15)  # the spread itself is known to 5 %
+
+
+def test_standard_error_of_a_collapsed_generator_is_zero(rng: torch.Generator) -> None:
+    same = torch.ones(50, 8, dtype=torch.float64)
+    assert frechet_standard_error(fit_real(sample(500, 8, rng)), same) == 0
+
+
+def test_extrapolation_is_less_biased_than_the_plain_distance(rng: torch.Generator) -> None:
+    real = fit_real(sample(20_000, 16, rng))
+    truth = frechet_distance(real, fit(sample(200_000, 16, rng, shift=0.1)))
+    draws = [sample(200, 16, rng, shift=0.1) for _ in range(60)]
+    plain = torch.tensor([frechet_distance(real, fit(draw)) for draw in draws]).mean()
+    extrapolated = torch.tensor([frechet_extrapolated(real, draw, rng) for draw in draws]).mean()
+    assert abs(extrapolated - truth) < 0.25 * abs(plain - truth)

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch_fidelity.metric_isc import isc_features_to_metric
+
+from sagan.metrics.inception_score import inception_score
+
+
+@pytest.mark.parametrize(("n", "splits"), [(1000, 10), (1003, 10), (500, 1)])
+def test_score_equals_torch_fidelity(n: int, splits: int, rng: torch.Generator) -> None:
+    logits = 3 * torch.randn(n, 20, generator=rng)
+    published = isc_features_to_metric(logits, splits=splits)
+    mean, spread = inception_score(logits, splits=splits)
+    assert mean == pytest.approx(published["inception_score_mean"], rel=1e-6)
+    assert spread == pytest.approx(published["inception_score_std"], rel=1e-6, abs=1e-12)
+
+
+def test_sure_and_balanced_predictions_score_the_number_of_classes() -> None:
+    logits = 1000.0 * torch.eye(6)[torch.arange(600) % 6]
+    assert inception_score(logits, splits=1)[0] == pytest.approx(6)
+
+
+def test_predictions_that_do_not_depend_on_the_image_score_one(rng: torch.Generator) -> None:
+    assert inception_score(torch.randn(1, 6, generator=rng).expand(200, 6))[0] == pytest.approx(1)
