@@ -1,0 +1,118 @@
+"""The plan of a study and what it costs, printed; nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from rich.console import Console
+from rich.table import Table
+
+from ablations.display import duration
+from ablations.machine import workers_and_threads
+from ablations.plan import Cell, Study, Variant, show
+from ablations.preflight import sqlite_path
+from sagan.config import Config, diff
+from sagan.cost import Cost, count
+from sagan.data import NUM_CLASSES
+
+
+def show_plan(
+    study: Study,
+    cells: Sequence[Cell],
+    workers: int | None,
+    places: tuple[str, ...],
+    tracking_uri: str,
+    console: Console,
+) -> None:
+    """Prints what each variant changes and costs, then the cells, and about how long they train on this machine."""
+    variants = study.variants()
+    baseline = next(variant for variant in variants if variant.name == study.baseline)
+    num_workers, threads = workers_and_threads(workers, len(cells), places)
+    costs = {v.name: count(v.config, NUM_CLASSES[v.config.data.name]) for v in variants if v.obstacle is None}
+    measured = _measured_rates(study, tracking_uri)
+    rate = None if measured.keys() >= costs.keys() else _flops_per_second(places[0], threads)
+    seconds = {v.name: _seconds(v, costs[v.name], measured, rate) for v in variants if v.name in costs}
+
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say(f"{study.name}: {study.question}\nprotocol: {study.protocol}\n")
+    for variant in variants:
+        if variant is not baseline:
+            say(f"{variant.name} changes against {baseline.name}: {_changes(baseline.config, variant)}")
+    table = Table()
+    for title in ("variant", "G params", "D params", "GFLOPs/image", "memory MiB", "time a cell"):
+        table.add_column(title, justify="left" if title == "variant" else "right", no_wrap=True)
+    for variant in variants:
+        table.add_row(variant.name, *_figures(variant, costs, seconds))
+    console.print(table)
+
+    names = ", ".join(cell.name for cell in cells)
+    say(f"{len(cells)} cells: {names}")
+    total = sum(seconds[cell.variant] for cell in cells) / num_workers
+    basis = "from the speed of earlier runs in the store" if rate is None else _ROUGH
+    say(f"{num_workers} workers of {threads} threads on {', '.join(places)}: {duration(total)} of training, {basis}.")
+
+
+_ROUGH = "if it ran at the speed of one large convolution; expect several times that at small widths"
+
+
+def _figures(variant: Variant, costs: dict[str, Cost], seconds: dict[str, float]) -> list[str]:
+    if variant.obstacle is not None:
+        return [variant.obstacle]
+    cost = costs[variant.name]
+    return [
+        f"{cost.num_params_g:,}",
+        f"{cost.num_params_d:,}",
+        f"{cost.flops_per_image / 1e9:.3g}",
+        f"{cost.memory_mib:,.0f}",
+        duration(seconds[variant.name]),
+    ]
+
+
+def _changes(baseline: Config, variant: Variant) -> str:
+    changes = diff(baseline, variant.config)
+    return ", ".join(f"{name} {show(before)} -> {show(after)}" for name, (before, after) in changes.items())
+
+
+def _seconds(variant: Variant, cost: Cost, measured: dict[str, float], rate: float | None) -> float:
+    optim = variant.config.optim
+    if variant.name in measured:
+        return optim.steps * optim.batch_size * optim.d_steps / measured[variant.name]
+    assert rate is not None
+    return optim.steps * cost.flops_per_step / rate
+
+
+def _measured_rates(study: Study, tracking_uri: str) -> dict[str, float]:
+    """{variant: images a second} of runs of this protocol, where a store is there already."""
+    path = sqlite_path(tracking_uri)
+    if path is not None and not path.exists():
+        return {}
+    from ablations.tracking import Store
+
+    store = Store(tracking_uri)
+    experiment_id = store.find_experiment(study)
+    rates: dict[str, float] = {}
+    for run in store.runs(experiment_id, "tags.kind = 'cell'") if experiment_id else ():
+        if run.data.tags.get("protocol") == study.protocol and "images_per_sec" in run.data.metrics:
+            rates[run.data.tags["variant"]] = run.data.metrics["images_per_sec"]
+    return rates
+
+
+def _flops_per_second(place: str, threads: int) -> float:
+    """What one large convolution, forward and backward, reaches here within a second."""
+    import torch
+
+    torch.set_num_threads(threads)
+    device = torch.device(place)
+    size, channels, batch = 32, 64, 16
+    images = torch.randn(batch, channels, size, size, device=device)
+    weight = torch.randn(channels, channels, 3, 3, device=device, requires_grad=True)
+    flops = 2 * 2 * channels * channels * 9 * size * size * batch  # forward, and the weight's gradient
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < 1.0 or done < 3:
+        loss = torch.nn.functional.conv2d(images, weight, padding=1).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss.item()
+        done += 1
+    return done * flops / (time.perf_counter() - started)

@@ -1,0 +1,207 @@
+"""What a study amounts to: variants, and cells (variant x seed). Pure; files are read in study.py."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sagan.config import Config, diff, digest, flatten, override
+
+Design = Literal["one_at_a_time", "grid", "ladder"]
+Changes = dict[str, Any]
+Factors = dict[str, dict[str, Changes]]  # {factor: {level: {field: value}}}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named choice of levels, before it meets a preset."""
+
+    name: str
+    factors: dict[str, str]
+    changes: Changes
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table. `obstacle` says why it cannot be built at this preset ("needs 128 px"), or None."""
+
+    name: str
+    factors: dict[str, str]
+    changes: Changes
+    config: Config
+    obstacle: str | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run that the study asks for. Equal `key`s are the same cell, on every machine."""
+
+    study: str
+    protocol: str
+    preset: str
+    paper: str | None
+    baseline: str
+    variant: str
+    factors: dict[str, str]
+    seed: int
+    config: Config
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}/seed{self.seed}"
+
+    @property
+    def config_digest(self) -> str:
+        return digest(self.config)
+
+    @property
+    def key(self) -> str:
+        return "|".join((self.study, self.protocol, self.variant, str(self.seed), self.config_digest))
+
+    def directory(self, runs: Path) -> Path:
+        return runs / self.study / self.variant / f"seed{self.seed}-{self.config_digest}"
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "config": flatten(self.config)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Cell:
+        values = json.loads(text)
+        return cls(**{**values, "config": override(Config(), values["config"])})
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study at one preset. `base` is the preset with the study's and the command line's `set` applied."""
+
+    name: str
+    question: str
+    preset: str
+    paper: str | None
+    seeds: tuple[int, ...]
+    baseline: str
+    design: Design
+    factors: Factors
+    base: Config
+    protocol: str
+    path: Path
+    text: str
+
+    def variants(self) -> list[Variant]:
+        found = []
+        for arm in arms(self.design, self.factors, self.baseline):
+            config = override(self.base, arm.changes)
+            values = flatten(config)
+            changes = {name: values[name] for name in arm.changes}
+            found.append(Variant(arm.name, arm.factors, changes, config, config.obstacle()))
+        return found
+
+    def cells(self, only: str = "*") -> list[Cell]:
+        """The cells that can be trained and whose variant or `variant/seedK` matches the glob, seed by seed.
+
+        So a first complete table is there after the first seed.
+        """
+        buildable = [variant for variant in self.variants() if variant.obstacle is None]
+        cells = [self._cell(variant, seed) for seed in self.seeds for variant in buildable]
+        return [cell for cell in cells if _matches(cell.variant, cell.name, pattern=only)]
+
+    def at_seeds(self, seeds: Iterable[int]) -> Study:
+        return replace(self, seeds=tuple(seeds))
+
+    def plan(self) -> dict[str, Any]:
+        """plan.json: every variant, also those that cannot be built, and the seeds."""
+        variants = [
+            {
+                "name": variant.name,
+                "factors": variant.factors,
+                "changes": variant.changes,
+                "obstacle": variant.obstacle,
+                "config_digest": digest(variant.config),
+            }
+            for variant in self.variants()
+        ]
+        fields = ("question", "paper", "protocol", "preset", "baseline")
+        return {
+            "study": self.name,
+            **{field: getattr(self, field) for field in fields},
+            "variants": variants,
+            "seeds": list(self.seeds),
+        }
+
+    def _cell(self, variant: Variant, seed: int) -> Cell:
+        return Cell(
+            study=self.name,
+            protocol=self.protocol,
+            preset=self.preset,
+            paper=self.paper,
+            baseline=self.baseline,
+            variant=variant.name,
+            factors=variant.factors,
+            seed=seed,
+            config=variant.config,
+        )
+
+
+def arms(design: Design, factors: Factors, baseline: str) -> list[Arm]:
+    """The variants of a design in the order of the file; `one_at_a_time` puts the baseline first.
+
+    one_at_a_time: the baseline takes the level of that name in every factor; every other level, alone, is a variant.
+    grid: the product of all levels, names joined by "+". ladder: the levels of one factor add up, first to last.
+    """
+    return list({"one_at_a_time": _one_at_a_time, "grid": _grid, "ladder": _ladder}[design](factors, baseline))
+
+
+def describe_protocol(preset: str, preset_config: Config, base: Config) -> str:
+    """ "embedded", or "embedded + optim.steps=500, data.difficulty=hard": the scale that cells are compared at."""
+    changes = diff(preset_config, base)
+    listed = ", ".join(f"{name}={show(changes[name][1])}" for name in sorted(changes))
+    return f"{preset} + {listed}" if listed else preset
+
+
+def show(value: Any) -> str:
+    """A config value as a study file would write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return str(value)
+
+
+def _one_at_a_time(factors: Factors, baseline: str) -> Iterator[Arm]:
+    home = {factor: baseline for factor in factors}
+    yield Arm(baseline, home, _merged(factors, home))
+    for factor, levels in factors.items():
+        for level in levels:
+            if level != baseline:
+                chosen = {**home, factor: level}
+                yield Arm(level, chosen, _merged(factors, chosen))
+
+
+def _grid(factors: Factors, baseline: str) -> Iterator[Arm]:
+    for levels in itertools.product(*factors.values()):
+        chosen = dict(zip(factors, levels, strict=True))
+        yield Arm("+".join(levels), chosen, _merged(factors, chosen))
+
+
+def _ladder(factors: Factors, baseline: str) -> Iterator[Arm]:
+    (factor, levels), *_ = factors.items()
+    changes: Changes = {}
+    for level, step in levels.items():
+        changes = {**changes, **step}
+        yield Arm(level, {factor: level}, changes)
+
+
+def _merged(factors: Factors, chosen: Mapping[str, str]) -> Changes:
+    merged: Changes = {}
+    for factor, level in chosen.items():
+        merged.update(factors[factor][level])
+    return merged
+
+
+def _matches(*names: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)

@@ -1,0 +1,50 @@
+"""What must hold before a launch touches anything. Nothing made here stays; torch, MLflow and Optuna are not needed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+
+def check_storage(url: str) -> None:
+    """Raises ValueError where no queue can be kept at `url`."""
+    if not url.startswith(("sqlite:///", "postgresql")):
+        raise ValueError(f"must be a sqlite or postgresql URL, got {url!r}; write sqlite:///optuna.db")
+    _check_sqlite(url, "sqlite:///optuna.db")
+
+
+def check_store(uri: str) -> None:
+    """Raises ValueError where no MLflow store of ours can be at `uri`. Whether it answers is seen when it is opened."""
+    if not uri.startswith(("sqlite:///", "postgresql", "http://", "https://")):
+        raise ValueError(f"must be a sqlite, postgresql or http URI, got {uri!r}; write sqlite:///mlflow.db")
+    _check_sqlite(uri, "sqlite:///mlflow.db")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ValueError where no file can be made in `folder`, or in the nearest parent that exists."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"{existing.resolve()}: cannot be written ({reason}); work in a folder that can") from None
+
+
+def sqlite_path(url: str) -> Path | None:
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+
+
+def _check_sqlite(url: str, example: str) -> None:
+    path = sqlite_path(url)
+    if path is None:
+        return
+    if path.name in ("", ":memory:") or path.is_dir():
+        raise ValueError(f"must name a file that workers share, got {url!r}; write {example}")
+    if not path.parent.is_dir():
+        raise ValueError(f"must be in a folder that exists, got {url!r}; make it first")
+    check_folder(path.parent)
+    try:
+        if path.exists():
+            path.open("r+b").close()
+    except OSError as error:
+        raise ValueError(f"must be a file that can be written, got {url!r} ({error.strerror})") from None

@@ -1,0 +1,145 @@
+"""The command line: `python -m ablations.run studies/attention_position.yaml`.
+
+Exit status: 0 every cell has a result; 1 some cell failed; 2 bad input; 130 interrupted, 143 terminated (state saved).
+Bad input is told before torch, MLflow or Optuna is imported, and with nothing written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from ablations.document import StudyError
+from ablations.machine import devices, workers_and_threads
+from ablations.plan import Cell, Study
+from ablations.preflight import check_folder, check_storage, check_store
+from ablations.study import read_study
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
+    """`program` is the command that starts a worker, where it is not the installed one."""
+    options = _parser().parse_args(arguments)
+    try:
+        study = _study(options)
+        cells = _cells(study, options.only)
+        return _start(study, cells, options, program)
+    except StudyError as error:
+        messages = error.messages
+    except ValueError as error:
+        messages = [str(error)]
+    print(*messages, sep="\n", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ablations.run",
+        description="Train every cell of a study. The same command, given again, finishes what is left.",
+    )
+    add = parser.add_argument
+    add("study", type=Path, metavar="STUDY.yaml")
+    add("--preset", help="scale, in place of the study's own: embedded, official128, ...")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field in every variant; repeatable")
+    add("--seeds", metavar="0,1,2", help="in place of the study's own")
+    add("--only", default="*", metavar="GLOB", help="cells whose variant, or variant/seedK, matches")
+    add("--workers", default="auto", metavar="N", help="processes; auto: one a core, or one a GPU")
+    add("--device", default="cpu", help="cpu, cuda (all GPUs) or cuda:N")
+    add("--data-root", type=Path, help="where data sets are")
+    add("--inception-weights", type=Path, metavar="FILE", help="for machines without a network")
+    add("--storage", default="sqlite:///optuna.db", metavar="URL", help="the queue (default %(default)s)")
+    add("--tracking-uri", default="sqlite:///mlflow.db", metavar="URI", help="the MLflow store (default %(default)s)")
+    add("--retry-failed", action="store_true", help="run cells again that failed before")
+    add("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
+    return parser
+
+
+def _study(options: argparse.Namespace) -> Study:
+    changes = {}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set: must be KEY=VALUE, got {text!r}; write --set optim.steps=500")
+        changes[name.strip()] = value.strip()
+    study = read_study(options.study, options.preset, changes)
+    return study if options.seeds is None else study.at_seeds(_seeds(options.seeds))
+
+
+def _seeds(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise ValueError(f"--seeds: must be different whole numbers, got {text!r}; write --seeds 0,1,2")
+    return [int(part) for part in parts]
+
+
+def _cells(study: Study, only: str) -> list[Cell]:
+    cells = study.cells(only)
+    if not cells:
+        shown = [f"{v.name} ({v.obstacle})" if v.obstacle else v.name for v in study.variants()]
+        matching = f"--only: no cell matches {only!r}" if only != "*" else f"{study.path}: no variant can be built"
+        raise ValueError(f"{matching}; variants are {', '.join(shown)}")
+    return cells
+
+
+def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program: Sequence[str] | None) -> int:
+    runs = Path("runs").resolve()
+    _named("--storage", check_storage, options.storage)
+    _named("--tracking-uri", check_store, options.tracking_uri)
+    if not options.dry_run:
+        check_folder(runs)
+    data_root = _existing("--data-root", options.data_root)
+    inception_weights = _existing("--inception-weights", options.inception_weights)
+    asked = _named("--workers", _count, options.workers)
+    places = _named("--device", devices, options.device)
+    console = Console()
+    if options.dry_run:
+        from ablations.dry_run import show_plan
+
+        show_plan(study, cells, asked, places, options.tracking_uri, console)
+        return 0
+    from ablations.launcher import Order, run_cells
+
+    workers, threads = workers_and_threads(asked, len(cells), places)
+    order = Order(
+        study=study,
+        cells=cells,
+        storage=options.storage,
+        tracking_uri=options.tracking_uri,
+        runs=runs,
+        places=places,
+        workers=workers,
+        threads=threads,
+        data_root=data_root,
+        inception_weights=inception_weights,
+        retry_failed=options.retry_failed,
+    )
+    return run_cells(order, console) if program is None else run_cells(order, console, program)
+
+
+def _named(option: str, check: Callable[[str], T], value: str) -> T:
+    try:
+        return check(value)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
+def _count(text: str) -> int | None:
+    if text != "auto" and not (text.isdecimal() and int(text) > 0):
+        raise ValueError(f"must be a whole number above 0 or auto, got {text!r}")
+    return None if text == "auto" else int(text)
+
+
+def _existing(option: str, path: Path | None) -> Path | None:
+    if path is not None and not path.exists():
+        raise ValueError(f"{option}: no such file or folder, got {str(path)!r}; check the path")
+    return path.resolve() if path is not None else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

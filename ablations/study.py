@@ -1,0 +1,223 @@
+"""The only reader of study files: YAML in, a checked Study out, or every mistake at once with its line and column."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from ablations.document import Document, Position, StudyError
+from ablations.plan import Changes, Design, Factors, Study, arms, describe_protocol
+from sagan.config import Config, override
+from sagan.presets import PRESETS
+
+_REQUIRED = ("name", "question", "preset", "seeds", "baseline", "factors")
+_FIELDS = (*_REQUIRED, "paper", "design", "set")
+_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}")
+_NAME_RULE = "must be 1 to 64 letters, digits or any of _ - + . and not begin with a dot, because it names files"
+_MAX_SEED = 2**31 - 1
+
+
+def read_study(path: Path, preset: str | None = None, changes: Mapping[str, str] | None = None) -> Study:
+    """The study in `path`, at `preset` in place of its own, with `changes` ({field: text}) over its `set`.
+
+    Raises StudyError with all mistakes of the file and the overrides.
+    """
+    document = Document(path)
+    return _Checker(document, preset, changes or {}).study()
+
+
+class _Checker:
+    """Checks a document field by field; what is wrong is noted in the document, and checking goes on."""
+
+    def __init__(self, document: Document, preset: str | None, changes: Mapping[str, str]) -> None:
+        self._document = document
+        self._content = cast(dict[str, Any], document.content)
+        self._preset = preset
+        self._changes = changes
+        self._command_errors: list[str] = []  # mistakes on the command line, which has no lines
+
+    def study(self) -> Study:
+        self._check_fields()
+        name, question = self._name(("name",)), self._text(("question",))
+        paper = self._name(("paper",)) if "paper" in self._content else None
+        preset = self._preset_name()
+        seeds = self._seeds()
+        design = self._design()
+        # A wrong preset must not hide the mistakes below it: they are looked for at any preset.
+        original = PRESETS[preset] if preset in PRESETS else next(iter(PRESETS.values()))
+        base = self._base(original)
+        factors = self._factors(base)
+        baseline = self._baseline(design, factors) if design and factors else ""
+        if errors := self._command_errors + self._document.errors():
+            raise StudyError(errors)
+        assert design is not None
+        return Study(
+            name=name,
+            question=question,
+            preset=preset,
+            paper=paper,
+            seeds=seeds,
+            baseline=baseline,
+            design=design,
+            factors=factors,
+            base=base,
+            protocol=describe_protocol(preset, original, base),
+            path=self._document.path,
+            text=self._document.text,
+        )
+
+    def _error(self, path: Position, message: str, at: Literal["key", "value"] = "value") -> None:
+        self._document.error(path, message, at)
+
+    def _check_fields(self) -> None:
+        for field in self._content:
+            if field not in _FIELDS:
+                self._error((field,), f"no such field; {_did_you_mean(field, _FIELDS)}", at="key")
+        for field in _REQUIRED:
+            if field not in self._content:
+                self._error((field,), "is missing; a study must have it")
+
+    def _text(self, path: Position) -> str:
+        value = self._content.get(path[0], "")
+        if path[0] in self._content and not (isinstance(value, str) and value.strip()):
+            self._error(path, f"must be a text, got {value!r}; write it in quotes")
+        return str(value).strip()
+
+    def _name(self, path: Position) -> str:
+        value = self._text(path)
+        if value and isinstance(self._content[path[0]], str) and not _NAME.fullmatch(value):
+            self._error(path, f"{_NAME_RULE}, got {value!r}")
+        return value
+
+    def _preset_name(self) -> str:
+        own = self._content.get("preset")
+        if "preset" in self._content and own not in (names := tuple(PRESETS)):
+            self._error(("preset",), f"must be one of {', '.join(names)}, got {own!r}{_hint(own, names)}")
+        if self._preset is not None and self._preset not in PRESETS:
+            choices = ", ".join(PRESETS)
+            hint = _hint(self._preset, PRESETS)
+            self._command_errors.append(f"--preset: must be one of {choices}, got {self._preset!r}{hint}")
+        return self._preset if self._preset is not None else str(own)
+
+    def _seeds(self) -> tuple[int, ...]:
+        seeds = self._content.get("seeds", [0])
+        if not isinstance(seeds, list) or not seeds:
+            self._error(("seeds",), f"must be a list with a whole number or more, got {seeds!r}; write [0, 1, 2]")
+            return ()
+        for index, seed in enumerate(seeds):
+            if type(seed) is not int or not 0 <= seed <= _MAX_SEED:
+                self._error(("seeds", str(index)), f"must be a whole number in 0..{_MAX_SEED}, got {seed!r}")
+            elif seed in seeds[:index]:
+                self._error(("seeds", str(index)), f"each seed once, got {seed} again; drop it")
+        return tuple(seeds)
+
+    def _design(self) -> Design | None:
+        design = self._content.get("design", "one_at_a_time")
+        choices = get_args(Design)
+        if design not in choices:
+            self._error(("design",), f"must be one of {', '.join(choices)}, got {design!r}{_hint(design, choices)}")
+            return None
+        return cast(Design, design)
+
+    def _base(self, preset: Config) -> Config:
+        changes = self._content.get("set", {})
+        if not isinstance(changes, dict):
+            self._error(("set",), f"must be a mapping of fields to values, got {changes!r}; write {{optim.steps: 500}}")
+            changes = {}
+        base = self._applied(preset, changes, ("set",))
+        for name, text in self._changes.items():
+            try:
+                base = override(base, {name: text})
+            except ValueError as error:
+                self._command_errors.append(f"--set {error}")
+        return base
+
+    def _applied(self, config: Config, changes: Changes, path: Position) -> Config:
+        """`config` with the changes that it takes; the others are noted, each at its own place."""
+        for name, value in changes.items():
+            try:
+                config = override(config, {name: value})
+            except ValueError as error:
+                rule = str(error).removeprefix(f"{name}: ")
+                self._error((*path, name), rule, at="key" if rule.startswith("no such field") else "value")
+        return config
+
+    def _factors(self, base: Config) -> Factors:
+        factors = self._content.get("factors", {})
+        if "factors" in self._content and (not isinstance(factors, dict) or not factors):
+            self._error(("factors",), f"must map factors to levels, got {factors!r}; see studies/smoke.yaml")
+            return {}
+        sound: Factors = {}
+        owner: dict[str, Position] = {name: ("set",) for name in self._content.get("set") or {}}
+        owner.update({name: ("--set",) for name in self._changes})
+        for factor, levels in factors.items():
+            self._check_name(("factors", factor))
+            if not isinstance(levels, dict) or not levels:
+                self._error(("factors", factor), f"must have a level or more, got {levels!r}; write none: {{}}")
+                continue
+            sound[factor] = {}
+            for level, changes in levels.items():
+                path = ("factors", factor, level)
+                self._check_name(path)
+                if not isinstance(changes, dict):
+                    self._error(path, f"must map fields to values, got {changes!r}; write {{}} for no change")
+                    continue
+                self._check_owner(path, changes, owner)
+                self._applied(base, changes, path)
+                sound[factor][level] = changes
+        return sound
+
+    def _check_name(self, path: Position) -> None:
+        if not _NAME.fullmatch(path[-1]):
+            self._error(path, f"{_NAME_RULE}, got {path[-1]!r}", at="key")
+
+    def _check_owner(self, path: Position, changes: Changes, owner: dict[str, Position]) -> None:
+        """A field belongs to one factor, or to `set`: else one silently undoes the other."""
+        for name in changes:
+            first = owner.setdefault(name, path[:2])
+            if first != path[:2]:
+                taken = f"is changed by {'.'.join(first)} already"
+                self._error((*path, name), f"{taken}; a field belongs to one factor or to set, drop one", at="key")
+
+    def _baseline(self, design: Design, factors: Factors) -> str:
+        baseline = self._content.get("baseline")
+        if not isinstance(baseline, str) or not baseline:
+            if "baseline" in self._content:
+                self._error(("baseline",), f"must name a variant, got {baseline!r}")
+            return ""
+        if design == "ladder" and len(factors) > 1:
+            self._error(("factors",), f"a ladder climbs one factor, got {', '.join(factors)}; choose grid, or keep one")
+            return baseline
+        if design == "one_at_a_time":
+            self._check_home(baseline, factors)
+            return baseline
+        names = [arm.name for arm in arms(design, factors, baseline)]
+        if baseline not in names:
+            self._error(("baseline",), f"must name a variant, got {baseline!r}; {_did_you_mean(baseline, names)}")
+        for name in {name for name in names if names.count(name) > 1}:
+            self._error(("factors",), f"two variants would be named {name!r}; rename a level")
+        return baseline
+
+    def _check_home(self, baseline: str, factors: Factors) -> None:
+        seen: dict[str, str] = {}
+        for factor, levels in factors.items():
+            if baseline not in levels:
+                hint = _did_you_mean(baseline, levels)
+                self._error(("baseline",), f"must be a level of every factor, got {baseline!r}; {factor}: {hint}")
+            for level in levels:
+                if level != baseline and level in seen:
+                    path = ("factors", factor, level)
+                    self._error(path, f"is a level of {seen[level]} too; rename one, levels name variants", at="key")
+                seen[level] = factor
+
+
+def _did_you_mean(value: str, options: Iterable[str]) -> str:
+    return _hint(value, options).removeprefix("; ") or f"choose from {', '.join(options)}"
+
+
+def _hint(value: object, options: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(value), list(options), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
