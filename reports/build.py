@@ -1,0 +1,276 @@
+"""From the MLflow store to pages, tables and figures: `python -m reports.build`."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import difflib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+FORMATS = ("html", "md", "tex", "csv", "png", "pdf")
+# The order of a page. A table or figure of a section that is not named here comes at the end.
+SECTIONS = ("Answer", "Variants", "Training curves", "Samples", "Attention", "Geometry against texture",
+            "Inside the networks", "Every metric", "Cells")  # fmt: skip
+MARK = "report.json"  # says of a folder that it is ours to replace
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawn figure, ready to be written or inlined."""
+
+    name: str
+    caption: str
+    png: bytes
+    pdf: bytes | None
+
+    @property
+    def data_uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 built; 2 bad input, with one line on stderr and nothing written."""
+    options = _parser().parse_args(arguments)
+    try:
+        formats = _formats(options.format)
+        index = build(options.tracking_uri, Path(options.out), options.study, formats)
+    except (ValueError, OSError) as error:
+        print(f"reports.build: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {index}")
+    return 0
+
+
+def build(tracking_uri: str | None, out: Path, study: str | None, formats: frozenset[str]) -> Path:
+    """Writes `out`, one folder a study, and returns its index page. Each folder is replaced whole, or not at all."""
+    from reports.store import Store
+    from reports.unit import load_units
+
+    store = Store(tracking_uri)
+    units = load_units(store)
+    if not units:
+        raise ValueError(f"the store {store.uri} has no study: start one with `python -m ablations.run STUDY.yaml`")
+    names = list(dict.fromkeys(unit.study for unit in units))
+    if study is not None and study not in names:
+        close = difflib.get_close_matches(study, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+        raise ValueError(f"--study: no study {study!r} in {store.uri}; {hint}")
+    chosen = [
+        (unit, folder) for unit, folder in zip(units, folder_names(units), strict=True) if study in (None, unit.study)
+    ]
+    for _, folder in chosen:
+        _check_ours(out / folder)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
+        entries = []
+        for unit, folder in chosen:
+            entries.append({"folder": folder, **write_unit(unit, Path(scratch) / folder, formats)})
+        page = Path(scratch) / "index.html"
+        page.write_text(_render("index.html", entries=entries, store=store.uri, now=_now()), encoding="utf-8")
+        for _, folder in chosen:
+            _replace(Path(scratch) / folder, out / folder)
+        os.replace(page, out / "index.html")
+    return out / "index.html"
+
+
+def folder_names(units: Sequence[Any]) -> list[str]:
+    """`study` for its first run scale when that is a plain preset, `study@protocol` otherwise; never twice the same."""
+    taken: list[str] = []
+    for unit in units:
+        name = _slug(unit.study)
+        if unit.protocol != unit.preset or name in taken:
+            name = f"{name}@{_slug(unit.protocol)}"
+        if name in taken:
+            name += "-" + hashlib.sha256(f"{unit.study}\n{unit.protocol}".encode()).hexdigest()[:8]
+        taken.append(name)
+    return taken
+
+
+def write_unit(unit: Any, folder: Path, formats: frozenset[str]) -> dict[str, Any]:
+    """One study at one protocol, into a new folder; returns what the gallery shows of it."""
+    import pandas as pd
+
+    from reports import summary, writers
+    from reports.unit import by_measure
+
+    parts = [_part(part, number, formats) for number, part in enumerate(by_measure(unit), 1)]
+    folder.mkdir(parents=True)
+    tables = [table for part in parts for section in part["sections"] for table in section["tables"]]
+    panels = [panel for part in parts for section in part["sections"] for panel in section["panels"]]
+    if "md" in formats:
+        text = "\n".join(writers.markdown(table) for table in tables)
+        heading = f"# {writers.escape_markdown(unit.study)} ({writers.escape_markdown(unit.protocol)})"
+        question = writers.escape_markdown(unit.question)
+        answer = writers.escape_markdown(parts[0]["headline"])
+        (folder / "table.md").write_text(f"{heading}\n\n{question}\n\n**{answer}**\n\n{text}", encoding="utf-8")
+    if "tex" in formats:
+        text = "\n".join(writers.latex(table) for table in tables)
+        (folder / "table.tex").write_text(f"% needs \\usepackage{{booktabs}}\n{text}", encoding="utf-8")
+    if "csv" in formats:
+        pd.concat([summary.tidy(part["unit"]) for part in parts]).to_csv(folder / "table.csv", index=False)
+        unit.cells.join(unit.finals).to_csv(folder / "results.csv", index=False)
+    if formats & {"png", "pdf"}:
+        (folder / "figures").mkdir()
+    for panel in panels:
+        if "png" in formats:
+            (folder / "figures" / f"{panel.name}.png").write_bytes(panel.png)
+        if panel.pdf is not None:
+            (folder / "figures" / f"{panel.name}.pdf").write_bytes(panel.pdf)
+    entry = {
+        "study": unit.study,
+        "protocol": unit.protocol,
+        "question": unit.question,
+        "state": state_of(unit),
+        "headline": parts[0]["headline"],
+        "built": _now(),
+    }
+    (folder / MARK).write_text(json.dumps(entry, indent=1, ensure_ascii=False), encoding="utf-8")
+    if "html" in formats:
+        page = _render("study.html", unit=unit, parts=parts, provenance=_provenance(unit), formats=formats, **entry)
+        (folder / "index.html").write_text(page, encoding="utf-8")
+    thumbnail = next((panel for panel in panels if panel.name.startswith("seeds")), None)
+    return {**entry, "thumbnail": thumbnail, "linked": "html" in formats}
+
+
+def state_of(unit: Any) -> str:
+    """ "10 of 12 cells done: 9 finished, 1 collapsed; 1 running, 1 missing; 3 cannot run at this scale"."""
+    states = [state for variant in unit.variants if not variant.obstacle
+              for state in unit.cells.loc[unit.cells["variant"] == variant.name, "state"]]  # fmt: skip
+    ends = ("finished", "collapsed", "diverged")
+    counts = {state: states.count(state) for state in (*ends, *sorted(set(states) - set(ends)))}
+    listed = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    impossible = sum(variant.obstacle is not None for variant in unit.variants) * len(unit.seeds)
+    rest = f"; {impossible} cannot run at this scale" if impossible else ""
+    return f"{sum(counts[state] for state in ends)} of {len(states)} cells done: {listed}{rest}"
+
+
+def _part(unit: Any, number: int, formats: frozenset[str]) -> dict[str, Any]:
+    """The tables and panels of one measure, by section. Names of the second and later measures end in their number."""
+    from reports import pictures, summary  # noqa: F401  (pictures registers its figures)
+    from reports.figures import FIGURES
+    from reports.tables import TABLES
+
+    suffix = "" if number == 1 else f"-{number}"
+    drawn = formats & {"html", "png", "pdf"}
+    order = list(dict.fromkeys([*SECTIONS, *(name for name, _ in [*TABLES, *FIGURES])]))
+    sections = [
+        {
+            "title": title,
+            "tables": [table for name, make in TABLES if name == title if (table := make(unit)) is not None],
+            "panels": [panel for name, draw in FIGURES if name == title and drawn
+                       for panel in _panels(draw, unit, suffix, "pdf" in formats)],
+        }
+        for title in order
+    ]  # fmt: skip
+    return {
+        "unit": unit,
+        "headline": summary.headline(unit),
+        "sections": [section for section in sections if section["tables"] or section["panels"]],
+    }
+
+
+def _panels(draw: Any, unit: Any, suffix: str, pdf: bool) -> list[Panel]:
+    import matplotlib.pyplot as plt
+
+    from reports import style
+
+    panels = []
+    with style.look():
+        for drawn in draw(unit):
+            png, vector = io.BytesIO(), io.BytesIO()
+            drawn.figure.savefig(png, format="png", metadata={"Software": None})
+            if pdf:
+                drawn.figure.set_layout_engine("none")  # it is laid out already; once more costs as much as drawing
+                drawn.figure.savefig(vector, format="pdf", metadata={"CreationDate": None})
+            plt.close(drawn.figure)
+            panels.append(Panel(drawn.name + suffix, drawn.caption, png.getvalue(), vector.getvalue() if pdf else None))
+    return panels
+
+
+def _provenance(unit: Any) -> list[tuple[str, str]]:
+    """What a reader needs to judge or repeat the numbers."""
+
+    def listed(column: str) -> str:
+        return ", ".join(sorted({str(value) for value in unit.cells[column].dropna()})) or "–"
+
+    return [
+        ("protocol", unit.protocol),
+        ("preset", unit.preset),
+        ("baseline", unit.baseline),
+        ("seeds", ", ".join(map(str, unit.seeds))),
+        ("measured by", listed("metric_fingerprint")),
+        ("data", listed("data_fingerprint")),
+        ("code", listed("git_commit")),
+        ("device", listed("device")),
+        ("first launch", datetime.fromtimestamp(unit.launched / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("build this page again", f"python -m reports.build --study {unit.study}"),
+    ]
+
+
+def _render(template: str, **context: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(
+            lambda name: files("reports").joinpath("templates", name).read_text(encoding="utf-8")
+        ),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(**context)
+
+
+def _check_ours(folder: Path) -> None:
+    if folder.exists() and not (folder / MARK).is_file():
+        raise ValueError(f"--out: {folder} is there and is no report of ours; move it away or choose another --out")
+
+
+def _replace(new: Path, old: Path) -> None:
+    if old.exists():
+        shutil.move(old, new.with_name(f"{new.name}.old"))  # deleted with the scratch folder
+    os.replace(new, old)
+
+
+def _slug(name: str) -> str:
+    """Safe as a file name everywhere: no separators, no leading dot."""
+    return re.sub(r"[^A-Za-z0-9._=+,-]+", "-", name).strip(".-")[:80] or "study"
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _formats(text: str) -> frozenset[str]:
+    formats = frozenset(item.strip() for item in text.split(",") if item.strip())
+    unknown = sorted(formats - set(FORMATS))
+    if unknown or not formats:
+        raise ValueError(f"--format: must be a list of {', '.join(FORMATS)}, got {', '.join(unknown) or 'nothing'}")
+    return formats
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m reports.build", description=__doc__)
+    parser.add_argument("--study", help="one study; all by default")
+    parser.add_argument("--out", default="reports/out", help="folder to write (default: %(default)s)")
+    parser.add_argument("--format", default=",".join(FORMATS), help="any of %(default)s")
+    parser.add_argument("--tracking-uri", help="the MLflow store (default: sqlite:///mlflow.db in this folder)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

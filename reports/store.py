@@ -1,0 +1,236 @@
+"""The only reader of the MLflow store.
+
+A database is read by SQL over a read-only connection: MLflow's own client may migrate an older database and creates
+one where there is none. A server is read through the client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlparse
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+# MLflow's databases cannot hold an infinity and store 1.797e308 in its place.
+LARGEST = 1e300
+
+
+@dataclass(frozen=True)
+class Run:
+    """One MLflow run, as stored. `start` and `end` are milliseconds since 1970; `end` is None while it runs."""
+
+    id: str
+    name: str
+    status: str
+    start: int
+    end: int | None
+    artifact_uri: str
+    experiment: str
+    tags: dict[str, str]
+    params: dict[str, str]
+
+
+class Store:
+    """Runs, metric histories and artifacts behind one tracking URI.
+
+    Raises ValueError, saying what to do, for a store that is absent, does not answer or is no MLflow store.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+        self._downloads: tempfile.TemporaryDirectory[str] | None = None
+        scheme = self.uri.split(":", 1)[0].split("+", 1)[0]
+        self._source: _Database | _Server
+        if scheme in ("http", "https"):
+            self._source = _Server(self.uri)
+        elif scheme in ("sqlite", "postgresql", "mysql", "mssql") and ":" in self.uri:
+            self._source = _Database(self.uri)
+        else:
+            raise ValueError(
+                f"--tracking-uri: must be a database or a server such as {DEFAULT_URI} or http://host:5000, "
+                f"got {self.uri!r}"
+            )
+
+    def runs(self) -> list[Run]:
+        """Every run that is not deleted and carries the tag `kind`, oldest first."""
+        return sorted(self._source.runs(), key=lambda run: (run.start, run.id))
+
+    def histories(self, runs: list[Run]) -> pd.DataFrame:
+        """Columns run_id, key, step, value; one row a point, ordered by step.
+
+        A step that was replayed after a resume is stored twice: the newest entry counts. What overflowed is NaN.
+        """
+        points = self._source.points(runs)
+        points["value"] = points["value"].where(points["value"].abs() < LARGEST)
+        points = points.sort_values(["step", "timestamp"], kind="stable")
+        points = points.drop_duplicates(["run_id", "key", "step"], keep="last")
+        return points.drop(columns="timestamp").reset_index(drop=True)
+
+    def artifacts(self, run: Run, folder: str) -> list[Path]:
+        """The files under one artifact folder of a run, on this machine, by name; [] where there are none."""
+        root = self._local(run, folder)
+        return sorted(path for path in root.glob("**/*") if path.is_file()) if root is not None else []
+
+    def plan(self, launch: Run) -> dict[str, Any] | None:
+        """The plan of a launch; None where the launch died before it wrote one."""
+        path = self._local(launch, "plan.json")
+        if path is None or not path.is_file():
+            return None
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return plan
+
+    def _local(self, run: Run, name: str) -> Path | None:
+        parsed = urlparse(run.artifact_uri)
+        if parsed.scheme not in ("", "file"):
+            return self._download(run, name)
+        root = Path(unquote(parsed.path) if parsed.scheme else run.artifact_uri)
+        if not root.exists() and self.uri.startswith("sqlite:"):
+            # Artifact locations are stored as absolute paths; a folder that was moved still has them beside the file.
+            root = _sqlite_path(self.uri).parent / "mlruns" / Path(*root.parts[-3:])
+        return root / name
+
+    def _download(self, run: Run, name: str) -> Path | None:
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        self._downloads = self._downloads or tempfile.TemporaryDirectory(prefix="reports-")
+        target = Path(self._downloads.name) / run.id
+        target.mkdir(exist_ok=True)
+        try:
+            uri = f"{run.artifact_uri}/{name}"
+            return Path(download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=self.uri))
+        except (MlflowException, OSError):
+            return None
+
+
+_POINT = {"run_id": str, "key": str, "step": int, "timestamp": int, "value": float}
+
+
+class _Database:
+    def __init__(self, uri: str) -> None:
+        from sqlalchemy import inspect
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            self._engine = _sqlite_engine(_sqlite_path(uri)) if uri.startswith("sqlite:") else _engine(uri)
+            tables = set(inspect(self._engine).get_table_names())
+        except (SQLAlchemyError, ModuleNotFoundError) as error:
+            raise ValueError(f"the store {uri} does not open ({_first_line(error)}): check --tracking-uri") from None
+        if not {"experiments", "runs", "tags", "params", "metrics"} <= tables:
+            raise ValueError(f"{uri} is no MLflow store: it has no tables of runs; check --tracking-uri")
+
+    def runs(self) -> list[Run]:
+        names = {row[0]: row[1] for row in self._rows("experiments", "experiment_id", "name")}
+        tags, params = self._mappings("tags"), self._mappings("params")
+        columns = ("run_uuid", "name", "status", "start_time", "end_time", "artifact_uri", "experiment_id")
+        return [
+            Run(id, name, status, start, end, uri, names[experiment], tags[id], params.get(id, {}))
+            for id, name, status, start, end, uri, experiment, stage in self._rows("runs", *columns, "lifecycle_stage")
+            if stage == "active" and "kind" in tags.get(id, {})
+        ]
+
+    def points(self, runs: list[Run]) -> pd.DataFrame:
+        from sqlalchemy import column, select, table
+
+        metrics = table("metrics", *map(column, ("run_uuid", "key", "step", "timestamp", "value", "is_nan")))
+        rows: list[Any] = []
+        with self._engine.connect() as connection:
+            for first in range(0, len(runs), 500):  # a database limits how many values one query may name
+                ids = [run.id for run in runs[first : first + 500]]
+                rows += connection.execute(select(*metrics.columns).where(metrics.c.run_uuid.in_(ids))).all()
+        frame = pd.DataFrame(rows, columns=[*_POINT, "is_nan"]).astype(_POINT)
+        frame["value"] = frame["value"].where(frame["is_nan"].astype(int) == 0)  # a NaN is stored as 0 with a mark
+        return frame.drop(columns="is_nan")
+
+    def _mappings(self, name: str) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = {}
+        for run_id, key, value in self._rows(name, "run_uuid", "key", "value"):
+            found.setdefault(run_id, {})[key] = value
+        return found
+
+    def _rows(self, name: str, *columns: str) -> list[Any]:
+        from sqlalchemy import column, select, table
+
+        with self._engine.connect() as connection:
+            return list(connection.execute(select(*map(column, columns)).select_from(table(name))).all())
+
+
+def _sqlite_path(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///").split("?", 1)[0])
+
+
+def _sqlite_engine(path: Path) -> Engine:
+    from sqlalchemy import create_engine
+
+    if not path.is_file():
+        raise ValueError(
+            f"no MLflow store at {path}: start a study here with `python -m ablations.run STUDY.yaml`, "
+            "or name another store with --tracking-uri"
+        )
+    address = f"file:{quote(str(path.resolve()))}?mode=ro"
+    return create_engine("sqlite://", creator=lambda: sqlite3.connect(address, uri=True, timeout=20))
+
+
+def _engine(uri: str) -> Engine:
+    from sqlalchemy import create_engine
+
+    return create_engine(uri)
+
+
+class _Server:
+    def __init__(self, uri: str) -> None:
+        # Unbounded, a server that is down holds the reader up for four minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        self._client = MlflowClient(uri)
+        try:
+            self._experiments = {item.experiment_id: item.name for item in self._client.search_experiments()}
+        except MlflowException as error:
+            raise ValueError(f"the store {uri} does not answer ({_first_line(error)}): check --tracking-uri") from None
+        self._keys: dict[str, list[str]] = {}
+
+    def runs(self) -> list[Run]:
+        found: list[Run] = []
+        token = None
+        while self._experiments:
+            page = self._client.search_runs(list(self._experiments), max_results=1000, page_token=token)
+            for run in page:
+                info, tags = run.info, run.data.tags
+                if "kind" in tags:
+                    found.append(
+                        Run(info.run_id, info.run_name, info.status, info.start_time, info.end_time,
+                            info.artifact_uri, self._experiments[info.experiment_id], tags, run.data.params)
+                    )  # fmt: skip
+                    self._keys[info.run_id] = list(run.data.metrics)
+            token = page.token
+            if not token:
+                break
+        return found
+
+    def points(self, runs: list[Run]) -> pd.DataFrame:
+        def read(request: tuple[str, str]) -> list[tuple[Any, ...]]:
+            history = self._client.get_metric_history(*request)
+            return [(*request, point.step, point.timestamp, point.value) for point in history]
+
+        requests = [(run.id, key) for run in runs for key in self._keys[run.id]]
+        with ThreadPoolExecutor(16) as pool:
+            rows = [row for group in pool.map(read, requests) for row in group]
+        return pd.DataFrame(rows, columns=list(_POINT)).astype(_POINT)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

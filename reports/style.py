@@ -1,0 +1,156 @@
+"""One look: what a metric is called, how a number is rounded, which colour a variant has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib
+import matplotlib.pyplot as plt
+from cycler import cycler
+
+matplotlib.use("agg")
+
+COLUMN = 3.3  # inches, one column of a two-column paper
+PAGE = 6.9
+DPI = 220
+
+# Okabe and Ito 2008: told apart with every common form of colour blindness. The baseline is always the grey.
+BASELINE_COLOUR = "#5f6670"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d00", "#000000")
+MARKERS = "osD^vPXp"  # colour never carries a variant alone
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`lower` is True where lower is better, None where neither is. `scale` multiplies before printing."""
+
+    label: str
+    lower: bool | None = None
+    scale: float = 1.0
+
+
+METRICS = {
+    "fid": Metric("{fd}", lower=True),
+    "fid_extrapolated": Metric("{fd}, extrapolated to infinite samples", lower=True),
+    "fid_se": Metric("sampling error of {fd}"),
+    "fid_local": Metric("local {fd}", lower=True),
+    "fid_group/geometry": Metric("{fd}, geometry", lower=True),
+    "fid_group/texture": Metric("{fd}, texture", lower=True),
+    "intra_fid": Metric("intra-{fd}", lower=True),
+    "kid": Metric("{kd} × 1000", lower=True, scale=1000),
+    "is_mean": Metric("IS", lower=False),
+    "is_std": Metric("IS, spread over splits"),
+    "precision": Metric("precision", lower=False),
+    "recall": Metric("recall", lower=False),
+    "density": Metric("density", lower=False),
+    "coverage": Metric("coverage", lower=False),
+    "class_consistency": Metric("class consistency", lower=False),
+    "real_floor": Metric("{fd} of real against real"),
+    "num_params_g": Metric("parameters of G"),
+    "num_params_d": Metric("parameters of D"),
+    "images_per_sec": Metric("images/s", lower=False),
+    "peak_memory_mib": Metric("peak memory, MiB", lower=True),
+}
+# What is logged while training rather than measured on samples.
+TRACES = ("loss_", "logit_", "gamma/", "attention_", "sigma_max/", "num_params_", "flops_", "images_per_sec",
+          "peak_memory")  # fmt: skip
+
+
+def label(key: str, fingerprint: str, arrow: bool = False) -> str:
+    """The heading of a metric. Only real Inception features earn the names FID and KID."""
+    extractor = extractor_of(fingerprint)
+    real = extractor.startswith("inception")
+    names = {"fd": "FID" if real else f"FD {extractor}".strip(), "kd": "KID" if real else f"KD {extractor}".strip()}
+    metric = METRICS.get(key)
+    if metric is None:
+        prefix, _, rest = key.partition("fid_class/")
+        return f"{names['fd']}, {rest}" if rest and not prefix else key.replace("_", " ")
+    text = metric.label.format(**names)
+    return text + {True: " ↓", False: " ↑", None: ""}[metric.lower] if arrow else text
+
+
+def extractor_of(fingerprint: str) -> str:
+    """The first word of "embedded-v1@1a2b3c4d; 2000 samples; ..."."""
+    return fingerprint.partition(";")[0].partition("@")[0].strip()
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Decimals that show three digits of the smallest value; one number for a whole column keeps it aligned."""
+    sizes = [abs(value) for value in values if value]
+    return min(4, max(0, 2 - math.floor(math.log10(min(sizes))))) if sizes else 0
+
+
+def number(value: float, digits: int, signed: bool = False) -> str:
+    """Fixed decimals, with a real minus sign: "−1.9", "12,345"."""
+    text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
+    return text.replace("-", "−")
+
+
+def plus_minus(mean: float, half_width: float | None, digits: int, signed: bool = False) -> str:
+    """ "1.9 ± 0.7", or the mean alone where there is no interval."""
+    text = number(mean, digits, signed)
+    return text if half_width is None else f"{text} ± {number(half_width, digits)}"
+
+
+def count(value: float) -> str:
+    """ "1.32 M", "884 k": parameters."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def colours(variants: Iterable[str], baseline: str) -> dict[str, str]:
+    """One colour a variant, by its place in the plan, so that it is the same in every figure."""
+    others = [name for name in variants if name != baseline]
+    if len(others) <= len(COLOURS):
+        palette = list(COLOURS)
+    else:
+        palette = [matplotlib.colors.to_hex(colour) for colour in plt.get_cmap("viridis")(
+            [place / (len(others) - 1) for place in range(len(others))])]  # fmt: skip
+    return {baseline: BASELINE_COLOUR, **dict(zip(others, palette, strict=False))}
+
+
+def markers(variants: Iterable[str]) -> dict[str, str]:
+    return {name: MARKERS[place % len(MARKERS)] for place, name in enumerate(variants)}
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Matplotlib settings for a figure at column width: nothing under 7 points, no mathtext in names."""
+    with plt.rc_context(
+        {
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+            "font.size": 7.5,
+            "axes.labelsize": 7.5,
+            "axes.titlesize": 8,
+            "xtick.labelsize": 7,
+            "ytick.labelsize": 7,
+            "legend.fontsize": 7,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.6,
+            "axes.edgecolor": "#9aa1ab",
+            "axes.labelcolor": "#2b3038",
+            "xtick.color": "#4a515b",
+            "ytick.color": "#4a515b",
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#e7e9ed",
+            "grid.linewidth": 0.6,
+            "lines.linewidth": 1.4,
+            "axes.prop_cycle": cycler(color=COLOURS),
+            "figure.constrained_layout.use": True,
+            "savefig.dpi": DPI,
+            "pdf.fonttype": 42,  # journals refuse the default Type 3 fonts
+            "text.parse_math": False,  # a "$" in a name is a dollar sign
+        }
+    ):
+        yield

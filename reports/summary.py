@@ -1,0 +1,155 @@
+"""What the seeds of a unit say: each variant against the baseline, and the answer in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reports import statistics, style
+from reports.statistics import Estimate
+from reports.unit import Unit
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One variant by one metric. All but `estimate` are None for the baseline and where nothing can be compared.
+
+    `difference` is variant minus baseline, paired by seed; `improvement` is the probability that a run of the variant
+    is better than a run of the baseline.
+    """
+
+    variant: str
+    estimate: Estimate | None
+    difference: Estimate | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    improvement: float | None = None
+    seeds_needed: int | None = None
+
+
+def compare(unit: Unit, key: str) -> list[Comparison]:
+    """Every variant in plan order, over finished cells. Holm's correction is over the variants of this unit."""
+    values = unit.finished(key)
+    baseline = values.get(unit.baseline, {})
+    metric = style.METRICS.get(key)
+    rows = {}
+    for name, own in values.items():
+        difference = None if name == unit.baseline else statistics.paired_difference(own, baseline)
+        if difference is None:
+            rows[name] = Comparison(name, statistics.estimate(list(own.values())))
+            continue
+        better = statistics.probability_of_improvement(list(own.values()), list(baseline.values()))
+        if better is not None and metric is not None and metric.lower is False:
+            better = 1 - better
+        rows[name] = Comparison(
+            variant=name,
+            estimate=statistics.estimate(list(own.values())),
+            difference=difference,
+            p=statistics.p_value(difference),
+            improvement=better if metric is not None and metric.lower is not None else None,
+            seeds_needed=statistics.seeds_needed(difference),
+        )
+    tested = {name: row.p for name, row in rows.items() if row.p is not None}
+    corrected = dict(zip(tested, statistics.holm(list(tested.values())), strict=True))
+    return [
+        Comparison(**{**vars(row), "p_holm": corrected.get(name)}) for name, row in rows.items()
+    ]  # fmt: skip
+
+
+def headline(unit: Unit) -> str:
+    """The answer in one sentence, by the last FID (or FD); says so where the seeds cannot answer."""
+    done = int(unit.cells["state"].isin(["finished", "collapsed", "diverged"]).sum())
+    feasible = sum(variant.obstacle is None for variant in unit.variants) * len(unit.seeds)
+    rows = [row for row in compare(unit, "fid") if row.difference is not None]
+    if done == 0:
+        return f"No result yet: 0 of {feasible} cells are done."
+    if not rows:
+        yet = "" if done == feasible else " yet"
+        return f"No answer{yet}: no seed has finished both for {unit.baseline} and for another variant."
+    prefix = "" if done == feasible else f"So far ({done} of {feasible} cells): "
+    return prefix + _answer(rows, unit)
+
+
+def _answer(rows: list[Comparison], unit: Unit) -> str:
+    name = style.label("fid", unit.fingerprint)
+    best = min(rows, key=_gain)
+    assert best.difference is not None
+    gain = _amount(best.difference, name)
+    if best.difference.n == 1:
+        than = "below" if best.difference.mean < 0 else "above"
+        return f"{best.variant} is {gain} {than} {unit.baseline} on one seed; one seed shows no interval."
+    if best.difference.mean < 0 and _shown(best):
+        also = [row.variant for row in rows if row is not best and _gain(row) < 0 and _shown(row)]
+        others = f"; so {'does' if len(also) == 1 else 'do'} {' and '.join(also)}" if also else ""
+        return f"{best.variant} beats {unit.baseline} by {gain}, n = {best.difference.n}{others}."
+    worse = [row for row in rows if _gain(row) > 0 and _shown(row)]
+    if worse:
+        worst = max(worse, key=_gain)
+        assert worst.difference is not None
+        return (
+            f"{unit.baseline} is not beaten; {worst.variant} is worse by {_amount(worst.difference, name)}, "
+            f"n = {worst.difference.n}."
+        )
+    seeds = max(row.difference.n for row in rows if row.difference is not None)
+    if best.difference.mean >= 0:
+        return f"No difference that {seeds} seeds can show: no variant scores below {unit.baseline}."
+    needed = f"; about {best.seeds_needed} seeds would show a gap of this size" if best.seeds_needed else ""
+    return (
+        f"No difference that {seeds} seeds can show: the largest gain over {unit.baseline} is {best.variant}'s, "
+        f"{gain}{needed}."
+    )
+
+
+def _gain(row: Comparison) -> float:
+    assert row.difference is not None
+    return row.difference.mean
+
+
+def _amount(difference: Estimate, name: str) -> str:
+    digits = style.decimals([difference.mean, difference.half_width or difference.mean])
+    size = style.plus_minus(abs(difference.mean), difference.half_width, min(digits, 2))
+    return f"{size} {name}"
+
+
+def _shown(row: Comparison) -> bool:
+    """Significant after correction for picking among variants; with two pairs there is the interval alone."""
+    if row.p_holm is not None:
+        return row.p_holm < SIGNIFICANT
+    return row.difference is not None and row.difference.excludes_zero
+
+
+def tidy(unit: Unit) -> pd.DataFrame:
+    """One row a variant and metric: mean, half width, n, and the comparison; what table.csv holds."""
+    planned = len(unit.seeds)
+    rows = []
+    for key in sorted(unit.finals.columns):
+        for row in compare(unit, key):
+            if row.estimate is None:
+                continue
+            gap = row.difference
+            rows.append(
+                {
+                    "study": unit.study,
+                    "protocol": unit.protocol,
+                    "variant": row.variant,
+                    "baseline": unit.baseline,
+                    "metric": key,
+                    "mean": row.estimate.mean,
+                    "interval95": row.estimate.half_width,
+                    "sd": row.estimate.sd,
+                    "n": row.estimate.n,
+                    "planned": planned,
+                    "difference": gap.mean if gap else None,
+                    "difference_interval95": gap.half_width if gap else None,
+                    "pairs": gap.n if gap else None,
+                    "p": row.p,
+                    "p_holm": row.p_holm,
+                    "probability_of_improvement": row.improvement,
+                    "seeds_needed": row.seeds_needed,
+                    "metric_fingerprint": unit.fingerprint,
+                }
+            )
+    return pd.DataFrame(rows)

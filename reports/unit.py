@@ -1,0 +1,240 @@
+"""From stored runs to what a page reports: one study at one protocol, with the state of every planned cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports.store import Run, Store
+
+CELL_TAGS = ("config_digest", "data_fingerprint", "metric_fingerprint", "device", "git_commit", "error")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`obstacle` says why the preset cannot carry it ("needs 128 px"); such cells are never run."""
+
+    name: str
+    factors: dict[str, str] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+    obstacle: str | None = None
+    config_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image artifact of a cell: a sample grid (PNG) or one attention map (npz, `name` is "g32")."""
+
+    variant: str
+    seed: int
+    kind: str
+    name: str
+    step: int
+    path: Path
+    tile_px: int | None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One study at one protocol.
+
+    `cells` has one row a planned cell: variant, seed, state, step (reached), steps (asked for), run_id, seconds and the
+    tags in CELL_TAGS. A state is finished, collapsed, diverged, running, interrupted, failed, missing, or an obstacle.
+    `finals` has the same rows and one column a metric: the last value, NaN where there is none; for a cell that did
+    not finish, the last finite one. `histories` is long: variant, seed, key, step, value.
+    """
+
+    study: str
+    protocol: str
+    preset: str
+    question: str
+    paper: str | None
+    baseline: str
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    cells: pd.DataFrame
+    finals: pd.DataFrame
+    histories: pd.DataFrame
+    pictures: tuple[Picture, ...]
+    classes: tuple[str, ...]
+    groups: dict[str, tuple[int, ...]]
+    launched: int  # first launch, milliseconds since 1970
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """How the shown cells were measured; "" before the first one has started. See by_measure()."""
+        found = self.cells["metric_fingerprint"].dropna().unique()
+        return str(found[0]) if len(found) else ""
+
+    def finished(self, key: str) -> dict[str, dict[int, float]]:
+        """{variant: {seed: last value}} over finished cells that have the metric."""
+        values: dict[str, dict[int, float]] = {variant.name: {} for variant in self.variants}
+        if key in self.finals:
+            for row, value in zip(self.cells.itertuples(), self.finals[key], strict=True):
+                if row.state == "finished" and pd.notna(value):
+                    values[str(row.variant)][int(str(row.seed))] = float(value)
+        return values
+
+    def history(self, key: str) -> pd.DataFrame:
+        return self.histories[(self.histories["key"] == key) & self.histories["value"].notna()]
+
+
+def load_units(store: Store, study: str | None = None) -> list[Unit]:
+    """Every (study, protocol) in the store, or those of one study, in the order of their first launch."""
+    runs = [run for run in store.runs() if study is None or run.tags.get("study", run.experiment) == study]
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        name = run.tags.get("study", run.experiment)
+        groups.setdefault((name, run.tags.get("protocol", run.tags.get("preset", ""))), []).append(run)
+    histories = store.histories([run for run in runs if run.tags["kind"] == "cell"])
+    return [_unit(store, *key, group, histories) for key, group in groups.items()]
+
+
+def by_measure(unit: Unit) -> list[Unit]:
+    """The unit split so that each part holds one data set and one metric fingerprint: such numbers alone compare.
+
+    The part with most finished cells comes first. Cells that have not started belong to every part.
+    """
+    cells = unit.cells
+    keys = cells["data_fingerprint"].fillna("") + "\n" + cells["metric_fingerprint"].fillna("")
+    finished = keys[cells["state"] == "finished"].value_counts()
+    measures = sorted((key for key in keys.unique() if key != "\n"), key=lambda key: -int(finished.get(key, 0)))
+    if len(measures) < 2:
+        return [unit]
+    parts = []
+    for number, measure in enumerate(measures, 1):
+        keep = (keys == measure) | (keys == "\n")
+        pairs = set(zip(cells.loc[keep, "variant"], cells.loc[keep, "seed"], strict=True))
+        rows = [pair in pairs for pair in zip(unit.histories["variant"], unit.histories["seed"], strict=True)]
+        note = (
+            f"The cells of this study were measured in {len(measures)} ways; numbers of different ways never share a "
+            f"table. This is way {number}, with {int((keys == measure).sum())} cells."
+        )
+        parts.append(
+            replace(
+                unit,
+                cells=cells.assign(
+                    state=cells["state"].where(keep, "measured otherwise"),
+                    metric_fingerprint=cells["metric_fingerprint"].where(keep, None),
+                    data_fingerprint=cells["data_fingerprint"].where(keep, None),
+                ),
+                finals=unit.finals.where(keep),
+                histories=unit.histories[rows],
+                pictures=tuple(picture for picture in unit.pictures if (picture.variant, picture.seed) in pairs),
+                notes=(*unit.notes, note),
+            )
+        )
+    return parts
+
+
+def _unit(store: Store, study: str, protocol: str, runs: list[Run], histories: pd.DataFrame) -> Unit:
+    launches = [run for run in runs if run.tags["kind"] == "launch"]
+    cell_runs = [run for run in runs if run.tags["kind"] == "cell"]
+    plans = [plan for plan in (store.plan(launch) for launch in reversed(launches)) if plan is not None]
+    variants = _variants(plans, cell_runs)
+    seeds = sorted({seed for plan in plans for seed in plan["seeds"]} | {int(run.tags["seed"]) for run in cell_runs})
+    newest = plans[0] if plans else {**runs[-1].tags, "question": ""}
+    counted, notes = _counted(cell_runs, variants)
+
+    identity = {run.id: pair for pair, run in counted.items()}
+    points = histories[histories["run_id"].isin(list(identity))].copy()
+    points["variant"] = [identity[run_id][0] for run_id in points["run_id"]]
+    points["seed"] = [identity[run_id][1] for run_id in points["run_id"]]
+    cells = pd.DataFrame(
+        [_cell(variant, seed, counted.get((variant.name, seed)), points) for variant in variants for seed in seeds]
+    )
+    described = next((run.tags for run in counted.values() if "classes" in run.tags), {})
+    return Unit(
+        study=study,
+        protocol=protocol,
+        preset=runs[-1].tags.get("preset", ""),
+        question=str(newest.get("question") or ""),
+        paper=newest.get("paper") or None,
+        baseline=str(newest.get("baseline") or ""),
+        variants=variants,
+        seeds=tuple(seeds),
+        cells=cells,
+        finals=_finals(cells, points),
+        histories=points[["variant", "seed", "key", "step", "value"]],
+        pictures=tuple(picture for pair, run in counted.items() for picture in _pictures(store, pair, run)),
+        classes=tuple(json.loads(described.get("classes", "[]"))),
+        groups={name: tuple(labels) for name, labels in json.loads(described.get("groups", "{}")).items()},
+        launched=runs[0].start,
+        notes=notes,
+    )
+
+
+def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Variant, ...]:
+    """The union over plans, newest first; variants that only runs know of (a launch without a plan) come last."""
+    variants: dict[str, Variant] = {}
+    for plan in plans:
+        for entry in plan["variants"]:
+            keys = ("name", "factors", "changes", "obstacle", "config_digest")
+            variants.setdefault(entry["name"], Variant(**{key: entry[key] for key in keys if key in entry}))
+    for run in reversed(cell_runs):
+        name = run.tags["variant"]
+        variants.setdefault(name, Variant(name, config_digest=run.tags.get("config_digest")))
+    return tuple(variants.values())
+
+
+def _counted(cell_runs: list[Run], variants: Iterable[Variant]) -> tuple[dict[tuple[str, int], Run], tuple[str, ...]]:
+    """One run a cell: of the planned config, one with an outcome before one without, then the newest."""
+    digests = {variant.name: variant.config_digest for variant in variants}
+    counted: dict[tuple[str, int], Run] = {}
+    outdated = 0
+    for run in sorted(cell_runs, key=lambda run: ("outcome" in run.tags, run.end or run.start)):
+        if digests[run.tags["variant"]] in (None, run.tags.get("config_digest")):
+            counted[run.tags["variant"], int(run.tags["seed"])] = run
+        else:
+            outdated += 1
+    if not outdated:
+        return counted, ()
+    runs = "1 run of an earlier config is" if outdated == 1 else f"{outdated} runs of earlier configs are"
+    return counted, (f"{runs} left out: the study file has changed since.",)
+
+
+_STATES = {"RUNNING": "running", "SCHEDULED": "running", "FAILED": "failed", "KILLED": "interrupted"}
+
+
+def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) -> dict[str, Any]:
+    row: dict[str, Any] = {"variant": variant.name, "seed": seed}
+    if run is None:
+        empty = dict.fromkeys(("step", "steps", "run_id", "seconds", *CELL_TAGS))
+        return {**row, "state": variant.obstacle or "missing", **empty}
+    reached = points.loc[points["run_id"] == run.id, "step"].max()
+    step = int(run.tags["last_step"]) if "last_step" in run.tags else None if pd.isna(reached) else int(reached)
+    return {
+        **row,
+        "state": run.tags.get("outcome") or _STATES.get(run.status, "interrupted"),
+        "step": step,
+        "steps": int(run.params["optim.steps"]) if "optim.steps" in run.params else None,
+        "run_id": run.id,
+        "seconds": None if run.end is None else (run.end - run.start) / 1000,
+        **{tag: run.tags.get(tag) for tag in CELL_TAGS},
+    }
+
+
+def _finals(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """A finished cell whose last value is NaN has no value: the one before it belongs to another step."""
+    finished = set(cells.loc[cells["state"] == "finished", "run_id"])
+    usable = points[points["run_id"].isin(list(finished)) | points["value"].notna()]
+    last = usable.drop_duplicates(["run_id", "key"], keep="last")  # points are ordered by step
+    wide = last.pivot(index="run_id", columns="key", values="value")
+    return wide.reindex(cells["run_id"]).reset_index(drop=True).rename_axis(columns=None)
+
+
+def _pictures(store: Store, pair: tuple[str, int], run: Run) -> list[Picture]:
+    tile = int(run.tags["tile_px"]) if "tile_px" in run.tags else None
+    found = []
+    for kind in ("samples", "attention"):
+        for path in store.artifacts(run, kind):
+            step = path.stem.removeprefix("step_")
+            if step.isdigit():
+                found.append(Picture(*pair, kind, path.parent.name, int(step), path, tile))
+    return found
