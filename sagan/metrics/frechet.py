@@ -68,12 +68,12 @@ def frechet_distance_few(one: Tensor, other: Tensor) -> float:
     return float(shift + a.square().sum() + b.square().sum() - 2 * shared)
 
 
-def frechet_standard_error(real: RealGaussian, features: Tensor) -> float:
-    """Standard error of the distance over the draw of the generated [n, d] features, the real side held fixed.
+def frechet_standard_error(real: RealGaussian, features: Tensor, labels: Tensor) -> float:
+    """Standard error of the distance over the draw of the generated [n, d] features, at given labels and real side.
 
     Delta method: the distance moves by the mean of psi(x) = 2 (m2 - m1)'(x - m2) + (x - m2)'(I - T)(x - m2) - const,
-    T = S (S C2 S)^(-1/2) S, so its error is sd(psi) / sqrt(n). It says how sure one generator's figure is; two
-    trainings of the same generator differ by more (about three times).
+    T = S (S C2 S)^(-1/2) S. Labels [n] are chosen, not drawn, so only the spread of psi within a class counts. It says
+    how sure one generator's figure is; two trainings of the same generator differ by more (about three times).
     """
     other = fit(features)
     values, vectors = torch.linalg.eigh(_product(real, other))
@@ -85,17 +85,36 @@ def frechet_standard_error(real: RealGaussian, features: Tensor) -> float:
     for rows in torch.split(features, _ROWS):
         centred = rows.double() - other.mean
         psi.append(2 * centred @ (other.mean - real.mean) + ((centred @ weight) * centred).sum(1))
-    return float(torch.cat(psi).std()) / math.sqrt(len(features))
+    return math.sqrt(_variance_within(torch.cat(psi), labels) / len(features))
 
 
-def frechet_extrapolated(real: RealGaussian, features: Tensor, generator: torch.Generator) -> float:
+def frechet_extrapolated(real: RealGaussian, features: Tensor, labels: Tensor, generator: torch.Generator) -> float:
     """2 FD(N) - mean FD(N/2), which removes the plug-in distance's bias of about c/N (Chong & Forsyth 2020).
 
-    The two halves are a random split by `generator`. The bias from the finite real side stays.
+    The halves are `halves(labels, generator)`. The bias from the finite real side stays.
     """
-    order = torch.randperm(len(features), generator=generator)
-    halves = [frechet_distance(real, fit(features[part])) for part in order.chunk(2)]
-    return 2 * frechet_distance(real, fit(features)) - sum(halves) / 2
+    parts = [frechet_distance(real, fit(features[rows])) for rows in halves(labels, generator)]
+    return 2 * frechet_distance(real, fit(features)) - sum(parts) / 2
+
+
+def halves(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows of a random split of [n] labels into two with the same class counts, give or take one.
+
+    A split that ignores the labels differs in its class counts by chance, and where the classes lie far apart that
+    would be most of the distance between the halves.
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels[order].argsort(stable=True)]
+    return order[0::2], order[1::2]
+
+
+def _variance_within(values: Tensor, labels: Tensor) -> float:
+    """Variance of [n] values about their class means; about their common mean where no class has two values."""
+    _, group, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    if len(counts) == len(labels):
+        return float(values.var())
+    means = torch.zeros(len(counts), dtype=values.dtype).index_add_(0, group, values) / counts
+    return float((values - means[group]).square().sum()) / (len(values) - len(counts))
 
 
 def _product(real: RealGaussian, other: Gaussian) -> Tensor:

@@ -12,6 +12,7 @@ from sagan.metrics.frechet import (
     frechet_distance_few,
     frechet_extrapolated,
     frechet_standard_error,
+    halves,
 )
 
 
@@ -66,17 +67,20 @@ def test_route_for_few_samples_equals_the_eigenvalue_route(n: int, m: int, rng: 
     assert frechet_distance_few(real, generated) == pytest.approx(distance(real, generated), abs=1e-5)
 
 
-def test_standard_error_is_the_spread_over_repeated_samples(rng: torch.Generator) -> None:
-    real = fit_real(sample(5000, 8, rng))
-    draws = [sample(400, 8, rng, shift=0.3) for _ in range(200)]
+def test_standard_error_is_the_spread_over_repeated_samples_with_the_same_labels(rng: torch.Generator) -> None:
+    labels = torch.arange(400) % 3
+    offsets = torch.tensor([0.0, 1.0, 4.0])[:, None].double()  # classes far apart: their shares must not count
+    real = fit_real(sample(6000, 8, rng) + offsets[torch.arange(6000) % 3])
+    draws = [sample(400, 8, rng, shift=0.3) + offsets[labels] for _ in range(200)]
     spread = torch.tensor([frechet_distance(real, fit(draw)) for draw in draws]).std()
-    predicted = torch.tensor([frechet_standard_error(real, draw) for draw in draws]).mean()
+    predicted = torch.tensor([frechet_standard_error(real, draw, labels) for draw in draws]).mean()
     assert float(predicted / spread) == pytest.approx(1, abs=0.15)  # the spread itself is known to 5 %
 
 
 def test_standard_error_of_a_collapsed_generator_is_zero(rng: torch.Generator) -> None:
     same = torch.ones(50, 8, dtype=torch.float64)
-    assert frechet_standard_error(fit_real(sample(500, 8, rng)), same) == 0
+    real = fit_real(sample(500, 8, rng))
+    assert frechet_standard_error(real, same, torch.zeros(50)) == pytest.approx(0, abs=1e-9)
 
 
 def test_extrapolation_is_less_biased_than_the_plain_distance(rng: torch.Generator) -> None:
@@ -84,5 +88,13 @@ def test_extrapolation_is_less_biased_than_the_plain_distance(rng: torch.Generat
     truth = frechet_distance(real, fit(sample(200_000, 16, rng, shift=0.1)))
     draws = [sample(200, 16, rng, shift=0.1) for _ in range(60)]
     plain = torch.tensor([frechet_distance(real, fit(draw)) for draw in draws]).mean()
-    extrapolated = torch.tensor([frechet_extrapolated(real, draw, rng) for draw in draws]).mean()
+    extrapolated = torch.tensor([frechet_extrapolated(real, draw, torch.zeros(200), rng) for draw in draws]).mean()
     assert abs(extrapolated - truth) < 0.25 * abs(plain - truth)
+
+
+def test_halves_share_every_class_evenly_and_hold_each_row_once(rng: torch.Generator) -> None:
+    labels = torch.randint(7, (101,), generator=rng)
+    one, other = halves(labels, rng)
+    assert torch.cat([one, other]).sort().values.tolist() == list(range(101))
+    difference = torch.bincount(labels[one], minlength=7) - torch.bincount(labels[other], minlength=7)
+    assert int(difference.abs().max()) <= 1

@@ -1,0 +1,163 @@
+"""Generated images -> every figure of merit. A new metric is one function under `@metric`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sagan.config import EvalConfig
+from sagan.data import ImageDataset
+from sagan.metrics.extractor import load_extractor
+from sagan.metrics.features import Features, extract
+from sagan.metrics.frechet import (
+    fit,
+    frechet_distance,
+    frechet_distance_few,
+    frechet_extrapolated,
+    frechet_standard_error,
+)
+from sagan.metrics.inception_score import inception_score
+from sagan.metrics.kernel import kernel_distance
+from sagan.metrics.neighbours import neighbours
+from sagan.metrics.reference import PAIRWISE_SAMPLES, Reference, load_reference, pairwise_subset, reference_size
+
+Metric = Callable[[Features, Reference], dict[str, float]]
+METRICS: dict[str, Metric] = {}
+
+_MAX_CLASS_KEYS = 100  # a thousand more keys a step would bury the others in any tracker
+
+
+def metric(function: Metric) -> Metric:
+    METRICS[function.__name__] = function
+    return function
+
+
+class Evaluator:
+    """Scores uint8 batches against the images of `dataset`.
+
+    The reference is computed on the first use of a data set and an extractor, and then read from `cache_dir`.
+    `weights` says which of G's weights the images come from; with `fingerprint` it tells apart figures that must not
+    share a table. Raises ValueError for an unknown extractor or weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        config: EvalConfig,
+        *,
+        device: torch.device,
+        cache_dir: Path,
+        inception_weights: Path | None = None,
+        weights: Literal["raw", "ema"] = "raw",
+    ):
+        self._device = device
+        self._extractor = load_extractor(config.extractor, device=device, inception_weights=inception_weights)
+        self._reference = load_reference(dataset, self._extractor, cache_dir, device)
+        self.fingerprint = "; ".join(
+            [
+                f"{self._extractor.name}@{self._extractor.sha256[:8]}",
+                f"{config.num_samples} samples",
+                f"reference {reference_size(dataset)} train",
+                f"pairs {PAIRWISE_SAMPLES} x {PAIRWISE_SAMPLES} at most",
+                f"resize {self._extractor.resize}",
+                f"bn {config.bn}",
+                weights,
+                f"torch-fidelity {version('torch-fidelity')}",
+            ]
+        )
+
+    def __call__(self, images: Iterable[Tensor], labels: Tensor) -> dict[str, float]:
+        """All metrics of uint8 [B, 3, H, W] batches in the order of `labels` [N]; batches may differ in size."""
+        generated = extract(self._extractor, images, labels, self._device)
+        found: dict[str, float] = {}
+        for measure in METRICS.values():
+            found |= measure(generated, self._reference)
+        return found
+
+
+@metric
+def frechet(generated: Features, reference: Reference) -> dict[str, float]:
+    """`real_floor` is what as many real images would score: no generator gets below it but by chance."""
+    split = torch.Generator().manual_seed(0)
+    return {
+        "fid": frechet_distance(reference.pooled, fit(generated.features)),
+        "fid_se": frechet_standard_error(reference.pooled, generated.features, generated.labels),
+        "fid_extrapolated": frechet_extrapolated(reference.pooled, generated.features, generated.labels, split),
+        "fid_local": frechet_distance(reference.local, fit(generated.local)),
+        "real_floor": reference.floor(len(generated.labels)),
+    }
+
+
+@metric
+def frechet_by_class(generated: Features, reference: Reference) -> dict[str, float]:
+    """Intra-FID (Miyato & Koyama 2018): each class against its real images; `intra_fid` is the mean.
+
+    A class with fewer than two images on either side is left out of the mean. With 100 images a class the figure is
+    about half bias, so compare it at equal sample counts only.
+    """
+    distances = {}
+    for label, real in reference.by_class.items():
+        rows = generated.features[generated.labels == label]
+        if len(rows) > rows.shape[1] and label in reference.class_gaussians:
+            distances[label] = frechet_distance(reference.class_gaussians[label], fit(rows))
+        elif len(rows) > 1:
+            distances[label] = frechet_distance_few(real, rows)
+    if not distances:
+        return {}
+    found = {"intra_fid": sum(distances.values()) / len(distances)}
+    if len(reference.classes) <= _MAX_CLASS_KEYS:
+        found |= {f"fid_class/{reference.classes[label]}": value for label, value in distances.items()}
+    return found
+
+
+@metric
+def frechet_by_group(generated: Features, reference: Reference) -> dict[str, float]:
+    found = {}
+    for name, real in reference.group_gaussians.items():
+        rows = generated.features[reference.within(generated.labels, name)]
+        if len(rows) > 1:
+            found[f"fid_group/{name}"] = frechet_distance(real, fit(rows))
+    return found
+
+
+@metric
+def kid(generated: Features, reference: Reference) -> dict[str, float]:
+    few = generated.features[pairwise_subset(len(generated.labels))]
+    return {"kid": kernel_distance(few, reference.pairwise, float(reference.tensors["pairs"]))}
+
+
+@metric
+def manifolds(generated: Features, reference: Reference) -> dict[str, float]:
+    few = generated.features[pairwise_subset(len(generated.labels))]
+    found = neighbours(few, reference.pairwise, reference.tensors["radii"])
+    return {
+        "precision": found.precision,
+        "recall": found.recall,
+        "density": found.density,
+        "coverage": found.coverage,
+    }
+
+
+@metric
+def score(generated: Features, reference: Reference) -> dict[str, float]:
+    """Left out where the extractor knows other things than the data shows, for then it ranks nothing.
+
+    Inception knows natural images; a trained classifier knows the classes that it was trained on.
+    """
+    if not reference.scored_logits:
+        return {}
+    mean, spread = inception_score(generated.logits)
+    return {"is_mean": mean, "is_std": spread}
+
+
+@metric
+def consistency(generated: Features, reference: Reference) -> dict[str, float]:
+    """Share of images that the extractor takes for the class asked for; left out where its classes are others."""
+    if not reference.named_logits:
+        return {}
+    return {"class_consistency": float((generated.logits.argmax(1) == generated.labels).double().mean())}

@@ -1,0 +1,48 @@
+"""Images -> features, once; every metric starts from what this returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sagan.metrics.extractor import Extractor
+
+TOKENS_PER_IMAGE = 4
+_TOKEN_SEED = 17
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor says about N images, on the CPU."""
+
+    features: Tensor  # float32 [N, d], pooled over the whole image
+    logits: Tensor  # float32 [N, k], before the softmax
+    local: Tensor  # float32 [4 N, dl], each from a small window; image i owns rows 4i to 4i + 3
+    labels: Tensor  # int64 [N], the labels asked for
+
+
+def extract(extractor: Extractor, images: Iterable[Tensor], labels: Tensor, device: torch.device) -> Features:
+    """Features of uint8 [B, 3, H, W] batches that follow the order of `labels` [N].
+
+    Local tokens sit at four positions an image, drawn from a fixed seed by the image's place in the sequence, so the
+    result does not depend on the batch size. TF32 and autocast are off: float32 means float32 on every machine.
+    """
+    choices = torch.rand(len(labels), TOKENS_PER_IMAGE, generator=torch.Generator().manual_seed(_TOKEN_SEED))
+    pooled, logits, local, start = [], [], [], 0
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
+        for batch in images:
+            stop = start + len(batch)
+            assert stop <= len(labels), f"more images than the {len(labels)} labels"
+            x, y, tokens = extractor(batch.to(device))
+            cells = tokens.flatten(2)  # [B, dl, h w]
+            index = (choices[start:stop].to(device) * cells.shape[2]).long()[:, None].expand(-1, cells.shape[1], -1)
+            pooled.append(x.float().cpu())
+            logits.append(y.float().cpu())
+            local.append(cells.gather(2, index).transpose(1, 2).flatten(0, 1).float().cpu())
+            start = stop
+    assert start == len(labels), f"{start} images for {len(labels)} labels"
+    return Features(torch.cat(pooled), torch.cat(logits), torch.cat(local), labels.cpu())

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from sagan.config import EvalConfig
+from sagan.data import ImageDataset, embedded
+from sagan.metrics.evaluation import Evaluator
+
+CPU = torch.device("cpu")
+CONFIG = EvalConfig(every=1, num_samples=600, extractor="embedded-v1", bn="standing")
+LABELS = torch.arange(600) % 6
+Damage = Callable[[Tensor, float], Tensor]
+
+
+@pytest.fixture(scope="module")
+def dataset() -> ImageDataset:
+    labels = torch.arange(1200) % 6
+    images = embedded.draw(labels, 3, 64, "easy")
+    return ImageDataset("embedded", images, labels, embedded.CLASSES, embedded.GROUPS, "1200 easy")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def evaluate(dataset: ImageDataset, cache: Path) -> Evaluator:
+    torch.set_num_threads(1)
+    return Evaluator(dataset, CONFIG, device=CPU, cache_dir=cache)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Tensor:
+    return embedded.draw(LABELS, 4, 64, "easy")
+
+
+def score(evaluate: Evaluator, images: Tensor, labels: Tensor = LABELS) -> dict[str, float]:
+    return evaluate(torch.split(images, 100), labels)
+
+
+def test_every_promised_key_is_there_and_finite(evaluate: Evaluator, fresh: Tensor) -> None:
+    found = score(evaluate, fresh)
+    assert set(found) == {
+        *("fid", "fid_se", "fid_extrapolated", "fid_local", "real_floor", "kid", "is_mean", "is_std", "precision"),
+        *("recall", "density", "coverage", "intra_fid", "class_consistency"),
+        *("fid_group/texture", "fid_group/geometry"),
+        *(f"fid_class/{name}" for name in embedded.CLASSES),
+    }
+    assert torch.tensor(list(found.values())).isfinite().all()
+
+
+def test_fresh_real_pictures_score_as_real(evaluate: Evaluator, fresh: Tensor) -> None:
+    found = score(evaluate, fresh)
+    assert found["fid"] < 3 * found["real_floor"]
+    assert found["class_consistency"] > 0.99 and found["is_mean"] == pytest.approx(6, abs=0.3)
+    assert found["precision"] > 0.8 and found["recall"] > 0.8 and found["coverage"] > 0.8
+    assert abs(found["kid"]) < 0.01 * score(evaluate, shuffle(fresh, 8))["kid"]
+    assert found["fid"] > found["fid_extrapolated"]
+
+
+def test_batch_size_does_not_change_the_scores(evaluate: Evaluator, fresh: Tensor) -> None:
+    once, batched = evaluate([fresh], LABELS), evaluate(torch.split(fresh, 32), LABELS)
+    assert batched == pytest.approx(once, rel=1e-3, abs=1e-4)
+
+
+def test_missing_images_are_noticed(evaluate: Evaluator, fresh: Tensor) -> None:
+    with pytest.raises(AssertionError, match="500 images for 600 labels"):
+        score(evaluate, fresh[:500])
+
+
+def test_collapsed_generator_scores_finite_and_uncovered(evaluate: Evaluator, fresh: Tensor) -> None:
+    found = score(evaluate, fresh[:1].expand(600, -1, -1, -1))
+    assert torch.tensor(list(found.values())).isfinite().all()
+    assert found["recall"] < 0.1 and found["coverage"] < 0.1
+
+
+def test_classes_too_small_for_statistics_are_left_out(evaluate: Evaluator, fresh: Tensor) -> None:
+    rows = torch.arange(0, 600, 6)[:40].tolist() + [1]  # forty stripes, one checks
+    found = score(evaluate, fresh[rows], LABELS[rows])
+    assert found["intra_fid"] == found["fid_class/stripes"]
+    assert "fid_class/checks" not in found and "fid_group/geometry" not in found
+
+
+def test_other_class_names_leave_out_what_reads_the_classes(
+    dataset: ImageDataset, tmp_path: Path, fresh: Tensor
+) -> None:
+    renamed = dataclasses.replace(dataset, name="other", classes=tuple("abcdef"), groups={})
+    found = score(Evaluator(renamed, CONFIG, device=CPU, cache_dir=tmp_path), fresh)
+    assert not {"class_consistency", "is_mean", "is_std"} & set(found)
+    assert "fid_class/a" in found and not any(key.startswith("fid_group") for key in found)
+
+
+def test_fingerprint_names_all_that_a_figure_depends_on(
+    dataset: ImageDataset, cache: Path, evaluate: Evaluator
+) -> None:
+    for part in ("embedded-v1@", "600 samples", "reference 1200 train", "resize ", "bn standing", "raw", "0.4.0"):
+        assert part in evaluate.fingerprint
+    averaged = Evaluator(dataset, CONFIG, device=CPU, cache_dir=cache, weights="ema")
+    assert averaged.fingerprint == evaluate.fingerprint.replace("; raw;", "; ema;")
+
+
+# Damages of growing strength; each must cost more than the one before it and many times what real pictures score.
+
+
+def noise(images: Tensor, deviation: float) -> Tensor:
+    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + 255 * deviation * drawn).round().clamp(0, 255).to(torch.uint8)
+
+
+def blur(images: Tensor, times: int) -> Tensor:
+    smooth = images.float()
+    for _ in range(times):
+        smooth = avg_pool2d(smooth, 3, stride=1, padding=1, count_include_pad=False)
+    return smooth.round().to(torch.uint8)
+
+
+def shuffle(images: Tensor, tiles: int) -> Tensor:
+    n, _, side, _ = images.shape
+    cut = images.reshape(n, 3, tiles, side // tiles, tiles, side // tiles).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    order = torch.rand(n, tiles * tiles, generator=torch.Generator().manual_seed(0)).argsort(1)
+    mixed = cut[torch.arange(n)[:, None], order].unflatten(1, (tiles, tiles))
+    return mixed.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+
+
+def half_swap(images: Tensor, share: float) -> Tensor:
+    """Right halves from another picture of the same class."""
+    swapped, n = images.clone(), int(share * len(images))
+    swapped[:n, :, :, 32:] = images.roll(6, 0)[:n, :, :, 32:]
+    return swapped
+
+
+def drop(images: Tensor, classes: int) -> Tensor:
+    """Pictures of the dropped classes are replaced by pictures of the last ones."""
+    source = torch.arange(len(images))
+    source[LABELS < classes] += 6 - classes
+    return images[source]
+
+
+@pytest.mark.parametrize(
+    ("damage", "strengths", "least"),
+    [
+        (noise, (0.1, 0.2, 0.4), 30),
+        (blur, (2, 4, 8), 10),
+        (shuffle, (2, 4, 8), 100),
+        (half_swap, (0.6, 0.8, 1.0), 5),
+        (drop, (1, 2, 3), 100),
+    ],
+)
+def test_distance_grows_with_the_damage(
+    evaluate: Evaluator, fresh: Tensor, damage: Damage, strengths: tuple[float, ...], least: int
+) -> None:
+    floor = score(evaluate, fresh)["real_floor"]
+    costs = [score(evaluate, damage(fresh, strength))["fid"] for strength in strengths]
+    assert costs == sorted(costs)
+    assert costs[0] > least * floor
+
+
+def test_local_distance_sees_noise_but_hardly_a_half_swap(evaluate: Evaluator, fresh: Tensor) -> None:
+    clean, noisy, swapped = (score(evaluate, images) for images in (fresh, noise(fresh, 0.1), half_swap(fresh, 1.0)))
+    excess = {name: found["fid"] / clean["fid"] for name, found in (("noise", noisy), ("swap", swapped))}
+    local = {name: found["fid_local"] / clean["fid_local"] for name, found in (("noise", noisy), ("swap", swapped))}
+    assert excess["swap"] / local["swap"] > 3
+    assert local["swap"] < local["noise"]

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from sagan.data import ImageDataset, embedded
+from sagan.metrics import reference as module
+from sagan.metrics.extractor import Extractor, load_extractor
+from sagan.metrics.reference import Reference, load_reference
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def extractor() -> Extractor:
+    return load_extractor("embedded-v1", device=CPU)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> ImageDataset:
+    labels = torch.arange(60) % 6
+    images = embedded.draw(labels, 3, 64, "easy")
+    return ImageDataset("embedded", images, labels, embedded.CLASSES, {"texture": (0, 1, 2)}, "first")
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fingerprints of the data sets whose reference was computed rather than read."""
+    calls: list[str] = []
+    measure = module._measure
+
+    def counted(dataset: ImageDataset, *rest: object) -> object:
+        calls.append(dataset.fingerprint)
+        return measure(dataset, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_measure", counted)
+    return calls
+
+
+def same(one: Reference, other: Reference) -> bool:
+    return all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+def test_second_use_reads_what_the_first_one_stored(
+    dataset: ImageDataset, extractor: Extractor, tmp_path: Path, built: list[str]
+) -> None:
+    first = load_reference(dataset, extractor, tmp_path, CPU)
+    assert same(load_reference(dataset, extractor, tmp_path, CPU), first)
+    assert built == ["first"]
+
+
+def test_changed_data_or_weights_make_a_new_entry(
+    dataset: ImageDataset, extractor: Extractor, tmp_path: Path, built: list[str]
+) -> None:
+    load_reference(dataset, extractor, tmp_path, CPU)
+    load_reference(dataclasses.replace(dataset, fingerprint="second"), extractor, tmp_path, CPU)
+    load_reference(dataset, dataclasses.replace(extractor, sha256="other"), tmp_path, CPU)
+    assert built == ["first", "second", "first"]
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one byte flipped", "not safetensors"])
+def test_damaged_entry_is_built_anew(
+    damage: str, dataset: ImageDataset, extractor: Extractor, tmp_path: Path, built: list[str]
+) -> None:
+    intact = load_reference(dataset, extractor, tmp_path, CPU)
+    (file,) = tmp_path.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes({"truncated": content[:-40], "one byte flipped": content, "not safetensors": b"x"}[damage])
+    assert same(load_reference(dataset, extractor, tmp_path, CPU), intact)
+    assert built == ["first", "first"]
+
+
+def test_large_sets_are_represented_by_a_fixed_subset(
+    dataset: ImageDataset, extractor: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REFERENCE_SAMPLES", 40)
+    monkeypatch.setattr(module, "PAIRWISE_SAMPLES", 30)
+    found = load_reference(dataset, extractor, tmp_path, CPU)
+    assert found.features.shape == (40, 128) and found.pairwise.shape == (30, 128)
+    assert same(load_reference(dataset, extractor, tmp_path / "other", CPU), found)
+
+
+def test_real_floor_is_the_distance_that_real_images_score(extractor: Extractor, tmp_path: Path) -> None:
+    from sagan.metrics.frechet import fit, frechet_distance
+
+    labels = torch.arange(2400) % 6
+    real = ImageDataset("embedded", embedded.draw(labels, 3, 64, "easy"), labels, embedded.CLASSES, {}, "third")
+    found = load_reference(real, extractor, tmp_path, CPU)
+    fresh = embedded.draw(labels[:1200], 4, 64, "easy")
+    with torch.inference_mode():
+        distance = frechet_distance(found.pooled, fit(torch.cat([extractor(b)[0] for b in torch.split(fresh, 100)])))
+    assert found.floor(1200) == pytest.approx(distance, rel=0.4)
