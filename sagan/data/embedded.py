@@ -81,12 +81,11 @@ def _wave(position: _Array, period: _Array, phase: _Array) -> _Array:
 
 
 def _stripes(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
-    upright = rng.integers(0, 2, (len(x), 1, 1)).astype(bool)
-    return _wave(np.where(upright, x, y), _uniform(rng, 8, 14, x), _uniform(rng, 0, 1, x))
+    return _wave(x, _uniform(rng, 12, 18, x), _uniform(rng, 0, 1, x))
 
 
 def _checks(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
-    period = _uniform(rng, 14, 22, x)
+    period = _uniform(rng, 22, 32, x)
     across = _wave(x, period, _uniform(rng, 0, 1, x))
     down = _wave(y, period, _uniform(rng, 0, 1, x))
     return np.where((across < 0) == (down < 0), -1, 1) * np.minimum(np.abs(across), np.abs(down))
@@ -96,23 +95,23 @@ def _blobs(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
     signed = np.full(np.broadcast_shapes(x.shape, y.shape), 64, dtype=np.float32)
     for row in range(-2, 3):
         for column in range(-2, 3):
-            dx = x - (np.float32(13 * column) + _uniform(rng, -4, 4, x))
-            dy = y - (np.float32(13 * row) + _uniform(rng, -4, 4, x))
-            signed = np.minimum(signed, np.sqrt(dx * dx + dy * dy) - _uniform(rng, 2.5, 5, x))
+            dx = x - (np.float32(16 * column) + _uniform(rng, -3, 3, x))
+            dy = y - (np.float32(16 * row) + _uniform(rng, -3, 3, x))
+            signed = np.minimum(signed, np.sqrt(dx * dx + dy * dy) - _uniform(rng, 4, 6, x))
     return signed
 
 
 def _twins(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
-    dx = np.abs(x) - _uniform(rng, 13, 20, x)
-    dy = y - _uniform(rng, -14, 14, x)
-    return np.sqrt(dx * dx + dy * dy) - _uniform(rng, 6, 11, x)
+    dx = np.abs(x) - _uniform(rng, 14, 18, x)
+    dy = y - _uniform(rng, -12, 12, x)
+    return np.sqrt(dx * dx + dy * dy) - _uniform(rng, 7, 11, x)
 
 
 def _rings(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
-    dx, dy = x - _uniform(rng, -6, 6, x), y - _uniform(rng, -6, 6, x)
-    return np.abs(np.sqrt(dx * dx + dy * dy) - _uniform(rng, 14, 22, x)) - _uniform(rng, 2, 3.5, x)
+    dx, dy = x - _uniform(rng, -5, 5, x), y - _uniform(rng, -5, 5, x)
+    return np.abs(np.sqrt(dx * dx + dy * dy) - _uniform(rng, 14, 21, x)) - _uniform(rng, 2.5, 4, x)
 
 
 def _frames(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
-    dx, dy = x - _uniform(rng, -6, 6, x), y - _uniform(rng, -6, 6, x)
-    return np.abs(np.maximum(np.abs(dx), np.abs(dy)) - _uniform(rng, 13, 20, x)) - _uniform(rng, 2, 3.5, x)
+    dx, dy = x - _uniform(rng, -5, 5, x), y - _uniform(rng, -5, 5, x)
+    return np.abs(np.maximum(np.abs(dx), np.abs(dy)) - _uniform(rng, 14, 21, x)) - _uniform(rng, 2.5, 4, x)

@@ -127,12 +127,17 @@ def frechet_by_group(generated: Features, reference: Reference) -> dict[str, flo
 
 @metric
 def kid(generated: Features, reference: Reference) -> dict[str, float]:
+    """Where class counts are fixed and not drawn, as good as real images score a little below 0.
+
+    Pairs within a set then hold slightly fewer of one class than pairs across: about -0.003 at 2,000 embedded samples.
+    """
     few = generated.features[pairwise_subset(len(generated.labels))]
     return {"kid": kernel_distance(few, reference.pairwise, float(reference.tensors["pairs"]))}
 
 
 @metric
 def manifolds(generated: Features, reference: Reference) -> dict[str, float]:
+    """Recall and coverage rise with the number of generated images: compare at equal counts only."""
     few = generated.features[pairwise_subset(len(generated.labels))]
     found = neighbours(few, reference.pairwise, reference.tensors["radii"])
     return {

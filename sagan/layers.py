@@ -1,0 +1,341 @@
+"""The layers of SAGAN: spectrally normalised convolutions, conditional batch norm, self-attention, residual blocks.
+
+Order of operations and parameter shapes follow the official code (ops.py, non_local.py, generator.py and
+discriminator.py of brain-research/self-attention-gan); every deviation is named where it is made.
+
+Shape suffixes: B images, C channels, N = H*W queries, M keys (N/4 when pooled), K channels of a key, V of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagan.config import AttentionConfig
+
+Resample = Literal["none", "up", "down"]
+
+
+class Weighted(nn.Module):
+    """A weight that spectral norm may divide; `w` is what a forward pass uses.
+
+    With `spectral_norm`, the buffers `u` and `v` are the running estimates of the singular vectors, and `normalized`
+    is the weight that `normalize_weights` divided for the current pass.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, spectral_norm: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.spectral_norm = spectral_norm
+        if spectral_norm:
+            rows = shape[0]
+            self.register_buffer("u", torch.empty(rows))
+            self.register_buffer("v", torch.empty(self.weight.numel() // rows))
+            self.normalized: Tensor
+
+    @property
+    def w(self) -> Tensor:
+        return self.normalized if self.spectral_norm else self.weight
+
+
+class Conv2d(Weighted):
+    """A 3x3 or 1x1 convolution, padded to keep the size; optionally with x2 resampling of a 3x3.
+
+    "up" is nearest upsampling, then the convolution; "down" is the convolution, then 2x2 average pooling. Both are
+    computed exactly as one strided 4x4 kernel, the 3x3 summed over 2x2 shifts: 16 multiplications where 36 stood.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        size: Literal[1, 3],
+        *,
+        spectral_norm: bool,
+        resample: Resample = "none",
+        bias: bool = True,
+    ) -> None:
+        super().__init__((channels_out, channels_in, size, size), spectral_norm=spectral_norm)
+        self.bias = nn.Parameter(torch.zeros(channels_out)) if bias else None
+        self.resample = resample
+        if resample != "none":
+            self.register_buffer("spread", _spread_matrix(resample), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.resample == "none":
+            return F.conv2d(x, self.w, self.bias, padding=self.w.shape[-1] // 2)
+        kernel = (self.w.flatten(2) @ self.spread).unflatten(2, (4, 4)).to(memory_format=torch.channels_last)
+        if self.resample == "down":
+            return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, stride=2, padding=1)
+
+
+def _spread_matrix(resample: Resample) -> Tensor:
+    """[9, 16]: takes a 3x3 kernel to its sum over the four shifts in 4x4, flipped for "up", a quarter for "down"."""
+    spread = torch.zeros(3, 3, 4, 4)
+    for row in range(3):
+        for column in range(3):
+            spread[row, column, row : row + 2, column : column + 2] = 1 if resample == "up" else 0.25
+    if resample == "up":  # a transposed convolution correlates with the kernel turned by 180 degrees
+        spread = spread.flip(2, 3)
+    return spread.reshape(9, 16)
+
+
+class Linear(Weighted):
+    def __init__(self, features_in: int, features_out: int, *, spectral_norm: bool) -> None:
+        super().__init__((features_out, features_in), spectral_norm=spectral_norm)
+        self.bias = nn.Parameter(torch.zeros(features_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.w, self.bias)
+
+
+class Embedding(Weighted):
+    """A row of `num_classes` x `features` for each label."""
+
+    def __init__(self, num_classes: int, features: int, *, spectral_norm: bool) -> None:
+        super().__init__((num_classes, features), spectral_norm=spectral_norm)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return F.embedding(labels, self.w)
+
+
+def normalize_weights(layers: Iterable[Weighted], *, update: bool, eps: float) -> None:
+    """Divide the weight of every layer that has spectral norm by its estimated largest singular value.
+
+    With `update`, one power iteration first, stored in `u` and `v`, in the order of torch's parametrisation
+    (u from v, then v from u); the official code starts with v from u and lets gradients flow through the iteration,
+    torch and we do not. All layers are handled in few grouped operations: done one by one, spectral norm costs a
+    small network more time than its convolutions.
+    """
+    normed: list[Any] = [layer for layer in layers if layer.spectral_norm]
+    if normed:
+        u, v = [layer.u for layer in normed], [layer.v for layer in normed]
+        scaled = _DivideBySigma.apply(u, v, update, eps, *(layer.weight for layer in normed))
+        for layer, weight in zip(normed, scaled, strict=True):
+            layer.normalized = weight
+
+
+class _DivideBySigma(torch.autograd.Function):
+    """weights -> weights / sigma, sigma = u' W v with u and v held constant."""
+
+    @staticmethod
+    def forward(ctx: Any, u: list[Tensor], v: list[Tensor], update: bool, eps: float, *weights: Tensor) -> Any:
+        matrices = [weight.flatten(1) for weight in weights]
+        if update:
+            _normalize_into(u, [matrix.mv(right) for matrix, right in zip(matrices, v, strict=True)], eps)
+            products = [left @ matrix for matrix, left in zip(matrices, u, strict=True)]
+            _normalize_into(v, products, eps)
+        else:
+            products = [left @ matrix for matrix, left in zip(matrices, u, strict=True)]
+        sigmas = [product.dot(right) for product, right in zip(products, v, strict=True)]
+        scaled = torch._foreach_div(weights, sigmas)
+        if any(ctx.needs_input_grad):
+            # u and v move on with the next pass, possibly before this one's backward.
+            ctx.save_for_backward(*scaled, *sigmas, *(torch._foreach_clone(u)), *(torch._foreach_clone(v)))
+        return tuple(scaled)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        n = len(grads)
+        scaled, sigmas = ctx.saved_tensors[:n], ctx.saved_tensors[n : 2 * n]
+        u, v = ctx.saved_tensors[2 * n : 3 * n], ctx.saved_tensors[3 * n :]
+        flat = [grad.flatten(1) for grad in grads]
+        along = [torch.sum(grad * w.flatten(1)) for grad, w in zip(flat, scaled, strict=True)]
+        pulled = [
+            torch.addr(grad, left * -share, right) for grad, left, share, right in zip(flat, u, along, v, strict=True)
+        ]
+        torch._foreach_div_(pulled, list(sigmas))
+        return (None, None, None, None, *(p.view_as(w) for p, w in zip(pulled, scaled, strict=True)))
+
+
+def _normalize_into(targets: list[Tensor], vectors: list[Tensor], eps: float) -> None:
+    norms = torch._foreach_norm(vectors)
+    torch._foreach_clamp_min_(norms, eps)
+    torch._foreach_copy_(targets, torch._foreach_div(vectors, norms))
+
+
+class BatchNormReLU(nn.Module):
+    """Batch norm, gain and bias, ReLU: (B, C, H, W) -> the same. `gain` and `bias` are tables [num_classes, C] chosen
+    by label (ConditionalBatchNorm of the official ops.py), or one row for all (`num_classes` None, the last layer of G).
+
+    Momentum is torch's: the weight of the new batch. The variance that is kept is the biased one's unbiased form,
+    as torch does; the official code keeps the biased one.
+    """
+
+    def __init__(
+        self, channels: int, num_classes: int | None, *, momentum: float, eps: float, spectral_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.gain = Embedding(num_classes or 1, channels, spectral_norm=spectral_norm)
+        self.bias = Embedding(num_classes or 1, channels, spectral_norm=spectral_norm)
+        self.conditional = num_classes is not None
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        rows = labels if self.conditional else torch.zeros_like(labels)
+        if self.training:
+            y, mean, var = _NormReLU.apply(x, self.gain(rows), self.bias(rows), self.eps)
+            count = x.numel() // x.shape[1]
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+            return y
+        scale = self.gain(rows) * torch.rsqrt(self.running_var + self.eps)
+        shift = self.bias(rows) - self.running_mean * scale
+        return torch.addcmul(_spatial(shift), x, _spatial(scale)).relu_()
+
+
+class _NormReLU(torch.autograd.Function):
+    """relu(gain * (x - mean) / std + bias) over a batch, and the batch's mean and biased variance.
+
+    Written out because torch's own operators pass over the activations some fourteen times, this nine times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = _batch_statistics(x)
+        rstd = torch.rsqrt(var + eps)
+        scale = gain * rstd
+        y = torch.addcmul(_spatial(bias - mean * scale), x, _spatial(scale)).relu_()
+        ctx.save_for_backward(x, y, gain, mean, rstd)
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, _mean: None, _var: None) -> Any:
+        x, y, gain, mean, rstd = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        grad = torch.ops.aten.threshold_backward(grad_y, y, 0)
+        grad_bias = grad.sum((2, 3))
+        grad_gain = rstd * ((grad * x).sum((2, 3)) - mean * grad_bias)
+        mean_grad = (gain * grad_bias).sum(0) / count
+        mean_grad_x = (gain * grad_gain).sum(0) / count
+        slope = -rstd * rstd * mean_grad_x
+        level = -rstd * mean_grad - slope * mean
+        grad_x = torch.addcmul(level[None, :, None, None], x, slope[None, :, None, None])
+        return grad_x.addcmul_(grad, _spatial(gain * rstd)), grad_gain, grad_bias, None
+
+
+def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel."""
+    if x.device.type == "cpu":
+        return torch.batch_norm_update_stats(x, None, None, 0.0)  # a seventh of var_mean's time on channels_last
+    var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    return mean, var
+
+
+def _spatial(per_image: Tensor) -> Tensor:
+    return per_image[:, :, None, None]
+
+
+class SelfAttention2d(nn.Module):
+    """Self-attention over a feature map: (B, C, H, W) -> the same; the identity while gamma is 0.
+
+    Keys and values are 2x2 max-pooled, values have C/2 channels, scores are not scaled and the four 1x1 convolutions
+    have no bias: official non_local.py, where the paper's text has C/8, no pooling and the same convolutions.
+    """
+
+    def __init__(self, channels: int, config: AttentionConfig, *, spectral_norm: bool) -> None:
+        super().__init__()
+        keys, values = max(1, channels // config.key_ratio), max(1, channels // config.value_ratio)
+        self.query = Conv2d(channels, keys, 1, spectral_norm=spectral_norm, bias=False)
+        self.key = Conv2d(channels, keys, 1, spectral_norm=spectral_norm, bias=False)
+        self.value = Conv2d(channels, values, 1, spectral_norm=spectral_norm, bias=False)
+        self.out = Conv2d(values, channels, 1, spectral_norm=spectral_norm, bias=False)
+        self.gamma = nn.Parameter(torch.tensor(config.gamma))
+        self.pool = config.pool
+        self.scale = keys**-0.5 if config.scale else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        q_BNK, k_BMK = self._queries_and_keys(x)
+        v_BMV = _tokens(self._pooled(self.value(x)))
+        width = max(q_BNK.shape[2], v_BMV.shape[2])
+        # Equal head widths let torch take its fused kernel, which never stores the N x M matrix; zeros change nothing.
+        o_BNV = F.scaled_dot_product_attention(
+            _widened(q_BNK, width).unsqueeze(1),
+            _widened(k_BMK, width).unsqueeze(1),
+            _widened(v_BMV, width).unsqueeze(1),
+            scale=self.scale,
+        )[:, 0, :, : v_BMV.shape[2]]
+        attended = o_BNV.transpose(1, 2).unflatten(2, x.shape[2:])
+        return torch.addcmul(x, self.gamma, self.out(attended))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The attention of every query over the keys: (B, C, H, W) -> (B, N, M), rows sum to 1."""
+        q_BNK, k_BMK = self._queries_and_keys(x)
+        return torch.softmax(q_BNK @ k_BMK.transpose(1, 2) * self.scale, dim=2)
+
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _tokens(self.query(x)), _tokens(self._pooled(self.key(x)))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2) if self.pool else x
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def _widened(tokens: Tensor, width: int) -> Tensor:
+    return F.pad(tokens, (0, width - tokens.shape[2]))
+
+
+class GeneratorBlock(nn.Module):
+    """Up-sampling residual block, (B, C, H, W) -> (B, C', 2H, 2W), with a learned shortcut (official generator.py)."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        num_classes: int | None,
+        *,
+        momentum: float,
+        eps: float,
+        spectral_norm: bool,
+        norm_cbn: bool,
+    ) -> None:
+        super().__init__()
+        self.bn1 = BatchNormReLU(channels_in, num_classes, momentum=momentum, eps=eps, spectral_norm=norm_cbn)
+        self.conv1 = Conv2d(channels_in, channels_out, 3, spectral_norm=spectral_norm, resample="up")
+        self.bn2 = BatchNormReLU(channels_out, num_classes, momentum=momentum, eps=eps, spectral_norm=norm_cbn)
+        self.conv2 = Conv2d(channels_out, channels_out, 3, spectral_norm=spectral_norm)
+        self.shortcut = Conv2d(channels_in, channels_out, 1, spectral_norm=spectral_norm)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        h = self.conv1(self.bn1(x, labels))
+        h = self.conv2(self.bn2(h, labels))
+        # A 1x1 convolution commutes with nearest upsampling: a quarter of its work.
+        return h + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual block of D, (B, C, H, W) -> (B, C', H/2, W/2) when `down`; hidden width C' (official discriminator.py).
+
+    `first`: the optimised block at the image, which has no ReLU before its first convolution.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, down: bool, first: bool = False, spectral_norm: bool
+    ) -> None:
+        super().__init__()
+        self.first, self.down = first, down
+        self.conv1 = Conv2d(channels_in, channels_out, 3, spectral_norm=spectral_norm)
+        resample: Resample = "down" if down else "none"
+        self.conv2 = Conv2d(channels_out, channels_out, 3, spectral_norm=spectral_norm, resample=resample)
+        learned = down or channels_in != channels_out
+        self.shortcut = Conv2d(channels_in, channels_out, 1, spectral_norm=spectral_norm) if learned else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The shortcut reads x, so the first ReLU must not be in place; the second may.
+        h = self.conv1(x if self.first else F.relu(x))
+        h = self.conv2(F.relu_(h))
+        # A 1x1 convolution commutes with average pooling: a quarter of its work.
+        skip = F.avg_pool2d(x, 2) if self.down else x
+        return h + (self.shortcut(skip) if self.shortcut is not None else skip)

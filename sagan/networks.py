@@ -1,0 +1,173 @@
+"""Generator and discriminator of SAGAN for 32 to 256 px (Zhang et al. 2019, section 3; official code).
+
+The 128 px networks are the official ones. 32, 64 and 256 px follow the layouts that BigGAN-PyTorch and StudioGAN
+share, with the official blocks; their parameter counts are in tests/test_networks.py.
+
+Initialisation is the official one: xavier-uniform, zero biases, cBN tables 1 and 0. Each layer draws from a stream of
+its own name, so two variants with the same seed start from the same weights wherever they have the same layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sagan.config import ModelConfig
+from sagan.layers import (
+    BatchNormReLU,
+    Conv2d,
+    DiscriminatorBlock,
+    Embedding,
+    GeneratorBlock,
+    Linear,
+    SelfAttention2d,
+    Weighted,
+    normalize_weights,
+)
+from sagan.streams import stream
+
+# Channels in multiples of the width: of the 4x4 map, then of every block's output.
+_LAYOUT_G = {32: (4, 4, 4, 4), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 2, 1), 256: (16, 16, 8, 8, 4, 2, 1)}
+_LAYOUT_D = {32: (2, 2, 2, 2), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16), 256: (1, 2, 4, 8, 8, 16, 16)}
+
+
+class Generator(nn.Module):
+    """Images in [-1, 1] from noise and labels: z (B, z_dim), labels (B,) -> (B, 3, R, R).
+
+    In training mode batch statistics are used and folded into the running ones, and spectral norm iterates once, in
+    every forward pass: the D step's too, as in the official code.
+    """
+
+    weighted: list[Weighted]
+
+    def __init__(self, config: ModelConfig, resolution: int, num_classes: int, *, seed: int = 0) -> None:
+        super().__init__()
+        base, *multiples = (config.width_g * m for m in _LAYOUT_G[resolution])
+        self.sn_eps = config.sn.eps
+        self.base = base
+        self.linear = Linear(config.z_dim, base * 16, spectral_norm=config.sn.g)
+        self.blocks = nn.ModuleList()
+        self.attention = nn.ModuleDict()
+        channels = base
+        for index, wider in enumerate(multiples):
+            self.blocks.append(
+                GeneratorBlock(
+                    channels,
+                    wider,
+                    num_classes,
+                    momentum=config.bn_momentum,
+                    eps=config.bn_eps,
+                    spectral_norm=config.sn.g,
+                    norm_cbn=config.sn.cbn,
+                )
+            )
+            channels = wider
+            size = 8 << index
+            if size in config.attention.at and config.attention.networks in ("both", "G"):
+                block = SelfAttention2d(channels, config.attention, spectral_norm=config.sn.attention)
+                self.attention[str(size)] = block
+        self.bn = BatchNormReLU(channels, None, momentum=config.final_bn_momentum, eps=config.bn_eps)
+        self.out = Conv2d(channels, 3, 3, spectral_norm=config.sn.g)
+        _settle(self, config, seed)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        normalize_weights(self.weighted, update=self.training, eps=self.sn_eps)
+        for _, h in self._feature_maps(z, labels):
+            final = h
+        return torch.tanh(self.out(self.bn(final, labels)))
+
+    def attention_maps(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """{"32": (B, N, M)} for every attention block, from the map that it reads."""
+        normalize_weights(self.weighted, update=False, eps=self.sn_eps)
+        maps: dict[str, Tensor] = {}
+        for read, _ in self._feature_maps(z, labels):
+            size = str(read.shape[-1])
+            if size in self.attention:
+                maps[size] = self.attention[size].attention(read)
+        return maps
+
+    def _feature_maps(self, z: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """For every block its output, before and after the attention that may follow it."""
+        h = self.linear(z).view(-1, self.base, 4, 4).contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            read = block(h, labels)
+            size = str(read.shape[-1])
+            h = self.attention[size](read) if size in self.attention else read
+            yield read, h
+
+
+class Discriminator(nn.Module):
+    """Logits with label projection: images (B, 3, R, R) in [-1, 1], labels (B,) -> (B,). Wide; no batch norm.
+
+    `update` says whether spectral norm iterates in this pass: the official code does so on the real pass of a D step.
+    """
+
+    weighted: list[Weighted]
+
+    def __init__(self, config: ModelConfig, resolution: int, num_classes: int, *, seed: int = 0) -> None:
+        super().__init__()
+        multiples = [config.width_d * m for m in _LAYOUT_D[resolution]]
+        halvings = 2 if resolution == 32 else len(multiples) - 1  # 32 px stops at 8x8, the others at 4x4
+        self.sn_eps = config.sn.eps
+        self.blocks = nn.ModuleList()
+        self.attention = nn.ModuleDict()
+        channels, size = 3, resolution
+        for index, wider in enumerate(multiples):
+            down = index < halvings
+            block = DiscriminatorBlock(channels, wider, down=down, first=index == 0, spectral_norm=config.sn.d)
+            self.blocks.append(block)
+            channels, size = wider, size // 2 if down else size
+            if down and size in config.attention.at and config.attention.networks in ("both", "D"):
+                self.attention[str(size)] = SelfAttention2d(
+                    channels, config.attention, spectral_norm=config.sn.attention
+                )
+        self.linear = Linear(channels, 1, spectral_norm=config.sn.d)
+        self.embedding = Embedding(num_classes, channels, spectral_norm=config.sn.d)
+        _settle(self, config, seed)
+
+    def forward(self, images: Tensor, labels: Tensor, *, update: bool = False) -> Tensor:
+        normalize_weights(self.weighted, update=update, eps=self.sn_eps)
+        h = images.contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            h = block(h)
+            size = str(h.shape[-1])
+            # Two blocks may share a size; attention follows the one that came down to it.
+            if block.down and size in self.attention:
+                h = self.attention[size](h)
+        pooled = F.relu(h).sum((2, 3))
+        return self.linear(pooled).squeeze(1) + (self.embedding(labels) * pooled).sum(1)
+
+
+def _settle(network: Generator | Discriminator, config: ModelConfig, seed: int) -> None:
+    """Initialise, lay the weights out for the processor, and list the layers that spectral norm looks at."""
+    network.to(memory_format=torch.channels_last)
+    network.weighted = [layer for layer in network.modules() if isinstance(layer, Weighted)]
+    tables = {
+        table: value
+        for norm in network.modules()
+        if isinstance(norm, BatchNormReLU)
+        for table, value in ((norm.gain, 1.0), (norm.bias, 0.0))
+    }
+    for name, layer in network.named_modules():
+        if not isinstance(layer, Weighted):
+            continue
+        generator = stream(seed, f"{type(network).__name__}.{name}")
+        if layer in tables:
+            nn.init.constant_(layer.weight, tables[layer])
+        elif config.init == "xavier":
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+        else:
+            nn.init.orthogonal_(layer.weight, generator=generator)
+        if layer.spectral_norm:
+            nn.init.normal_(layer.u, generator=generator)
+            nn.init.normal_(layer.v, generator=generator)
+    with torch.no_grad():
+        for _ in range(15):  # as torch's parametrisation does: the first step is normalised already
+            normalize_weights(network.weighted, update=True, eps=config.sn.eps)
+
+
+def num_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

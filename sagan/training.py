@@ -1,0 +1,298 @@
+"""Training as a generator of events: the caller logs, stops, or prunes; this module knows no tracker.
+
+Everything that decides a run is a function of (config, seed, step), so a run that was stopped and resumed from its
+checkpoint ends in the same bits as one that was not, on one machine's CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from sagan import diagnostics
+from sagan.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from sagan.config import Config, flatten, override
+from sagan.cost import count
+from sagan.data import open_dataset
+from sagan.losses import LOSSES
+from sagan.metrics.evaluation import Evaluator
+from sagan.networks import Discriminator, Generator
+from sagan.sampling import Sampler, diversity, to_unit_range
+from sagan.streams import Batches, noise, stream
+
+Outcome = Literal["finished", "collapsed", "diverged"]
+
+# A run has collapsed when its samples vary less than this share of the real images' variation, after they once
+# varied twice as much (or at the last step): a stated rule, far under what a poor but living run shows.
+COLLAPSED_DIVERSITY = 0.1
+
+_LOGGED = ("loss_d", "loss_g", "logit_real", "logit_fake")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is known at `step`. `images` holds sample and attention pictures by name; `outcome` ends the run."""
+
+    step: int
+    metrics: dict[str, float]
+    images: dict[str, NDArray[Any]] = field(default_factory=dict)
+    outcome: Outcome | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.outcome is not None
+
+
+class Trainer:
+    """One run of one config and seed in `directory`, which holds its checkpoints; it goes on from the newest one.
+
+    Raises ValueError for a config that cannot be built and for a checkpoint of another config (naming the fields).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        seed: int,
+        directory: Path,
+        *,
+        device: str | torch.device = "cpu",
+        data_root: Path | None = None,
+        cache_dir: Path | None = None,
+        inception_weights: Path | None = None,
+        checkpoint_every: int = 500,
+    ) -> None:
+        obstacle = config.obstacle()
+        if obstacle:
+            raise ValueError(f"model.attention.at: {list(config.model.attention.at)} {obstacle}")
+        torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
+        self.config, self.seed, self.directory = config, seed, directory
+        self.device = torch.device(device)
+        self.checkpoint_every = checkpoint_every
+        dataset = open_dataset(config.data, data_root)
+        self.classes, self.groups, self.data_fingerprint = dataset.classes, dataset.groups, dataset.fingerprint
+        self.batches = Batches(dataset, config.optim.batch_size, seed, config.data.h_flip)
+
+        resolution, num_classes = config.data.resolution, len(dataset.classes)
+        self.generator = Generator(config.model, resolution, num_classes, seed=seed).to(self.device)
+        self.discriminator = Discriminator(config.model, resolution, num_classes, seed=seed).to(self.device)
+        # The moving average of G; a plain copy of it, taken at each evaluation, when ema_decay is 0.
+        self.average = Generator(config.model, resolution, num_classes, seed=seed).to(self.device)
+        self.average.requires_grad_(False)
+        self.optimizer_g = self._adam(self.generator, config.optim.lr_g)
+        self.optimizer_d = self._adam(self.discriminator, config.optim.lr_d)
+        self.loss_d, self.loss_g = LOSSES[config.optim.loss]
+
+        self.evaluator = Evaluator(
+            dataset,
+            config.eval,
+            device=self.device,
+            cache_dir=cache_dir or directory / "cache",
+            inception_weights=inception_weights,
+            weights="ema" if config.optim.ema_decay else "raw",
+        )
+        self.metric_fingerprint = self.evaluator.fingerprint
+        self.sampler = Sampler(config, num_classes, seed, self.device)
+        self.real_diversity = diversity(dataset.images[: config.eval.num_samples])
+
+        self.step = 0
+        self.highest_diversity = 0.0
+        self.sums, self.since = self._no_sums(), 0  # of _LOGGED, since that step
+        saved = load_checkpoint(directory)
+        if saved:
+            self._restore(saved)
+
+    def run(self) -> Iterator[Event]:
+        """Events from the current step to the last; leaving the loop early leaves a checkpoint behind."""
+        steps, every = self.config.optim.steps, self.config.eval.every
+        log_every = min(100, max(1, steps // 50))
+        metrics: dict[str, float] = {}
+        diagnostics.reset_peak_memory(self.device)
+        if self.step == 0:
+            yield Event(0, self._sizes())
+        try:
+            started, started_at = time.perf_counter(), self.step
+            while self.step < steps:
+                self._train_step()
+                evaluates = self.step % every == 0 or self.step == steps
+                if self.step % log_every == 0 or evaluates:
+                    metrics = self._averages()
+                    shown = (self.step - started_at) * self.config.optim.batch_size * self.config.optim.d_steps
+                    metrics["images_per_sec"] = shown / (time.perf_counter() - started)
+                    if not all(math.isfinite(value) for value in metrics.values()):
+                        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+                        yield Event(self.step, finite, outcome="diverged")
+                        return
+                    if self.step < steps:
+                        images = self._evaluate(metrics) if evaluates else {}
+                        outcome: Outcome | None = "collapsed" if evaluates and self._has_collapsed(metrics) else None
+                        yield Event(self.step, metrics, images, outcome)
+                        if outcome:
+                            return
+                    started, started_at = time.perf_counter(), self.step
+                if self.step % self.checkpoint_every == 0 or self.step == steps:
+                    self._save()
+            images = self._evaluate(metrics)
+            self._write_generator()
+            yield Event(self.step, metrics, images, "collapsed" if self._has_collapsed(metrics) else "finished")
+        finally:
+            self._save()
+
+    def _train_step(self) -> None:
+        """One generator update after `d_steps` discriminator updates; nothing here waits for the device."""
+        optim, z_dim, num_classes = self.config.optim, self.config.model.z_dim, len(self.classes)
+        for turn in range(self.step * optim.d_steps, (self.step + 1) * optim.d_steps):
+            real, labels = (tensor.to(self.device, non_blocking=True) for tensor in self.batches(turn))
+            z, fake_labels = self._noise("noise_d", turn, optim.batch_size, z_dim, num_classes)
+            with torch.no_grad():
+                fake = self.generator(z, fake_labels)
+            # One pass over real and fake: without batch norm in D, the same as two, and faster.
+            images = torch.cat([to_unit_range(real), fake])
+            logits = self.discriminator(images, torch.cat([labels, fake_labels]), update=True)
+            logit_real, logit_fake = logits.chunk(2)
+            loss_d = self.loss_d(logit_real, logit_fake)
+            self.optimizer_d.zero_grad()
+            loss_d.backward()
+            self.optimizer_d.step()
+
+        z, fake_labels = self._noise("noise_g", self.step, optim.batch_size, z_dim, num_classes)
+        self.discriminator.requires_grad_(False)
+        loss_g = self.loss_g(self.discriminator(self.generator(z, fake_labels), fake_labels))
+        self.discriminator.requires_grad_(True)
+        self.optimizer_g.zero_grad()
+        loss_g.backward()
+        self.optimizer_g.step()
+        self._average_weights()
+
+        logged = (loss_d, loss_g, logit_real.mean(), logit_fake.mean())
+        self.sums += torch.stack([value.detach() for value in logged])
+        self.step += 1
+
+    def _noise(self, purpose: str, turn: int, n: int, z_dim: int, num_classes: int) -> tuple[Tensor, Tensor]:
+        z, labels = noise(stream(self.seed, purpose, turn), n, z_dim, num_classes)
+        return z.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _average_weights(self) -> None:
+        decay = self.config.optim.ema_decay
+        if not decay:
+            return
+        targets, sources = list(self.average.parameters()), list(self.generator.parameters())
+        if self.step < self.config.optim.ema_start:
+            torch._foreach_copy_(targets, sources)
+        else:
+            torch._foreach_lerp_(targets, [source.detach() for source in sources], 1 - decay)
+
+    def _averages(self) -> dict[str, float]:
+        """Means over the steps since the last call."""
+        values = (self.sums / (self.step - self.since)).tolist()
+        self.sums, self.since = self._no_sums(), self.step
+        return dict(zip(_LOGGED, values, strict=True))
+
+    def _no_sums(self) -> Tensor:
+        return torch.zeros(len(_LOGGED), device=self.device)
+
+    def _evaluate(self, metrics: dict[str, float]) -> dict[str, NDArray[Any]]:
+        """Score the averaged generator, adding to `metrics`; returns its pictures."""
+        if self.config.optim.ema_decay:
+            for target, source in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                target.copy_(source)
+        else:
+            self.average.load_state_dict(self.generator.state_dict())
+        self.sampler.settle(self.average)
+        batches, labels = [], self.sampler.labels
+        for batch in self.sampler.images(self.average):
+            batches.append(batch)
+        metrics.update(self.evaluator(batches, labels))
+        metrics["sample_diversity"] = diversity(torch.cat(batches)) / self.real_diversity
+        metrics.update(diagnostics.gammas(self.generator, self.discriminator))
+        maps = self.sampler.attention_maps(self.average)
+        metrics.update(diagnostics.attention_statistics(maps))
+        for letter, network in (("g", self.generator), ("d", self.discriminator)):
+            metrics[f"sigma_max/{letter}"] = diagnostics.largest_singular_value(network)
+        metrics["peak_memory_mib"] = diagnostics.peak_memory_mib(self.device)
+        return self.sampler.pictures(self.average, maps)
+
+    def _has_collapsed(self, metrics: dict[str, float]) -> bool:
+        diversity_now = metrics["sample_diversity"]
+        self.highest_diversity = max(self.highest_diversity, diversity_now)
+        was_alive = self.highest_diversity > 2 * COLLAPSED_DIVERSITY or self.step == self.config.optim.steps
+        return diversity_now < COLLAPSED_DIVERSITY and was_alive
+
+    def _sizes(self) -> dict[str, float]:
+        cost = count(self.config, len(self.classes))
+        return {
+            "num_params_g": float(cost.num_params_g),
+            "num_params_d": float(cost.num_params_d),
+            "flops_per_image": float(cost.flops_per_image),
+        }
+
+    def _adam(self, network: Generator | Discriminator, lr: float) -> torch.optim.Adam:
+        optim = self.config.optim
+        return torch.optim.Adam(
+            network.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.adam_eps, fused=True
+        )
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "average": self.average,
+            "optimizer_g": self.optimizer_g,
+            "optimizer_d": self.optimizer_d,
+        }
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {
+            "config": flatten(self.config),
+            "seed": self.seed,
+            "step": self.step,
+            "since": self.since,
+            "sums": self.sums,
+            "highest_diversity": self.highest_diversity,
+        }
+        save_checkpoint(self.directory, state)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        ours = {**flatten(self.config), "seed": self.seed}
+        theirs = {**saved["config"], "seed": saved["seed"]}
+        names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        if names:
+            changes = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names)
+            raise ValueError(
+                f"{self.directory} holds a checkpoint of another run: {changes}. Use another folder, or remove it."
+            )
+        for name, part in self._parts().items():
+            part.load_state_dict(saved[name])
+        self.step, self.since = saved["step"], saved["since"]
+        self.sums = saved["sums"].to(self.device)
+        self.highest_diversity = saved["highest_diversity"]
+
+    def _write_generator(self) -> None:
+        """generator.safetensors: the weights that were scored, and what is needed to build the network again."""
+        metadata = {"config": json.dumps(flatten(self.config)), "classes": json.dumps(self.classes)}
+        state = {name: tensor.contiguous() for name, tensor in self.average.state_dict().items()}
+        write_atomically(self.directory / "generator.safetensors", to_safetensors(state, metadata))
+
+
+def load_generator(path: Path, device: str | torch.device = "cpu") -> tuple[Generator, tuple[str, ...]]:
+    """The generator of a `generator.safetensors` file, ready for sampling, and its class names."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    config = override(Config(), json.loads(metadata["config"]))
+    classes = tuple(json.loads(metadata["classes"]))
+    generator = Generator(config.model, config.data.resolution, len(classes))
+    generator.load_state_dict(state)
+    return generator.to(device).eval().requires_grad_(False), classes

@@ -1,0 +1,140 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from sagan.config import AttentionConfig
+from sagan.layers import BatchNormReLU, Conv2d, Embedding, Linear, SelfAttention2d, Weighted, normalize_weights
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def filled(layer: nn.Module, seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    layer.double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    for name, buffer in layer.named_buffers():
+        if name.endswith(("u", "v")):
+            nn.init.normal_(buffer, generator=generator)
+    return layer
+
+
+def attention_block(channels: int = 16, **changes: object) -> SelfAttention2d:
+    block = SelfAttention2d(channels, AttentionConfig(**changes), spectral_norm=False)  # type: ignore[arg-type]
+    filled(block)
+    return block
+
+
+@pytest.mark.parametrize("resample", ["up", "down"])
+def test_a_resampling_convolution_equals_the_two_steps_it_replaces(resample: str) -> None:
+    conv = filled(Conv2d(5, 7, 3, spectral_norm=False, resample=resample))  # type: ignore[arg-type]
+    x = torch.randn(2, 5, 8, 8, dtype=torch.float64, requires_grad=True)
+    if resample == "up":
+        expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), conv.weight, conv.bias, padding=1)
+    else:
+        expected = F.avg_pool2d(F.conv2d(x, conv.weight, conv.bias, padding=1), 2)
+    actual = conv(x)
+    torch.testing.assert_close(actual, expected, **CLOSE)
+    pull = torch.randn_like(expected)
+    inputs = (x, conv.weight, conv.bias)
+    for ours, theirs in zip(
+        torch.autograd.grad(actual, inputs, pull), torch.autograd.grad(expected, inputs, pull), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("num_classes", [4, None])
+def test_batch_norm_relu_equals_torch_in_value_gradient_and_running_statistics(num_classes: int | None) -> None:
+    layer = filled(BatchNormReLU(6, num_classes, momentum=0.1, eps=1e-5))
+    layer.running_mean.zero_(), layer.running_var.fill_(1)
+    plain = nn.BatchNorm2d(6, affine=False, momentum=0.1, eps=1e-5).double()
+    x = torch.randn(8, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.arange(8) % 4
+    rows = labels if num_classes else torch.zeros_like(labels)
+
+    def expected() -> torch.Tensor:
+        gain, bias = layer.gain.weight[rows], layer.bias.weight[rows]
+        return F.relu(plain(x) * gain[:, :, None, None] + bias[:, :, None, None])
+
+    actual, wanted = layer(x, labels), expected()
+    torch.testing.assert_close(actual, wanted, **CLOSE)
+    torch.testing.assert_close(layer.running_mean, plain.running_mean, **CLOSE)
+    torch.testing.assert_close(layer.running_var, plain.running_var, **CLOSE)
+    pull = torch.randn_like(wanted)
+    inputs = (x, layer.gain.weight, layer.bias.weight)
+    for ours, theirs in zip(
+        torch.autograd.grad(actual, inputs, pull), torch.autograd.grad(wanted, inputs, pull), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+    layer.eval(), plain.eval()
+    torch.testing.assert_close(layer(x, labels), expected(), **CLOSE)
+
+
+def test_spectral_norm_equals_torch_over_steps_of_value_gradient_and_vectors() -> None:
+    layers: list[Weighted] = [
+        Conv2d(4, 6, 3, spectral_norm=True),
+        Linear(9, 5, spectral_norm=True),
+        Embedding(7, 3, spectral_norm=True),
+    ]
+    reference = [nn.Conv2d(4, 6, 3), nn.Linear(9, 5), nn.Embedding(7, 3)]
+    for layer, plain in zip(layers, reference, strict=True):
+        filled(layer)
+        plain.double()
+        plain.weight.data.copy_(layer.weight.data)
+        spectral_norm(plain)
+        layer.u.copy_(plain.parametrizations.weight[0]._u)
+        layer.v.copy_(plain.parametrizations.weight[0]._v)
+    for update in (True, True, False, True):
+        normalize_weights(layers, update=update, eps=1e-12)
+        for layer, plain in zip(layers, reference, strict=True):
+            plain.train(update)
+            expected = plain.weight
+            torch.testing.assert_close(layer.w, expected, **CLOSE)
+            pull = torch.randn_like(expected)
+            (theirs,) = torch.autograd.grad(expected, plain.parametrizations.weight.original, pull)
+            (ours,) = torch.autograd.grad(layer.w, layer.weight, pull, retain_graph=True)
+            torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_spectral_norm_converges_to_the_largest_singular_value() -> None:
+    layer = filled(Linear(20, 30, spectral_norm=True))
+    for _ in range(200):
+        normalize_weights([layer], update=True, eps=1e-12)
+    assert torch.linalg.matrix_norm(layer.w, 2).item() == pytest.approx(1, rel=1e-9)
+
+
+def test_attention_with_gamma_zero_is_the_identity() -> None:
+    block = attention_block()
+    nn.init.zeros_(block.gamma)
+    x = torch.randn(2, 16, 8, 8, dtype=torch.float64)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize(("key_ratio", "value_ratio"), [(8, 2), (8, 8), (1, 1)])
+def test_attention_equals_softmax_of_scores_times_values(
+    pool: bool, scale: bool, key_ratio: int, value_ratio: int
+) -> None:
+    block = attention_block(pool=pool, scale=scale, key_ratio=key_ratio, value_ratio=value_ratio)
+    x = torch.randn(2, 16, 8, 8, dtype=torch.float64)
+
+    def tokens(conv: Conv2d, pooled: bool) -> torch.Tensor:
+        y = F.conv2d(x, conv.weight)
+        return (F.max_pool2d(y, 2) if pooled else y).flatten(2)
+
+    query, key, value = tokens(block.query, False), tokens(block.key, pool), tokens(block.value, pool)
+    scores = torch.bmm(query.transpose(1, 2), key) / (query.shape[1] ** 0.5 if scale else 1)
+    weights = torch.softmax(scores, dim=2)
+    attended = torch.bmm(value, weights.transpose(1, 2)).view(2, -1, 8, 8)
+    torch.testing.assert_close(block(x), x + block.gamma * F.conv2d(attended, block.out.weight), **CLOSE)
+    torch.testing.assert_close(block.attention(x), weights, **CLOSE)
+    torch.testing.assert_close(block.attention(x).sum(2), torch.ones(2, 64, dtype=torch.float64), **CLOSE)
+
+
+def test_attention_has_the_parameters_of_the_official_block() -> None:
+    """1.25 C^2 for the four convolutions and one gamma."""
+    block = SelfAttention2d(64, AttentionConfig(), spectral_norm=True)
+    assert sum(parameter.numel() for parameter in block.parameters()) == 1.25 * 64**2 + 1

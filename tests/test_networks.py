@@ -1,0 +1,136 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sagan.config import AttentionConfig, Config, ModelConfig, SpectralNormConfig, override
+from sagan.networks import Discriminator, Generator, num_parameters
+
+
+def counts(resolution: int, at: tuple[int, ...], num_classes: int) -> tuple[int, int]:
+    """Trainable parameters of G and D at width 64, z 128."""
+    model = ModelConfig(attention=AttentionConfig(at=at))
+    with torch.device("meta"):
+        generator = Generator(model, resolution, num_classes)
+        return num_parameters(generator), num_parameters(Discriminator(model, resolution, num_classes))
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ((), (41_996_931, 39_443_137)),
+        ((8,), (43_307_652, 39_770_818)),
+        ((16,), (42_324_612, 39_525_058)),
+        ((32,), (42_078_852, 39_463_618)),
+        ((64,), (42_017_412, 39_448_258)),
+    ],
+)
+def test_imagenet_128_has_the_golden_parameter_counts(at: tuple[int, ...], expected: tuple[int, int]) -> None:
+    assert counts(128, at, 1000) == expected
+
+
+@pytest.mark.parametrize(
+    ("resolution", "at", "num_classes", "expected"),
+    [
+        (32, (16,), 10, (4_386_308, 1_075_586)),
+        (32, (), 10, (4_304_387, 1_055_105)),
+        (64, (32,), 200, (13_387_396, 19_752_642)),
+    ],
+)
+def test_small_images_have_the_counts_that_studiogan_logged(
+    resolution: int, at: tuple[int, ...], num_classes: int, expected: tuple[int, int]
+) -> None:
+    assert counts(resolution, at, num_classes) == expected
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 128, 256])
+def test_shapes_and_ranges_at_every_resolution(resolution: int) -> None:
+    model = ModelConfig(width_g=4, width_d=4, z_dim=8, attention=AttentionConfig(at=(8,)))
+    generator, discriminator = Generator(model, resolution, 3), Discriminator(model, resolution, 3)
+    labels = torch.tensor([0, 2])
+    images = generator(torch.randn(2, 8), labels)
+    assert images.shape == (2, 3, resolution, resolution)
+    assert images.abs().max() <= 1
+    assert discriminator(images, labels).shape == (2,)
+
+
+@pytest.mark.parametrize("networks", ["both", "G", "D"])
+def test_attention_sits_in_the_networks_it_is_asked_for(networks: str) -> None:
+    model = override(
+        Config(), {"model.attention.at": [8, 16], "model.attention.networks": networks, "model.width_g": 4}
+    ).model
+    generator, discriminator = Generator(model, 64, 3), Discriminator(model, 64, 3)
+    assert set(generator.attention) == ({"8", "16"} if networks != "D" else set())
+    assert set(discriminator.attention) == ({"8", "16"} if networks != "G" else set())
+
+
+def test_the_same_seed_starts_shared_layers_of_two_variants_from_the_same_weights() -> None:
+    plain = Generator(ModelConfig(width_g=4), 32, 3, seed=5).state_dict()
+    model = ModelConfig(width_g=4, attention=AttentionConfig(at=(8, 16)))
+    attentive = Generator(model, 32, 3, seed=5).state_dict()
+    assert all(torch.equal(tensor, attentive[name]) for name, tensor in plain.items())
+    other = Generator(ModelConfig(width_g=4), 32, 3, seed=6).state_dict()
+    assert not torch.equal(plain["linear.weight"], other["linear.weight"])
+
+
+@pytest.mark.parametrize("switch", ["g", "d", "cbn", "attention"])
+def test_a_spectral_norm_switch_changes_its_own_layers_alone(switch: str) -> None:
+    at = AttentionConfig(at=(8,))
+    everything = SpectralNormConfig(g=True, d=True, cbn=True, attention=True)
+    without = SpectralNormConfig(**{**vars(everything), switch: False})
+
+    def normed(config: SpectralNormConfig) -> set[str]:
+        model = ModelConfig(width_g=4, width_d=4, attention=at, sn=config)
+        networks = {"G": Generator(model, 32, 3), "D": Discriminator(model, 32, 3)}
+        return {
+            f"{letter}.{name.removesuffix('.u')}"
+            for letter, network in networks.items()
+            for name in network.state_dict()
+            if name.endswith(".u")
+        }
+
+    lost = normed(everything) - normed(without)
+    assert lost
+    belongs = {
+        "g": lambda name: name.startswith("G.") and ".bn" not in name and "attention" not in name,
+        "d": lambda name: name.startswith("D.") and "attention" not in name,
+        "cbn": lambda name: ".bn" in name,
+        "attention": lambda name: "attention" in name,
+    }[switch]
+    assert all(belongs(name) for name in lost)
+    assert not any(belongs(name) for name in normed(without))
+
+
+def test_the_final_batch_norm_is_never_spectrally_normalised() -> None:
+    model = ModelConfig(width_g=4, sn=SpectralNormConfig(cbn=True))
+    assert "bn.gain.u" not in Generator(model, 32, 3).state_dict()
+
+
+def test_the_shortcut_of_the_discriminator_reads_its_input_before_the_relu() -> None:
+    """In-place ReLU on the block's input would feed relu(x) to the shortcut: seen in three public SAGANs."""
+    discriminator = Discriminator(ModelConfig(width_d=4, sn=SpectralNormConfig(d=False)), 32, 3).double()
+    block = discriminator.blocks[1]
+    x = torch.randn(2, 8, 16, 16, dtype=torch.float64)
+    before = x.clone()
+    out = block(x)
+    assert torch.equal(x, before)
+    h = F.relu(F.conv2d(F.relu(x), block.conv1.weight, block.conv1.bias, padding=1))
+    h = F.avg_pool2d(F.conv2d(h, block.conv2.weight, block.conv2.bias, padding=1), 2)
+    skip = F.avg_pool2d(F.conv2d(x, block.shortcut.weight, block.shortcut.bias), 2)
+    torch.testing.assert_close(out, h + skip, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "at", "obstacle"),
+    [
+        (64, 32, None),
+        (64, 64, "needs 128 px"),
+        (32, 16, None),
+        (32, 32, "needs 64 px"),
+        (128, 64, None),
+    ],
+)
+def test_a_feature_map_that_a_network_lacks_is_named_with_the_resolution_that_has_it(
+    resolution: int, at: int, obstacle: str | None
+) -> None:
+    config = override(Config(), {"data.resolution": resolution, "model.attention.at": [at]})
+    assert config.obstacle() == obstacle

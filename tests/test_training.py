@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sagan.checkpoint import load_checkpoint
+from sagan.config import Config, override
+from sagan.training import Event, Trainer, load_generator
+
+
+def trained(config: Config, directory: Path, cache_dir: Path, seed: int = 0) -> tuple[Trainer, list[Event]]:
+    directory.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, seed, directory, cache_dir=cache_dir, checkpoint_every=2)
+    return trainer, list(trainer.run())
+
+
+def state_of(directory: Path) -> dict[str, Any]:
+    state = load_checkpoint(directory)
+    assert state is not None
+    return state
+
+
+def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        return {k: v for key, value in node.items() for k, v in leaves(value, f"{prefix}/{key}").items()}
+    if isinstance(node, list):
+        return leaves(dict(enumerate(node)), prefix)
+    return {prefix: node}
+
+
+def assert_same_bits(one: dict[str, Any], other: dict[str, Any]) -> None:
+    a, b = leaves(one), leaves(other)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        same = torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
+        assert same, f"{name} differs"
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+@pytest.mark.parametrize("changes", [{}, {"optim.d_steps": 2, "optim.ema_decay": 0, "data.h_flip": True}])
+def test_resume_is_bit_identical_to_an_uninterrupted_run(
+    tiny: Config, tmp_path: Path, cache_dir: Path, stop_after: int, changes: dict[str, Any]
+) -> None:
+    config = override(tiny, changes)
+    _, undisturbed = trained(config, tmp_path / "whole", cache_dir)
+
+    part = tmp_path / "parts"
+    part.mkdir()
+    events = Trainer(config, 0, part, cache_dir=cache_dir).run()
+    for event in events:
+        if event.step == stop_after:
+            break
+    events.close()  # type: ignore[attr-defined]
+    resumed = Trainer(config, 0, part, cache_dir=cache_dir)
+    assert resumed.step == stop_after
+    rest = list(resumed.run())
+
+    assert_same_bits(state_of(tmp_path / "whole"), state_of(part))
+    timed = {"images_per_sec", "peak_memory_mib"}
+    for name in undisturbed[-1].metrics.keys() - timed:
+        assert rest[-1].metrics[name] == undisturbed[-1].metrics[name], name
+
+
+def test_a_run_ends_with_one_event_that_has_an_outcome_and_scores(tiny: Config, tmp_path: Path, cache_dir: Path) -> None:
+    _, events = trained(tiny, tmp_path, cache_dir)
+    assert [event.done for event in events] == [False] * (len(events) - 1) + [True]
+    assert events[-1].outcome in ("finished", "collapsed")
+    assert [event.step for event in events if "fid" in event.metrics] == [3, 6]
+    last = events[-1]
+    assert {"gamma/g8", "gamma/d8", "attention_entropy/g8", "sigma_max/g", "peak_memory_mib"} <= last.metrics.keys()
+    assert last.images["samples"].shape == (6, 8, 32, 32, 3)
+    assert last.images["attention/g8/maps"].shape == (6, 3, 4, 4)  # keys are pooled: half the query grid
+    assert last.images["attention/g8/maps"].sum((2, 3)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_finished_run_only_scores_again_and_gives_the_same_figures(
+    tiny: Config, tmp_path: Path, cache_dir: Path
+) -> None:
+    _, events = trained(tiny, tmp_path, cache_dir)
+    _, again = trained(tiny, tmp_path, cache_dir)
+    assert [event.step for event in again] == [6]
+    assert again[0].metrics["fid"] == events[-1].metrics["fid"]
+
+
+def test_seeds_differ_and_the_same_seed_does_not(tiny: Config, tmp_path: Path, cache_dir: Path) -> None:
+    losses = [
+        trained(tiny, tmp_path / name, cache_dir, seed)[1][-1].metrics["loss_d"]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_checkpoint_of_another_config_is_refused_with_the_fields_that_differ(
+    tiny: Config, tmp_path: Path, cache_dir: Path
+) -> None:
+    trained(tiny, tmp_path, cache_dir)
+    with pytest.raises(ValueError, match=r"optim\.lr_g is 0\.\d+ there, 0\.1 here"):
+        Trainer(override(tiny, {"optim.lr_g": 0.1}), 0, tmp_path, cache_dir=cache_dir)
+    with pytest.raises(ValueError, match="seed is 0 there, 1 here"):
+        Trainer(tiny, 1, tmp_path, cache_dir=cache_dir)
+
+
+def test_weights_that_become_nan_end_the_run_as_diverged(tiny: Config, tmp_path: Path, cache_dir: Path) -> None:
+    trainer = Trainer(tiny, 0, tmp_path, cache_dir=cache_dir)
+    events = []
+    for event in trainer.run():
+        events.append(event)
+        if event.step == 2:
+            torch.nn.init.constant_(trainer.discriminator.linear.weight, float("nan"))
+    assert events[-1].outcome == "diverged"
+    assert events[-1].step == 3
+    assert all(value == value for value in events[-1].metrics.values())
+
+
+def test_a_generator_that_paints_one_picture_ends_the_run_as_collapsed(
+    tiny: Config, tmp_path: Path, cache_dir: Path
+) -> None:
+    config = override(tiny, {"optim.ema_decay": 0, "model.sn.g": False})  # a zero weight has no singular vectors
+    trainer = Trainer(config, 0, tmp_path, cache_dir=cache_dir)
+    for event in trainer.run():
+        last = event
+        if event.step == 5:
+            torch.nn.init.zeros_(trainer.generator.out.weight)
+    assert last.outcome == "collapsed"
+    assert last.metrics["sample_diversity"] < 0.1
+
+
+def test_a_config_that_no_network_can_carry_is_refused_before_any_work(tiny: Config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs 128 px"):
+        Trainer(override(tiny, {"model.attention.at": [64]}), 0, tmp_path)
+
+
+def test_the_generator_file_paints_what_was_scored(tiny: Config, tmp_path: Path, cache_dir: Path) -> None:
+    trainer, events = trained(tiny, tmp_path, cache_dir)
+    generator, classes = load_generator(tmp_path / "generator.safetensors")
+    assert classes == trainer.classes
+    pictures = trainer.sampler.pictures(generator, {})
+    assert (pictures["samples"] == events[-1].images["samples"]).all()
+
+
+def test_an_event_is_not_done_until_it_has_an_outcome() -> None:
+    event = Event(1, {})
+    assert not event.done
+    assert dataclasses.replace(event, outcome="finished").done
