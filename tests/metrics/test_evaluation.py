@@ -62,7 +62,7 @@ def test_fresh_real_pictures_score_as_real(evaluate: Evaluator, fresh: Tensor) -
     assert found["fid"] < 3 * found["real_floor"]
     assert found["class_consistency"] > 0.99 and found["is_mean"] == pytest.approx(6, abs=0.3)
     assert found["precision"] > 0.8 and found["recall"] > 0.8 and found["coverage"] > 0.8
-    assert abs(found["kid"]) < 0.01 * score(evaluate, shuffle(fresh, 8))["kid"]
+    assert abs(found["kid"]) < 0.05 * score(evaluate, shuffle(fresh, 8))["kid"]
     assert found["fid"] > found["fid_extrapolated"]
 
 

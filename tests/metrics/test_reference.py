@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from sagan.data import ImageDataset, embedded
 from sagan.metrics import reference as module
 from sagan.metrics.extractor import Extractor, load_extractor
+from sagan.metrics.frechet import fit, frechet_distance
 from sagan.metrics.reference import Reference, load_reference
 
 CPU = torch.device("cpu")
@@ -52,6 +54,15 @@ def test_second_use_reads_what_the_first_one_stored(
     assert built == ["first"]
 
 
+def test_of_two_that_come_at_once_one_builds_and_the_other_reads(
+    dataset: ImageDataset, extractor: Extractor, tmp_path: Path, built: list[str]
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: load_reference(dataset, extractor, tmp_path, CPU), range(2))
+    assert same(one, other)
+    assert built == ["first"]
+
+
 def test_changed_data_or_weights_make_a_new_entry(
     dataset: ImageDataset, extractor: Extractor, tmp_path: Path, built: list[str]
 ) -> None:
@@ -86,8 +97,6 @@ def test_large_sets_are_represented_by_a_fixed_subset(
 
 
 def test_real_floor_is_the_distance_that_real_images_score(extractor: Extractor, tmp_path: Path) -> None:
-    from sagan.metrics.frechet import fit, frechet_distance
-
     labels = torch.arange(2400) % 6
     real = ImageDataset("embedded", embedded.draw(labels, 3, 64, "easy"), labels, embedded.CLASSES, {}, "third")
     found = load_reference(real, extractor, tmp_path, CPU)
