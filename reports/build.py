@@ -62,12 +62,13 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
     store = Store(tracking_uri)
     units = load_units(store)
     if not units:
-        raise ValueError(f"the store {store.uri} has no study: start one with `python -m ablations.run STUDY.yaml`")
+        hint = "start one with `python -m ablations.run STUDY.yaml`"
+        raise ValueError(f"the store {store.shown_uri} has no study: {hint}")
     names = list(dict.fromkeys(unit.study for unit in units))
     if study is not None and study not in names:
         close = difflib.get_close_matches(study, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-        raise ValueError(f"--study: no study {study!r} in {store.uri}; {hint}")
+        raise ValueError(f"--study: no study {study!r} in {store.shown_uri}; {hint}")
     chosen = [
         (unit, folder) for unit, folder in zip(units, folder_names(units), strict=True) if study in (None, unit.study)
     ]
@@ -79,7 +80,7 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
         for unit, folder in chosen:
             entries.append({"folder": folder, **write_unit(unit, Path(scratch) / folder, formats)})
         page = Path(scratch) / "index.html"
-        page.write_text(_render("index.html", entries=entries, store=store.uri, now=_now()), encoding="utf-8")
+        page.write_text(_render("index.html", entries=entries, store=store.shown_uri, now=_now()), encoding="utf-8")
         for _, folder in chosen:
             _replace(Path(scratch) / folder, out / folder)
         os.replace(page, out / "index.html")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from reports import style
-from reports.summary import compare
+from reports.summary import Comparison, compare
 from reports.unit import Unit
 
 
@@ -42,7 +42,7 @@ def figure(section: str) -> Callable[[Draw], Draw]:
     return register
 
 
-@figure("Variants")
+@figure("Answer")
 def seeds(unit: Unit) -> Iterator[Drawn]:
     """Every seed as a point: with a handful of seeds the points are the distribution."""
     rows = compare(unit, "fid")
@@ -69,6 +69,25 @@ def seeds(unit: Unit) -> Iterator[Drawn]:
     yield Drawn("seeds", "One point a training seed at the last step; bar: mean, whiskers: 95 % t interval.", fig)
 
 
+@figure("Answer")
+def differences(unit: Unit) -> Iterator[Drawn]:
+    """The same, as what each variant changes on a seed: luck that a seed brings to both arms cancels."""
+    found = [row for row in compare(unit, "fid") if row.difference]
+    if not found:
+        return
+    values = unit.finished("fid")
+    fig, axes = new_axes(height=0.55 + 0.3 * len(unit.variants))
+    _zero_line(axes, unit)
+    markers = style.markers(item.name for item in unit.variants)
+    for place, row in enumerate(found):
+        _difference(axes, unit, row, values, place, markers[row.variant])
+    axes.set_yticks(range(len(found)), [row.variant for row in found])
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"difference to {unit.baseline} in {style.label('fid', unit.fingerprint)} (left is better)")
+    yield Drawn("differences", "Variant minus baseline on the same seed; bar: mean, whiskers: 95 % t interval.", fig)
+
+
 @figure("Training curves")
 def curves(unit: Unit) -> Iterator[Drawn]:
     """Scores over training, with every seed as a thin line."""
@@ -87,10 +106,11 @@ def curves(unit: Unit) -> Iterator[Drawn]:
         axes.set_xlabel("generator step")
         axes.set_ylabel(style.label(key, unit.fingerprint, arrow=True))
         _legend(fig, unit, _shown(unit, history))
-        caption = "Line: mean over training seeds; band: lowest to highest seed; thin lines: seeds."
+        name = style.label(key, unit.fingerprint)
+        caption = f"{name[0].upper()}{name[1:]} while training. Line: mean over seeds; band: lowest to highest seed."
         if unit.cells["state"].isin(_ENDINGS).any():
             caption += " A cross ends a run that collapsed or diverged."
-        yield Drawn(f"curve_{key}", f"{style.label(key, unit.fingerprint)} while training. {caption}", fig)
+        yield Drawn(f"curve_{key}", caption, fig)
 
 
 @figure("Geometry against texture")
@@ -105,16 +125,9 @@ def geometry_texture(unit: Unit) -> Iterator[Drawn]:
     fig, axes = new_axes(height=0.75 + 0.4 * len(others))
     _zero_line(axes, unit)
     for offset, (key, marker, face) in enumerate(zip(found, "os", (None, "white"), strict=False)):
-        baseline = unit.finished(key)[unit.baseline]
         for row in found[key]:
-            assert row.difference is not None
-            y = others.index(row.variant) + 0.26 * offset - 0.13
-            colour = colours(unit)[row.variant]
-            axes.errorbar(row.difference.mean, y, xerr=row.difference.half_width, fmt=marker, color=colour,
-                          mfc=face or colour, ms=5, capsize=2, lw=1.2)  # fmt: skip
-            pairs = [value - baseline[seed] for seed, value in unit.finished(key)[row.variant].items()
-                     if seed in baseline]  # fmt: skip
-            axes.plot(pairs, [y] * len(pairs), ".", color=colour, ms=3, alpha=0.55)
+            place = others.index(row.variant) + 0.26 * offset - 0.13
+            _difference(axes, unit, row, unit.finished(key), place, marker, face)
     axes.set_yticks(range(len(others)), others)
     axes.set_ylim(len(others) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
@@ -123,7 +136,7 @@ def geometry_texture(unit: Unit) -> Iterator[Drawn]:
                       label=key.partition("/")[2]) for key, marker, face in zip(found, "os", (None, "white"),
                                                                                strict=False)]  # fmt: skip
     fig.legend(handles=handles, loc="outside upper left", ncols=2, handletextpad=0.3)
-    yield Drawn("geometry_texture", "Paired by seed: mean and 95 % t interval, small dots the pairs.", fig)
+    yield Drawn("geometry_texture", "By group of classes, paired by seed; bar: mean, whiskers: 95 % t interval.", fig)
 
 
 @figure("Geometry against texture")
@@ -156,11 +169,11 @@ def classes(unit: Unit) -> Iterator[Drawn]:
 def traces(unit: Unit) -> Iterator[Drawn]:
     """Diagnostics over training: the gain of attention, how spread it is, singular values, logits."""
     kinds = (
-        ("gamma", "gamma/", "gain γ", "Gain of the attention branch; it starts where the config says."),
-        ("entropy", "attention_entropy/", "attention entropy", "Entropy of the attention weights, mean over queries."),
-        ("distance", "attention_distance/", "attention distance", "Mean distance between a query and its keys."),
-        ("sigma", "sigma_max/", "largest singular value", "Largest singular value over the layers of a network."),
-        ("logits", "logit_", "D's logit", "Mean logit of D."),
+        ("gamma", "gamma/", "gain γ", "Gain of the attention branch: 0 is no attention."),
+        ("entropy", "attention_entropy/", "attention entropy", "Entropy of attention over that of uniform weights."),
+        ("distance", "attention_distance/", "attention distance", "Mean distance of query and key; a map's side is 1."),
+        ("sigma", "sigma_max/", "largest singular value", "Of a network's weights, before spectral norm."),
+        ("logits", "logit_", "D's logit", "Mean logit of D on real and on generated images."),
     )
     for name, prefix, label, caption in kinds:
         history = unit.histories[unit.histories["key"].str.startswith(prefix) & unit.histories["value"].notna()]
@@ -215,6 +228,26 @@ def _curve(axes: Axes, history: pd.DataFrame, colour: str, ended: set[int]) -> N
     if going.shape[1] and len(going):
         axes.fill_between(going.index, going.min(axis=1), going.max(axis=1), color=colour, alpha=0.14, lw=0)
         axes.plot(going.index, going.mean(axis=1), color=colour)
+
+
+def _difference(
+    axes: Axes,
+    unit: Unit,
+    row: Comparison,
+    values: dict[str, dict[int, float]],
+    place: float,
+    marker: str,
+    face: str | None = None,
+) -> None:
+    """A row: one marker a pair of runs, the mean as a bar, its interval as whiskers."""
+    assert row.difference is not None
+    own, baseline = values[row.variant], values[unit.baseline]
+    pairs = [own[seed] - baseline[seed] for seed in own if seed in baseline]
+    colour = colours(unit)[row.variant]
+    if row.difference.half_width is not None:
+        axes.errorbar(row.difference.mean, place, xerr=row.difference.half_width, color=colour, capsize=2, lw=1.2)
+    axes.plot(row.difference.mean, place, "|", color=colour, ms=10, mew=2)
+    axes.plot(pairs, [place] * len(pairs), marker, color=colour, mfc=face or colour, ms=4, mew=0.8)
 
 
 def _legend(fig: Figure, unit: Unit, variants: list[str]) -> None:

@@ -39,7 +39,7 @@ def samples(unit: Unit) -> Iterator[Drawn]:
         if len(value):
             size = float(value.to_numpy()[0])
             text += f"   {style.label('fid', unit.fingerprint)} {style.number(size, style.decimals([size]))}"
-        axes.set_title(text, loc="left", color=colours(unit)[picture.variant], fontweight="bold")
+        axes.set_title(text, loc="left", color=colours(unit)[picture.variant])
         caption = f"{picture.variant}, seed {picture.seed}, step {picture.step:,}; same z in every variant."
         yield Drawn(f"samples_{_slug(picture.variant)}", caption, fig)
 
@@ -58,11 +58,12 @@ def attention(unit: Unit) -> Iterator[Drawn]:
         fig, panels = plt.subplots(rows, columns + 1, squeeze=False, figsize=size)
         for image, weights, axes in zip(images, maps, panels, strict=False):
             _attention_row(axes, image, queries[:columns], weights, int(grid.group()))
-        fig.suptitle(f"{picture.variant}, {picture.name}", x=0.01, ha="left", fontsize=8, fontweight="bold",
-                     color=colours(unit)[picture.variant])  # fmt: skip
+        network = f"{picture.name[:1].upper()} at {grid.group()} × {grid.group()}"
+        title = f"{picture.variant}   {network}"
+        fig.suptitle(title, x=0.01, ha="left", fontsize=8, color=colours(unit)[picture.variant])
         caption = (
-            f"{picture.variant}, seed {picture.seed}, step {picture.step:,}: query points of {picture.name} on the "
-            f"sample, then each point's weights over the {maps.shape[-2]} × {maps.shape[-1]} keys, in its colour."
+            f"{picture.variant}, seed {picture.seed}, step {picture.step:,}: query points on the sample, then each "
+            f"point's weights over the {maps.shape[-2]} × {maps.shape[-1]} keys, in its colour; brightest is largest."
         )
         yield Drawn(f"attention_{_slug(picture.variant)}_{picture.name}", caption, fig)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,11 @@ class Store:
                 f"got {self.uri!r}"
             )
 
+    @property
+    def shown_uri(self) -> str:
+        """The URI without its password, for pages and messages."""
+        return shown_uri(self.uri)
+
     def runs(self) -> list[Run]:
         """Every run that is not deleted and carries the tag `kind`, oldest first."""
         return sorted(self._source.runs(), key=lambda run: (run.start, run.id))
@@ -114,6 +120,10 @@ class Store:
             return None
 
 
+def shown_uri(uri: str) -> str:
+    return re.sub(r"(//[^:/@]*):[^/]*@", r"\1:***@", uri)
+
+
 _POINT = {"run_id": str, "key": str, "step": int, "timestamp": int, "value": float}
 
 
@@ -126,9 +136,11 @@ class _Database:
             self._engine = _sqlite_engine(_sqlite_path(uri)) if uri.startswith("sqlite:") else _engine(uri)
             tables = set(inspect(self._engine).get_table_names())
         except (SQLAlchemyError, ModuleNotFoundError) as error:
-            raise ValueError(f"the store {uri} does not open ({_first_line(error)}): check --tracking-uri") from None
+            raise ValueError(
+                f"the store {shown_uri(uri)} does not open ({_first_line(error)}): check --tracking-uri"
+            ) from None
         if not {"experiments", "runs", "tags", "params", "metrics"} <= tables:
-            raise ValueError(f"{uri} is no MLflow store: it has no tables of runs; check --tracking-uri")
+            raise ValueError(f"{shown_uri(uri)} is no MLflow store: it has no tables of runs; check --tracking-uri")
 
     def runs(self) -> list[Run]:
         names = {row[0]: row[1] for row in self._rows("experiments", "experiment_id", "name")}
@@ -200,7 +212,9 @@ class _Server:
         try:
             self._experiments = {item.experiment_id: item.name for item in self._client.search_experiments()}
         except MlflowException as error:
-            raise ValueError(f"the store {uri} does not answer ({_first_line(error)}): check --tracking-uri") from None
+            raise ValueError(
+                f"the store {shown_uri(uri)} does not answer ({_first_line(error)}): check --tracking-uri"
+            ) from None
         self._keys: dict[str, list[str]] = {}
 
     def runs(self) -> list[Run]:

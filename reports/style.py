@@ -49,14 +49,12 @@ METRICS = {
     "coverage": Metric("coverage", lower=False),
     "class_consistency": Metric("class consistency", lower=False),
     "real_floor": Metric("{fd} of real against real"),
+    "sample_diversity": Metric("diversity against real"),
     "num_params_g": Metric("parameters of G"),
     "num_params_d": Metric("parameters of D"),
     "images_per_sec": Metric("images/s", lower=False),
     "peak_memory_mib": Metric("peak memory, MiB", lower=True),
 }
-# What is logged while training rather than measured on samples.
-TRACES = ("loss_", "logit_", "gamma/", "attention_", "sigma_max/", "num_params_", "flops_", "images_per_sec",
-          "peak_memory")  # fmt: skip
 
 
 def label(key: str, fingerprint: str, arrow: bool = False) -> str:
@@ -77,10 +75,10 @@ def extractor_of(fingerprint: str) -> str:
     return fingerprint.partition(";")[0].partition("@")[0].strip()
 
 
-def decimals(values: Iterable[float]) -> int:
-    """Decimals that show three digits of the smallest value; one number for a whole column keeps it aligned."""
+def decimals(values: Iterable[float], digits: int = 3) -> int:
+    """Decimals that show so many digits of the smallest value; one number for a whole column keeps it aligned."""
     sizes = [abs(value) for value in values if value]
-    return min(4, max(0, 2 - math.floor(math.log10(min(sizes))))) if sizes else 0
+    return min(4, max(0, digits - 1 - math.floor(math.log10(min(sizes))))) if sizes else 0
 
 
 def number(value: float, digits: int, signed: bool = False) -> str:

@@ -50,7 +50,7 @@ def compare(unit: Unit, key: str) -> list[Comparison]:
             difference=difference,
             p=statistics.p_value(difference),
             improvement=better if metric is not None and metric.lower is not None else None,
-            seeds_needed=statistics.seeds_needed(difference),
+            seeds_needed=statistics.seeds_needed(difference) if difference.n > 2 else None,
         )
     tested = {name: row.p for name, row in rows.items() if row.p is not None}
     corrected = dict(zip(tested, statistics.holm(list(tested.values())), strict=True))
@@ -109,8 +109,8 @@ def _gain(row: Comparison) -> float:
 
 
 def _amount(difference: Estimate, name: str) -> str:
-    digits = style.decimals([difference.mean, difference.half_width or difference.mean])
-    size = style.plus_minus(abs(difference.mean), difference.half_width, min(digits, 2))
+    digits = style.decimals([difference.half_width or difference.mean], digits=2)
+    size = style.plus_minus(abs(difference.mean), difference.half_width, digits)
     return f"{size} {name}"
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from reports import style
 from reports.paper import published
 from reports.summary import Comparison, compare
-from reports.unit import Unit, Variant
+from reports.unit import TRACES, Unit, Variant
 
 ABSENT = "–"
 
@@ -103,23 +103,25 @@ def variants(unit: Unit) -> Table:
     best = _best("fid", [row.estimate.mean if row.estimate else None for row in rows], 0)
     body = []
     for place, variant in enumerate(unit.variants):
-        params = [_parameters(unit, variant, key) for key in ("num_params_g", "num_params_d")]
+        params = " / ".join(_parameters(unit, variant, key) for key in ("num_params_g", "num_params_d"))
         cells = (variant.name, scores[place], differences[place], _seeds(unit, variant),
-                 shown["class_consistency"][place], shown["intra_fid"][place], *params,
-                 shown["images_per_sec"][place], shown["peak_memory_mib"][place], outcomes(unit, variant))  # fmt: skip
+                 shown["class_consistency"][place], shown["intra_fid"][place], ABSENT if variant.obstacle else params,
+                 *(shown[key][place].partition(" ±")[0] for key in ("images_per_sec", "peak_memory_mib")),
+                 outcomes(unit, variant))  # fmt: skip
         body.append(Row(cells, frozenset({1}) if place in best else frozenset()))
     labels = {key: style.label(key, unit.fingerprint, arrow=True) for key in ("fid", *keys)}
     return Table(
         name="variants",
         title="Variants",
         columns=("variant", labels["fid"], f"difference to {unit.baseline}", "seeds", labels["class_consistency"],
-                 labels["intra_fid"], "parameters G", "parameters D", labels["images_per_sec"],
+                 labels["intra_fid"], "parameters G / D", labels["images_per_sec"],
                  labels["peak_memory_mib"], "outcome"),  # fmt: skip
         sections=(Section(None, tuple(body)),),
         notes=(
             caption(unit),
             f"Differences are variant minus {unit.baseline}, paired by seed; below zero is better. Only finished cells "
-            "enter a mean: a collapsed or diverged one is counted under outcome, never averaged.",
+            "enter a mean: a collapsed or diverged one is counted under outcome, never averaged. Images/s and memory "
+            "are means over seeds.",
         ),
     )
 
@@ -134,7 +136,7 @@ def evidence(unit: Unit) -> Table | None:
     sampling = {row.variant: row.estimate for row in compare(unit, "fid_se")}
     spreads = [row.estimate.sd if row.estimate else None for row in rows]
     errors = [item.mean if (item := sampling.get(row.variant)) else None for row in rows]
-    digits = style.decimals([value for value in (*spreads, *errors) if value])
+    digits = style.decimals((value for value in (*spreads, *errors) if value), digits=2)
     differences = _differences(rows)
     body = [
         Row((row.variant, differences[place], str(row.difference.n) if row.difference else ABSENT, _p(row.p),
@@ -149,11 +151,11 @@ def evidence(unit: Unit) -> Table | None:
                  "sd over seeds", "sampling error"),  # fmt: skip
         sections=(Section(None, tuple(body)),),
         notes=(
-            f"By {name} at the last step. p is of a paired t test, from three pairs on; Holm corrects it for "
-            f"{sum(row.p is not None for row in rows)} comparisons. P(better) is the chance that a run of the variant "
+            f"By {name} at the last step. p is of a paired t test, from three pairs on; Holm corrects it for the "
+            f"{sum(row.p is not None for row in rows)} tests here. P(better) is the chance that a run of the variant "
             "scores better than a run of the baseline. Seeds needed: for a difference as large and as spread as the "
-            "one observed, at 80 % power. The sampling error is that of one run's score, from its finite number of "
-            "samples; it says nothing about another training seed and enters no interval here.",
+            "one observed, at 80 % power, from three pairs on. The sampling error is that of one run's score, from its "
+            "finite number of samples; it says nothing about another training seed and enters no interval here.",
         ),
     )
 
@@ -185,7 +187,7 @@ def geometry_texture(unit: Unit) -> Table | None:
 @table("Every metric")
 def every_metric(unit: Unit) -> Table | None:
     """All that was measured on samples at the last step, for who looks for a figure not shown above."""
-    keys = [key for key in sorted(unit.finals.columns) if not key.startswith(style.TRACES)]
+    keys = [key for key in sorted(unit.finals.columns) if not key.startswith(TRACES)]
     rows = [Row((style.label(key, unit.fingerprint, arrow=True), *_estimates(unit, key)[1])) for key in keys]
     if not rows:
         return None
@@ -250,7 +252,11 @@ def _estimates(unit: Unit, key: str) -> tuple[list[float | None], list[str]]:
     """Means and their texts by variant; a variant without a figure says why in the row of the score."""
     rows = compare(unit, key)
     scale = style.METRICS[key].scale if key in style.METRICS else 1.0
-    digits = style.decimals([scale * row.estimate.mean for row in rows if row.estimate])
+    found = [row.estimate for row in rows if row.estimate]
+    digits = max(
+        style.decimals(scale * item.mean for item in found),
+        style.decimals((scale * item.half_width for item in found if item.half_width), digits=1),
+    )
     texts = []
     for row, variant in zip(rows, unit.variants, strict=True):
         if row.estimate is None:
@@ -268,8 +274,7 @@ def _why(unit: Unit, variant: Variant) -> str:
 
 def _differences(rows: list[Comparison]) -> list[str]:
     found = [row.difference for row in rows]
-    sizes = [value for gap in found if gap for value in (gap.half_width or gap.mean,)]
-    digits = min(style.decimals(sizes), 3)
+    digits = style.decimals((gap.half_width or gap.mean for gap in found if gap), digits=2)
     return [style.plus_minus(gap.mean, gap.half_width, digits, signed=True) if gap else ABSENT for gap in found]
 
 

@@ -12,6 +12,9 @@ import pandas as pd
 
 from reports.store import Run, Store
 
+# What is logged while training; everything else is measured on samples, at evaluations.
+TRACES = ("loss_", "logit_", "gamma/", "attention_", "sigma_max/", "num_params_", "flops_", "images_per_sec",
+          "peak_memory")  # fmt: skip
 CELL_TAGS = ("config_digest", "data_fingerprint", "metric_fingerprint", "device", "git_commit", "error")
 
 
@@ -221,10 +224,12 @@ def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) ->
 
 
 def _finals(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """A finished cell whose last value is NaN has no value: the one before it belongs to another step."""
-    finished = set(cells.loc[cells["state"] == "finished", "run_id"])
-    usable = points[points["run_id"].isin(list(finished)) | points["value"].notna()]
-    last = usable.drop_duplicates(["run_id", "key"], keep="last")  # points are ordered by step
+    """The last finite values. A finished cell whose last evaluation gave none has none: those before it belong to
+    other steps than its fellows'."""
+    ends = cells[cells["state"] == "finished"].set_index("run_id")["step"]
+    trace = points["key"].str.startswith(TRACES)
+    at_end = points["step"] == points["run_id"].map(ends).fillna(points["step"])
+    last = points[points["value"].notna() & (trace | at_end)].drop_duplicates(["run_id", "key"], keep="last")
     wide = last.pivot(index="run_id", columns="key", values="value")
     return wide.reindex(cells["run_id"]).reset_index(drop=True).rename_axis(columns=None)
 

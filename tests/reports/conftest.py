@@ -1,4 +1,4 @@
-"""A store as the tracker leaves it, written through MLflow's own client; its numbers are made up but shaped like real ones.
+"""A store as the tracker leaves it, written through MLflow's own client, with made-up numbers of a likely shape.
 
 Studies: `attention_position` (none to feat32 over three seeds, feat64 impossible at this size; one cell collapsed, one
 still running), and what single tests add.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+
+from reports.unit import CELL_TAGS, Unit, Variant
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
@@ -205,6 +208,38 @@ def fill(store: FakeStore) -> None:
                                last_step="600")  # fmt: skip
                 case _:
                     store.cell(study, variant, seed, training(variant, seed), pictures=seed == 0)
+
+
+def make_unit(
+    fid: Mapping[str, Mapping[int, float]],
+    *,
+    obstacles: Mapping[str, str] | None = None,
+    states: Mapping[tuple[str, int], str] | None = None,
+    **fields: Any,
+) -> Unit:
+    """A unit without a store: the final score of each variant and seed; cells that have none are missing."""
+    obstacles, states = obstacles or {}, states or {}
+    variants = tuple(Variant(name, obstacle=obstacles.get(name)) for name in fid)
+    seeds = tuple(sorted({seed for values in fid.values() for seed in values}))
+    rows = []
+    for variant in variants:
+        for seed in seeds:
+            done = seed in fid[variant.name]
+            state = variant.obstacle or states.get((variant.name, seed)) or ("finished" if done else "missing")
+            measured = {"data_fingerprint": "data", "metric_fingerprint": FINGERPRINT} if done else {}
+            rows.append({"variant": variant.name, "seed": seed, "state": state, "step": STEPS if done else None,
+                         "steps": STEPS, "run_id": f"{variant.name}/{seed}" if done else None, "seconds": 60.0,
+                         **dict.fromkeys(CELL_TAGS), **measured})  # fmt: skip
+    finals = pd.DataFrame({"fid": [fid[row["variant"]].get(row["seed"], float("nan")) for row in rows]})
+    histories = pd.DataFrame(columns=["variant", "seed", "key", "step", "value"])
+    unit = Unit("attention_position", "embedded", "embedded", "Where?", "table1", "none", variants, seeds,
+                pd.DataFrame(rows), finals, histories, (), (), {}, 0)  # fmt: skip
+    return replace(unit, **fields)
+
+
+@pytest.fixture(name="make_unit")
+def make_unit_fixture() -> Callable[..., Unit]:
+    return make_unit
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import csv
+import html.parser
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.build import FORMATS, folder_names, main, write_unit
+from reports.unit import Unit
+
+
+@pytest.fixture(scope="module")
+def built(store: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "out"
+    assert main(["--tracking-uri", store.uri, "--out", str(out), "--format", "html,md,tex,csv,png"]) == 0
+    return out
+
+
+def test_a_half_finished_study_gets_every_file(built: Path) -> None:
+    folder = built / "attention_position"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"index.html", "table.md", "table.tex", "table.csv", "results.csv", "report.json"} <= names
+    figures = {Path(name).stem for name in names if name.startswith("figures/")}
+    assert {"seeds", "differences", "curve_fid", "curve_is_mean", "curve_class_consistency", "samples_none",
+            "samples_feat32", "attention_feat32_g32", "gamma", "entropy", "geometry_texture", "classes"} <= figures
+    assert not [path for path in built.iterdir() if path.name.startswith(".")]  # fmt: skip
+
+
+def test_the_page_shows_unfinished_collapsed_and_impossible_cells_as_such(built: Path) -> None:
+    page = (built / "attention_position" / "index.html").read_text(encoding="utf-8")
+    assert "So far (11 of 12 cells)" in page
+    for text in ("needs 128 px", "collapsed at 420 of 1,000", "running at 600 of 1,000", "1 collapsed at step 420"):
+        assert text in page
+    assert not re.search(r"e\+308|\bnan\b|\bNone\b", re.sub(r"data:image/png;base64,[^\"]*", "", page))
+
+
+def test_pages_ask_nobody_for_anything(built: Path) -> None:
+    for page in built.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"(src|href)=\"(?!data:|#|\.\./index\.html|[\w.@+=,%-]+(/index\.html)?\")", text)
+        assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", text)
+        assert "<script" not in text
+
+
+def test_results_have_one_row_a_planned_cell(built: Path) -> None:
+    with (built / "attention_position" / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 15
+    finished = [row for row in rows if row["state"] == "finished"]
+    assert len(finished) == 10 and all(float(row["fid"]) < 100 for row in finished)
+
+
+class _Tags(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        assert not [name for name, _ in attrs if name.startswith("on")]
+
+
+def test_names_from_the_store_are_text_in_html(make_unit: Callable[..., Unit], tmp_path: Path) -> None:
+    nasty = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
+    unit = make_unit({"none": {0: 3.0, 1: 4.0}, nasty: {0: 2.0, 1: 2.5}}, question=nasty, protocol=nasty)
+    write_unit(unit, tmp_path / "s", frozenset({"html"}))
+    page = (tmp_path / "s" / "index.html").read_text(encoding="utf-8")
+    tags = _Tags()
+    tags.feed(page)
+    assert "script" not in tags.seen and "&lt;script&gt;" in page
+
+
+def test_a_study_of_any_name_stays_inside_the_output_folder(make_unit: Callable[..., Unit]) -> None:
+    unit = make_unit({"none": {0: 1.0}})
+    units = [replace(unit, study=name) for name in ("../../etc", "..", "a/b", ".git")]
+    names = folder_names(units)
+    assert len(set(names)) == 4
+    assert not [name for name in names if "/" in name or name.startswith(".")]
+
+
+def test_each_protocol_has_a_folder_of_its_own(make_unit: Callable[..., Unit]) -> None:
+    unit = make_unit({"none": {0: 1.0}})
+    protocols = ("embedded", "embedded + optim.steps=500", "embedded + optim.steps:500", "official128")
+    presets = ("embedded", "embedded", "embedded", "official128")
+    units = [replace(unit, protocol=text, preset=preset) for text, preset in zip(protocols, presets, strict=True)]
+    names = folder_names(units)
+    assert names[0] == "attention_position" and names[1] == "attention_position@embedded-+-optim.steps=500"
+    assert len(set(names)) == 4 and names[3] == "attention_position@official128"
+
+
+@pytest.mark.parametrize("states", ["missing", "failed"])
+def test_a_study_with_no_result_gets_its_page_all_the_same(
+    make_unit: Callable[..., Unit], tmp_path: Path, states: str
+) -> None:
+    unit = make_unit({"none": {0: 1.0}, "feat64": {}}, states={("none", 0): states},
+                     obstacles={"feat64": "needs 128 px"})  # fmt: skip
+    entry = write_unit(unit, tmp_path / "s", frozenset(FORMATS))
+    assert entry["headline"] == "No result yet: 0 of 1 cells are done."
+    assert states in (tmp_path / "s" / "index.html").read_text(encoding="utf-8")
+
+
+def test_no_store_is_one_message_and_status_2_with_nothing_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main([]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("reports.build: no MLflow store at mlflow.db") and message.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--study", "attention_positon"], "did you mean 'attention_position'"),
+        (["--format", "html,docx"], "--format: must be a list of html, md, tex, csv, png, pdf, got docx"),
+    ],
+)
+def test_bad_options_are_one_message_and_status_2(
+    store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    assert main(["--tracking-uri", store.uri, "--out", str(out), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(
+    store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "attention_position").mkdir()
+    (tmp_path / "attention_position" / "thesis.tex").write_text("years of work")
+    assert main(["--tracking-uri", store.uri, "--out", str(tmp_path), "--format", "csv"]) == 2
+    assert "is no report of ours" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "attention_position").iterdir()] == ["thesis.tex"]
+
+
+def test_building_again_replaces_the_folder_whole(store: Any, tmp_path: Path) -> None:
+    for formats in ("md", "csv"):
+        assert main(["--tracking-uri", store.uri, "--out", str(tmp_path), "--format", formats]) == 0
+    names = {path.name for path in (tmp_path / "attention_position").iterdir()}
+    assert names == {"table.csv", "results.csv", "report.json"}
+
+
+def test_help_answers_without_loading_the_scientific_stack() -> None:
+    code = "import sys, reports.build as b; b._parser().format_help(); sys.exit('pandas' in sys.modules)"
+    started = time.perf_counter()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert time.perf_counter() - started < 5  # well under one second alone; tests run beside others
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("name", ["index.html", "attention_position/index.html"])
+def test_at_390_pixels_nothing_scrolls_sideways_and_every_picture_is_there(
+    built: Path, tmp_path: Path, name: str
+) -> None:
+    # A window cannot be that narrow, a frame in it can; the probe writes what it measured into the dumped page.
+    probe = """<script>addEventListener("load", () => {
+      const page = document.documentElement, pictures = [...document.images];
+      const wide = [...document.querySelectorAll("body *")].filter(
+        e => !e.closest(".scroll") && e.getBoundingClientRect().right > innerWidth + 1);
+      parent.postMessage([innerWidth, page.scrollWidth, pictures.filter(i => !i.naturalWidth).length,
+        wide.length, pictures.length].join(" "), "*"); });</script>"""
+    page = (built / name).read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(page.replace("</body>", probe + "</body>"), encoding="utf-8")
+    frame = """<iframe src="page.html" style="width:390px;height:800px;border:0"></iframe><p id="found"></p>
+      <script>addEventListener("message", e => { document.getElementById("found").textContent = e.data; });</script>"""
+    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
+    assert CHROMIUM is not None
+    dumped = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frame.html").as_uri()],
+        capture_output=True, text=True, timeout=60,
+    ).stdout  # fmt: skip
+    found = re.search(r'<p id="found">([\d ]+)</p>', dumped)
+    assert found is not None, dumped[-500:]
+    width, scroll_width, broken, overflowing, pictures = map(int, found.group(1).split())
+    assert (width, scroll_width, broken, overflowing) == (390, 390, 0, 0)
+    assert pictures >= 1

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import math
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.store import Store
+from reports.unit import load_units
+
+
+def test_histories_are_what_mlflows_client_reads(store: Any) -> None:
+    reader, client = Store(store.uri), store.client()
+    run = next(run for run in reader.runs() if run.name == "feat32/seed1")
+    histories = reader.histories([run])
+    for key in ("fid", "gamma/g32", "num_params_g"):
+        ours = histories[histories["key"] == key]
+        theirs = client.get_metric_history(run.id, key)
+        assert list(zip(ours["step"], ours["value"], strict=True)) == [(point.step, point.value) for point in theirs]
+
+
+def test_a_replayed_step_counts_once_and_the_newest_entry_wins(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.cell("s", "none", 0, [("fid", 9.0, 1), ("fid", 8.0, 2), ("fid", 8.5, 2), ("fid", 7.0, 3)])
+    reader = Store(fake.uri)
+    histories = reader.histories(reader.runs())
+    assert list(zip(histories["step"], histories["value"], strict=True)) == [(1, 9.0), (2, 8.5), (3, 7.0)]
+
+
+def test_infinities_and_nans_come_back_as_nan_and_not_as_huge_numbers(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.cell("s", "none", 0, [("fid", math.inf, 1), ("fid", -math.inf, 2), ("fid", math.nan, 3), ("fid", 4.0, 4)])
+    reader = Store(fake.uri)
+    values = list(reader.histories(reader.runs())["value"])
+    assert [math.isnan(value) for value in values] == [True, True, True, False]
+
+
+def test_deleted_runs_and_runs_of_other_projects_are_not_read(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.client().delete_run(fake.cell("s", "none", 0, []))
+    fake.client().create_run(fake.experiment("other"))
+    assert Store(fake.uri).runs() == []
+
+
+def test_artifacts_are_found_after_the_folder_was_moved(scratch: Callable[[], Any], tmp_path: Path) -> None:
+    fake = scratch()
+    launch = fake.launch("s", ("none",), (0,))
+    moved = fake.folder.rename(tmp_path / "moved")
+    # MLflow's own layout below mlruns is experiment id / run id / artifacts; the fake one has its study's name there.
+    reader = Store(f"sqlite:///{moved}/mlflow.db")
+    run = next(run for run in reader.runs() if run.id == launch)
+    plan = reader.plan(run)
+    assert plan is not None and plan["study"] == "s"
+
+
+def test_reading_an_absent_store_says_so_and_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ValueError, match="no MLflow store at mlflow.db: start a study here"):
+        Store()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_mlflow_store_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "optuna.db") as connection:
+        connection.execute("create table trials (id)")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG" * 100)
+    with pytest.raises(ValueError, match="is no MLflow store"):
+        Store(f"sqlite:///{tmp_path}/optuna.db")
+    with pytest.raises(ValueError, match="does not open .*check --tracking-uri"):
+        Store(f"sqlite:///{tmp_path}/picture.png")
+    with pytest.raises(ValueError, match="must be a database or a server"):
+        Store("mlruns")
+
+
+def test_a_server_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError, match="does not answer .*check --tracking-uri"):
+        Store("http://127.0.0.1:9")
+
+
+def test_no_password_is_shown() -> None:
+    with pytest.raises(ValueError) as caught:
+        Store("postgresql+psycopg2://me:secret@127.0.0.1:9/mlflow")
+    assert "secret" not in str(caught.value)
+
+
+def test_units_through_the_client_of_a_server_equal_those_by_sql(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reports import store as module
+
+    by_sql = load_units(Store(store.uri))[0]
+    reader = Store(store.uri)
+    monkeypatch.setattr(reader, "_source", module._Server(store.uri))  # the client takes a database just as well
+    by_client = load_units(reader)[0]
+    assert by_client.cells.equals(by_sql.cells)
+    assert by_client.finals[sorted(by_client.finals)].equals(by_sql.finals[sorted(by_sql.finals)])
+
+
+@pytest.mark.slow
+def test_200_runs_of_20_metrics_and_100_steps_are_read_in_under_10_seconds(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    experiment = fake.experiment("big")
+    names = [f"{number:032x}" for number in range(200)]
+    with sqlite3.connect(fake.folder / "mlflow.db") as connection:
+        for place, name in enumerate(names):
+            connection.execute(
+                "insert into runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, artifact_uri, "
+                "experiment_id) values (?, ?, 'FINISHED', ?, ?, 'active', '', ?)",
+                (name, name, place, place + 1, experiment),
+            )
+            tags = {"kind": "cell", "study": "big", "variant": f"v{place // 5}", "seed": str(place % 5),
+                    "outcome": "finished", "protocol": "embedded", "preset": "embedded"}  # fmt: skip
+            rows = [(key, value, name) for key, value in tags.items()]
+            connection.executemany("insert into tags (key, value, run_uuid) values (?, ?, ?)", rows)
+            points = [(f"m{key}", step * 0.5, step, name, step) for key in range(20) for step in range(100)]
+            connection.executemany(
+                "insert into metrics (key, value, timestamp, run_uuid, step, is_nan) values (?, ?, ?, ?, ?, 0)", points
+            )
+    started = time.perf_counter()
+    (unit,) = load_units(Store(fake.uri))
+    assert len(unit.histories) == 400_000
+    assert time.perf_counter() - started < 10

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reports import style, tables
+from reports.paper import published
+from reports.summary import compare, headline
+from reports.tables import Row, Section, Table
+from reports.unit import Unit
+from reports.writers import latex, markdown
+
+INCEPTION = "inception-v3@ffff; 50000 samples"
+
+
+def scores() -> dict[str, dict[int, float]]:
+    return {
+        "none": {0: 24.0, 1: 26.0, 2: 25.0},
+        "feat32": {0: 22.0, 1: 24.2, 2: 22.8},
+        "feat8": {0: 23.5},
+        "feat64": {},
+    }
+
+
+def test_table1_puts_the_papers_numbers_apart_beneath_ours(make_unit: Callable[..., Unit]) -> None:
+    unit = make_unit(scores(), obstacles={"feat64": "needs 128 px"})
+    table = tables.table1(unit)
+    assert table is not None
+    assert markdown(replace(table, notes=())) == (
+        "### Table 1, with our numbers\n"
+        "\n"
+        "|  | no attention | feat32 | feat8 | feat64 |\n"
+        "| :-- | --: | --: | --: | --: |\n"
+        "| *ours: embedded, mean ± 95 % interval over training seeds* |  |  |  |  |\n"
+        "| seeds finished | 3 of 3 | 3 of 3 | 1 of 3 | – |\n"
+        "| FD embedded-v1 ↓ | 25.0 ± 2.5 | **23.0 ± 2.8** | 23.5 | needs 128 px |\n"
+        "| *paper: ImageNet 128 px, 1M steps, one run, no interval* |  |  |  |  |\n"
+        "| FID ↓ | 22.96 | **18.28** | 22.98 | 18.65 |\n"
+        "| IS ↑ | 42.87 | 51.43 | 43.15 | **52.52** |\n"
+    )
+
+
+@pytest.mark.parametrize("fingerprint, name", [(INCEPTION, "FID"), ("embedded-v1@1a2b; 200 samples", "FD embedded-v1")])
+def test_only_inception_features_are_headed_fid(make_unit: Callable[..., Unit], fingerprint: str, name: str) -> None:
+    unit = make_unit(scores())
+    unit = replace(unit, cells=unit.cells.assign(metric_fingerprint=fingerprint))
+    assert f"{name} ↓" in tables.variants(unit).columns
+    assert f"{name}, n = 3" in headline(unit)
+
+
+def test_every_cell_and_every_loss_is_accounted_for_in_the_outcomes(make_unit: Callable[..., Unit]) -> None:
+    unit = make_unit(scores(), obstacles={"feat64": "needs 128 px"}, states={("none", 1): "collapsed"})
+    outcome = {row.cells[0]: row.cells[-1] for row in tables.variants(unit).sections[0].rows}
+    assert outcome == {
+        "none": "2 finished, 1 collapsed at step 1,000",
+        "feat32": "3 finished",
+        "feat8": "1 finished, 2 missing",
+        "feat64": "needs 128 px",
+    }
+
+
+def test_a_collapsed_cell_enters_no_mean(make_unit: Callable[..., Unit]) -> None:
+    unit = make_unit({"none": {0: 10.0, 1: 20.0, 2: 900.0}}, states={("none", 2): "collapsed"})
+    (row,) = compare(unit, "fid")
+    assert row.estimate is not None and (row.estimate.mean, row.estimate.n) == (15.0, 2)
+
+
+@pytest.mark.parametrize(
+    "fid, sentence",
+    [
+        ({"none": {0: 9.0}, "feat32": {}},
+         "No answer yet: no seed has finished both for none and for another variant."),
+        ({"none": {0: 9.0}, "feat32": {0: 8.0}}, "feat32 is 1.0 FD embedded-v1 below none on one seed; "
+                                                  "one seed shows no interval."),
+        ({"none": {0: 24.0, 1: 26.0, 2: 25.0}, "feat32": {0: 22.0, 1: 24.1, 2: 22.9}},
+         "feat32 beats none by 2.00 ± 0.25 FD embedded-v1, n = 3."),
+        ({"none": {0: 24.0, 1: 26.0, 2: 25.0}, "feat32": {0: 22.0, 1: 28.0, 2: 23.0}},
+         "No difference that 3 seeds can show: the largest gain over none is feat32's, 0.7 ± 5.7 FD embedded-v1; "
+         "about 97 seeds would show a gap of this size."),
+        ({"none": {0: 24.0, 1: 26.0, 2: 25.0}, "feat32": {0: 27.0, 1: 29.1, 2: 27.9}},
+         "none is not beaten; feat32 is worse by 3.00 ± 0.25 FD embedded-v1, n = 3."),
+        ({"none": {0: 24.0, 1: 26.0, 2: 25.0}, "feat32": {0: 27.0, 1: 25.1, 2: 27.9}},
+         "No difference that 3 seeds can show: no variant scores below none."),
+    ],
+)  # fmt: skip
+def test_the_headline_claims_what_the_seeds_show_and_no_more(
+    make_unit: Callable[..., Unit], fid: dict[str, dict[int, float]], sentence: str
+) -> None:
+    assert headline(make_unit(fid)).removeprefix("So far (2 of 2 cells): ") == sentence
+
+
+def test_holm_takes_back_a_claim_made_by_picking_among_many(make_unit: Callable[..., Unit]) -> None:
+    none = {0: 24.0, 1: 26.0, 2: 25.0}
+    lucky = {0: 22.0, 1: 25.0, 2: 23.3}  # p = 0.03 on its own
+    others = {f"v{k}": {0: 25.0 + k, 1: 25.0, 2: 25.5 - k} for k in range(4)}
+    assert "beats none" in headline(make_unit({"none": none, "lucky": lucky}))
+    assert headline(make_unit({"none": none, "lucky": lucky, **others})).startswith("No difference")
+
+
+def test_where_higher_is_better_so_is_a_higher_probability_of_improvement(make_unit: Callable[..., Unit]) -> None:
+    unit = make_unit({"none": {0: 1.0, 1: 1.1, 2: 1.2}, "feat32": {0: 2.0, 1: 2.1, 2: 2.2}})
+    unit = replace(unit, finals=unit.finals.rename(columns={"fid": "is_mean"}))
+    assert [row.improvement for row in compare(unit, "is_mean")] == [None, 1.0]
+
+
+def test_names_from_the_store_are_text_in_latex_and_markdown() -> None:
+    nasty = r"\input{/etc/passwd} 100% $x_1$ & <b>|`*"
+    table = Table("t", nasty, ("", nasty), (Section(nasty, (Row((nasty, "±−↓"), frozenset({1})),)),), (nasty,))
+    text = latex(table)
+    assert r"\input" not in text and r"\textbackslash{}input\{/etc/passwd\} 100\% \$x\_1\$ \& $<$b$>$" in text
+    assert text.count(r"\\") == 3  # one a row: nothing from a name ends one
+    lines = markdown(table).splitlines()
+    assert all(line.replace(r"\|", "").count("|") == 3 for line in lines if line.startswith("|"))
+    assert "<b>" not in markdown(table).replace(r"\<b\>", "")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_tables_compile_against_booktabs(make_unit: Callable[..., Unit], tmp_path: Path) -> None:
+    unit = make_unit(scores(), obstacles={"feat64": "needs 128 px"})
+    made = (make(unit) for _, make in tables.TABLES)
+    body = "\n".join(latex(table) for table in made if table is not None)
+    source = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "t.tex").write_text(source, encoding="utf-8")
+    subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_papers_best_figures_are_the_ones_its_text_speaks_of() -> None:
+    table1 = published("table1")
+    fid = {record.variant: record.value for record in table1 if record.metric == "fid"}
+    score = {record.variant: record.value for record in table1 if record.metric == "is_mean"}
+    assert min(fid, key=lambda name: fid[name]) == "feat32" and max(score, key=lambda name: score[name]) == "feat64"
+    assert {record.certainty for record in table1} == {"printed"}
+    # The stabilisation study runs without attention: its end is Table 1's first column.
+    assert fid["none"] == next(record.value for record in published("figure4") if record.step == 1_000_000)
+
+
+@pytest.mark.parametrize(
+    "values, digits, decimals",
+    [([123.4, 12.0], 3, 1), ([0.0123], 3, 4), ([5.0], 3, 2), ([], 3, 0), ([0.0], 3, 0), ([2500.0], 3, 0)],
+)
+def test_decimals_show_three_digits_of_the_smallest_value(values: list[float], digits: int, decimals: int) -> None:
+    assert style.decimals(values, digits) == decimals

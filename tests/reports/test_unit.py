@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from reports.store import Store
+from reports.unit import Unit, by_measure, load_units
+
+
+def only(fake: Any) -> Unit:
+    (unit,) = load_units(Store(fake.uri))
+    return unit
+
+
+def state(unit: Unit, variant: str, seed: int) -> str:
+    cells = unit.cells
+    return str(cells.loc[(cells["variant"] == variant) & (cells["seed"] == seed), "state"].item())
+
+
+def test_every_planned_cell_has_its_state(store: Any) -> None:
+    unit = only(store)
+    assert len(unit.cells) == 5 * 3
+    assert state(unit, "feat32", 1) == "finished"
+    assert state(unit, "feat8", 2) == "collapsed"
+    assert state(unit, "feat16", 2) == "running"
+    assert state(unit, "feat64", 0) == "needs 128 px"
+
+
+def test_a_launch_with_no_cells_yet_shows_them_all_missing(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.launch("s", ("none", "feat8", "feat64"), (0, 1))
+    unit = only(fake)
+    assert [state(unit, name, 1) for name in ("none", "feat8", "feat64")] == ["missing", "missing", "needs 128 px"]
+    assert unit.finished("fid") == {"none": {}, "feat8": {}, "feat64": {}}
+    assert unit.baseline == "none" and unit.question.startswith("Which feature map")
+
+
+def test_failed_and_interrupted_cells_are_told_apart(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.launch("s", ("none", "feat8"), (0,))
+    fake.cell("s", "none", 0, [("fid", 9.0, 100)], outcome=None, status="FAILED", error="ValueError: no")
+    fake.cell("s", "feat8", 0, [("fid", 9.0, 100)], outcome=None, status="KILLED")
+    unit = only(fake)
+    assert (state(unit, "none", 0), state(unit, "feat8", 0)) == ("failed", "interrupted")
+    assert unit.finished("fid") == {"none": {}, "feat8": {}}
+
+
+def test_the_last_good_value_of_a_collapsed_cell_is_kept_but_not_averaged(store: Any) -> None:
+    unit = only(store)
+    place = unit.cells.index[(unit.cells["variant"] == "feat8") & (unit.cells["seed"] == 2)][0]
+    assert unit.cells.loc[place, "step"] == 420
+    assert 0 < unit.finals.loc[place, "fid"] < 1000
+    assert set(unit.finished("fid")["feat8"]) == {0, 1}
+
+
+def test_a_finished_cell_without_a_last_evaluation_has_no_final_score(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.launch("s", ("none",), (0, 1))
+    fake.cell("s", "none", 0, [("fid", 90.0, 200), ("loss_d", 1.0, 390)], last_step="400")
+    fake.cell("s", "none", 1, [("fid", 50.0, 400), ("loss_d", 1.0, 390)], last_step="400")
+    unit = only(fake)
+    assert unit.finished("fid") == {"none": {1: 50.0}}
+    assert unit.finished("loss_d") == {"none": {0: 1.0, 1: 1.0}}
+
+
+def test_a_cell_that_was_run_twice_counts_once_and_with_its_outcome(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.launch("s", ("none",), (0,))
+    fake.cell("s", "none", 0, [("fid", 7.0, 100)])
+    fake.cell("s", "none", 0, [("fid", 99.0, 50)], outcome=None, status="KILLED")
+    unit = only(fake)
+    assert unit.finished("fid") == {"none": {0: 7.0}}
+    assert set(unit.histories["value"]) == {7.0}
+
+
+def test_runs_of_an_earlier_config_are_left_out_and_the_report_says_so(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.launch("s", ("none",), (0,))
+    fake.cell("s", "none", 0, [("fid", 7.0, 100)], config_digest="an earlier one")
+    unit = only(fake)
+    assert state(unit, "none", 0) == "missing"
+    assert unit.notes == ("1 run of an earlier config is left out: the study file has changed since.",)
+
+
+def test_launches_of_one_protocol_are_one_unit_and_other_protocols_are_another(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.launch("s", ("none", "feat8"), (0,))
+    fake.launch("s", ("none", "feat16"), (0, 1))
+    fake.launch("s", ("none",), (0,), protocol="embedded + optim.steps=500")
+    one, other = load_units(Store(fake.uri))
+    assert {variant.name for variant in one.variants} == {"none", "feat8", "feat16"}
+    assert one.seeds == (0, 1)
+    assert other.protocol == "embedded + optim.steps=500" and len(other.cells) == 1
+
+
+def test_numbers_of_different_fingerprints_never_share_a_unit(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.launch("s", ("none", "feat8"), (0, 1))
+    fake.cell("s", "none", 0, [("fid", 1.0, 100)])
+    fake.cell("s", "none", 1, [("fid", 2.0, 100)])
+    fake.cell("s", "feat8", 0, [("fid", 3.0, 100)], metric_fingerprint="inception-v3@ffff; 50000 samples")
+    one, other = by_measure(only(fake))
+    assert one.finished("fid") == {"none": {0: 1.0, 1: 2.0}, "feat8": {}}
+    assert other.finished("fid") == {"none": {}, "feat8": {0: 3.0}}
+    assert one.fingerprint.startswith("embedded-v1") and other.fingerprint.startswith("inception")
+    assert set(other.histories["variant"]) == {"feat8"}
+    assert state(one, "feat8", 0) == "measured otherwise" and state(one, "feat8", 1) == "missing"
+    assert any("measured in 2 ways" in note for note in one.notes)
+
+
+def test_results_have_the_rows_of_the_cells(store: Any) -> None:
+    unit = only(store)
+    joined = unit.cells.join(unit.finals)
+    row = joined[(joined["variant"] == "feat32") & (joined["seed"] == 0)].iloc[0]
+    run = store.client().get_run(row["run_id"])
+    assert row["fid"] == run.data.metrics["fid"]
+    assert pd.isna(joined.loc[joined["variant"] == "feat64", "fid"]).all()
