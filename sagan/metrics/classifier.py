@@ -66,20 +66,25 @@ class Weights:
 
 
 def save(network: Classifier, file: Path, *, classes: tuple[str, ...], data: str, accuracy: float) -> None:
-    """float16 safetensors; metadata: class names, fingerprint of the training data, held-out accuracy."""
+    """float16 safetensors; metadata: class names, fingerprint of the training data, held-out accuracy.
+
+    The metadata is one JSON text: safetensors writes several entries in random order, and equal weights must have
+    equal hashes.
+    """
     tensors = {name: value.half().contiguous() for name, value in network.state_dict().items()}
-    save_file(tensors, file, {"classes": json.dumps(classes), "data": data, "accuracy": f"{accuracy:.4f}"})
+    training = {"classes": classes, "data": data, "accuracy": round(accuracy, 4)}
+    save_file(tensors, file, {"training": json.dumps(training)})
 
 
 def load(file: Path) -> Weights:
     with safe_open(file, "pt") as stored:
-        metadata = stored.metadata()
+        training = json.loads(stored.metadata()["training"])
         tensors = {name: stored.get_tensor(name).float() for name in stored.keys()}
-    classes = tuple(json.loads(metadata["classes"]))
+    classes = tuple(training["classes"])
     network = Classifier(len(classes))
     network.load_state_dict(tensors)
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Weights(network, classes, float(metadata["accuracy"]))
+    return Weights(network, classes, training["accuracy"])
 
 
 def train(
