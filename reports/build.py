@@ -88,16 +88,15 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
 
 
 def folder_names(units: Sequence[Any]) -> list[str]:
-    """`study` for its first run scale when that is a plain preset, `study@protocol` otherwise; never twice the same."""
-    taken: list[str] = []
+    """`study` for its plain preset, or its first protocol where it has none; `study@protocol` for the others."""
+    plain: dict[str, Any] = {}
+    for unit in sorted(units, key=lambda unit: unit.protocol != unit.preset):
+        plain.setdefault(unit.study, unit)
+    names: list[str] = []
     for unit in units:
-        name = _slug(unit.study)
-        if unit.protocol != unit.preset or name in taken:
-            name = f"{name}@{_slug(unit.protocol)}"
-        if name in taken:
-            name += "-" + hashlib.sha256(f"{unit.study}\n{unit.protocol}".encode()).hexdigest()[:8]
-        taken.append(name)
-    return taken
+        name = _slug(unit.study) if plain[unit.study] is unit else f"{_slug(unit.study)}@{_slug(unit.protocol)}"
+        names.append(f"{name}-{_hash(unit.study + unit.protocol)}" if name in names else name)
+    return names
 
 
 def write_unit(unit: Any, folder: Path, formats: frozenset[str]) -> dict[str, Any]:
@@ -248,8 +247,13 @@ def _replace(new: Path, old: Path) -> None:
 
 
 def _slug(name: str) -> str:
-    """Safe as a file name everywhere: no separators, no leading dot."""
-    return re.sub(r"[^A-Za-z0-9._=+,-]+", "-", name).strip(".-")[:80] or "study"
+    """Safe as a file name everywhere: no separators, no leading dot, short."""
+    safe = re.sub(r"[^A-Za-z0-9._=+,-]+", "-", name).strip(".-") or "study"
+    return safe if len(safe) <= 48 else f"{safe[:40]}-{_hash(name)}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _now() -> str:

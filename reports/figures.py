@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from reports import style
 from reports.summary import Comparison, compare
@@ -104,6 +105,7 @@ def curves(unit: Unit) -> Iterator[Drawn]:
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
         axes.set_xlabel("generator step")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.set_ylabel(style.label(key, unit.fingerprint, arrow=True))
         _legend(fig, unit, _shown(unit, history))
         name = style.label(key, unit.fingerprint)
@@ -186,6 +188,7 @@ def traces(unit: Unit) -> Iterator[Drawn]:
             linestyle = dashed.get(first, dashed.get(first[:1], "-"))
             axes.plot(line["step"], line["value"], linestyle, color=colours(unit)[str(variant)], lw=0.9, alpha=0.8)
         axes.set_xlabel("generator step")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.set_ylabel(label)
         _legend(fig, unit, _shown(unit, history))
         lines = "Solid: real, dashed: fake" if name == "logits" else "Solid: G, dashed: D"

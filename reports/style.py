@@ -139,6 +139,7 @@ def look() -> Iterator[None]:
             "ytick.color": "#4a515b",
             "xtick.major.width": 0.6,
             "ytick.major.width": 0.6,
+            "axes.formatter.useoffset": False,
             "axes.grid": True,
             "axes.axisbelow": True,
             "grid.color": "#e7e9ed",

@@ -49,7 +49,7 @@ def compare(unit: Unit, key: str) -> list[Comparison]:
             estimate=statistics.estimate(list(own.values())),
             difference=difference,
             p=statistics.p_value(difference),
-            improvement=better if metric is not None and metric.lower is not None else None,
+            improvement=better if difference.n > 1 and metric is not None and metric.lower is not None else None,
             seeds_needed=statistics.seeds_needed(difference) if difference.n > 2 else None,
         )
     tested = {name: row.p for name, row in rows.items() if row.p is not None}

@@ -112,10 +112,19 @@ def variants(unit: Unit) -> Table:
     labels = {key: style.label(key, unit.fingerprint, arrow=True) for key in ("fid", *keys)}
     return Table(
         name="variants",
-        title="Variants",
-        columns=("variant", labels["fid"], f"difference to {unit.baseline}", "seeds", labels["class_consistency"],
-                 labels["intra_fid"], "parameters G / D", labels["images_per_sec"],
-                 labels["peak_memory_mib"], "outcome"),  # fmt: skip
+        title="Scores and costs",
+        columns=(
+            "variant",
+            labels["fid"],
+            f"difference to {unit.baseline}",
+            "seeds",
+            labels["class_consistency"],
+            labels["intra_fid"],
+            "parameters G / D",
+            labels["images_per_sec"],
+            labels["peak_memory_mib"],
+            "outcome",
+        ),  # fmt: skip
         sections=(Section(None, tuple(body)),),
         notes=(
             caption(unit),
@@ -147,8 +156,17 @@ def evidence(unit: Unit) -> Table | None:
     return Table(
         name="evidence",
         title="How sure",
-        columns=("variant", f"difference to {unit.baseline}", "pairs", "p", "p, Holm", "P(better)", "seeds needed",
-                 "sd over seeds", "sampling error"),  # fmt: skip
+        columns=(
+            "variant",
+            f"difference to {unit.baseline}",
+            "pairs",
+            "p",
+            "p, Holm",
+            "P(better)",
+            "seeds needed",
+            "sd over seeds",
+            "sampling error",
+        ),  # fmt: skip
         sections=(Section(None, tuple(body)),),
         notes=(
             f"By {name} at the last step. p is of a paired t test, from three pairs on; Holm corrects it for the "
@@ -224,7 +242,7 @@ def caption(unit: Unit) -> str:
 
 
 def outcomes(unit: Unit, variant: Variant) -> str:
-    """"2 finished, 1 collapsed at step 400", from the states of the planned cells."""
+    """ "2 finished, 1 collapsed at step 400", from the states of the planned cells."""
     if variant.obstacle:
         return variant.obstacle
     cells = unit.cells[unit.cells["variant"] == variant.name]

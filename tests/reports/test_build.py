@@ -30,8 +30,20 @@ def test_a_half_finished_study_gets_every_file(built: Path) -> None:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"index.html", "table.md", "table.tex", "table.csv", "results.csv", "report.json"} <= names
     figures = {Path(name).stem for name in names if name.startswith("figures/")}
-    assert {"seeds", "differences", "curve_fid", "curve_is_mean", "curve_class_consistency", "samples_none",
-            "samples_feat32", "attention_feat32_g32", "gamma", "entropy", "geometry_texture", "classes"} <= figures
+    assert {
+        "seeds",
+        "differences",
+        "curve_fid",
+        "curve_is_mean",
+        "curve_class_consistency",
+        "samples_none",
+        "samples_feat32",
+        "attention_feat32_g32",
+        "gamma",
+        "entropy",
+        "geometry_texture",
+        "classes",
+    } <= figures
     assert not [path for path in built.iterdir() if path.name.startswith(".")]  # fmt: skip
 
 
@@ -89,12 +101,14 @@ def test_a_study_of_any_name_stays_inside_the_output_folder(make_unit: Callable[
 
 def test_each_protocol_has_a_folder_of_its_own(make_unit: Callable[..., Unit]) -> None:
     unit = make_unit({"none": {0: 1.0}})
-    protocols = ("embedded", "embedded + optim.steps=500", "embedded + optim.steps:500", "official128")
-    presets = ("embedded", "embedded", "embedded", "official128")
-    units = [replace(unit, protocol=text, preset=preset) for text, preset in zip(protocols, presets, strict=True)]
+    shorter = replace(unit, protocol="embedded + optim.steps=500")
+    units = [shorter, unit, replace(unit, protocol="official128", preset="official128"),
+             replace(unit, protocol="embedded + optim.steps:500")]  # fmt: skip
     names = folder_names(units)
-    assert names[0] == "attention_position" and names[1] == "attention_position@embedded-+-optim.steps=500"
-    assert len(set(names)) == 4 and names[3] == "attention_position@official128"
+    assert names[:3] == ["attention_position@embedded-+-optim.steps=500", "attention_position",
+                         "attention_position@official128"]  # fmt: skip
+    assert len(set(names)) == 4
+    assert folder_names([shorter]) == ["attention_position"]
 
 
 @pytest.mark.parametrize("states", ["missing", "failed"])
@@ -171,8 +185,8 @@ def test_at_390_pixels_nothing_scrolls_sideways_and_every_picture_is_there(
     probe = """<script>addEventListener("load", () => {
       const page = document.documentElement, pictures = [...document.images];
       const wide = [...document.querySelectorAll("body *")].filter(
-        e => !e.closest(".scroll") && e.getBoundingClientRect().right > innerWidth + 1);
-      parent.postMessage([innerWidth, page.scrollWidth, pictures.filter(i => !i.naturalWidth).length,
+        e => !e.closest(".scroll") && e.getBoundingClientRect().right > page.clientWidth + 1);
+      parent.postMessage([page.clientWidth, page.scrollWidth, pictures.filter(i => !i.naturalWidth).length,
         wide.length, pictures.length].join(" "), "*"); });</script>"""
     page = (built / name).read_text(encoding="utf-8")
     (tmp_path / "page.html").write_text(page.replace("</body>", probe + "</body>"), encoding="utf-8")
@@ -188,5 +202,5 @@ def test_at_390_pixels_nothing_scrolls_sideways_and_every_picture_is_there(
     found = re.search(r'<p id="found">([\d ]+)</p>', dumped)
     assert found is not None, dumped[-500:]
     width, scroll_width, broken, overflowing, pictures = map(int, found.group(1).split())
-    assert (width, scroll_width, broken, overflowing) == (390, 390, 0, 0)
+    assert width <= 390 and (scroll_width, broken, overflowing) == (width, 0, 0)
     assert pictures >= 1

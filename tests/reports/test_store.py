@@ -89,9 +89,7 @@ def test_no_password_is_shown() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_units_through_the_client_of_a_server_equal_those_by_sql(
-    store: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_units_through_the_client_of_a_server_equal_those_by_sql(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from reports import store as module
 
     by_sql = load_units(Store(store.uri))[0]

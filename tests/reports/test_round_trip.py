@@ -1,0 +1,55 @@
+"""What the tracker writes is what the report reads: the only thing that the two packages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ablations import tracking
+from ablations.study import read_study
+from reports.store import Store
+from reports.unit import load_units
+
+SMOKE = Path(__file__).parents[2] / "studies" / "smoke.yaml"
+
+
+def test_a_launch_and_its_cells_come_back_as_the_tracker_wrote_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "två ord"  # MLflow writes the artifacts of such a folder under a name of its own
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    study = read_study(SMOKE)
+    writer = tracking.Store("sqlite:///mlflow.db")
+    experiment = writer.open_experiment(study)
+    launch = writer.start_launch(experiment, study, {"pid": 1}, "0123abc")
+    none, feat16 = study.cells()
+    run = tracking.CellRun(writer.client, experiment, launch, none, {"device": "cpu"})
+    run.describe({"data_fingerprint": "data", "metric_fingerprint": "embedded-v1@1a2b; 32 samples"})
+    run.log(0, {"num_params_g": 33_000.0})
+    run.log(6, {"fid": 12.5, "loss_d": float("inf")})
+    images, queries = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((1, 2), int)
+    arrays = {"images": images, "queries": queries, "maps": np.ones((2, 1, 4, 4))}
+    pictures = {"samples": np.zeros((6, 2, 8, 8, 3), np.uint8), **{f"attention/g16/{k}": v for k, v in arrays.items()}}
+    run.log_images(6, pictures, tmp_path / "cell")
+    assert run.finish("finished", 6, tmp_path / "cell")
+    failed = tracking.CellRun(writer.client, experiment, launch, feat16, {})
+    failed.fail("Traceback\nValueError: no")
+
+    (unit,) = load_units(Store())
+    assert (unit.study, unit.protocol, unit.baseline) == (study.name, study.protocol, study.baseline)
+    assert (unit.question, unit.paper) == (study.question, study.paper)
+    assert [variant.name for variant in unit.variants] == ["none", "feat16"]
+    assert list(unit.cells["state"]) == ["finished", "failed"]
+    assert unit.finished("fid") == {"none": {none.seed: 12.5}, "feat16": {}}
+    assert unit.fingerprint == "embedded-v1@1a2b; 32 samples"
+    assert unit.cells.loc[1, "error"] == "ValueError: no"
+    assert unit.cells.loc[0, ["step", "steps"]].tolist() == [6, none.config.optim.steps]
+    assert [(picture.kind, picture.name, picture.step, picture.tile_px) for picture in unit.pictures] == [
+        ("samples", "samples", 6, 8),
+        ("attention", "g16", 6, 8),
+    ]
+    with np.load(unit.pictures[1].path) as loaded:
+        assert all(np.array_equal(loaded[key], value) for key, value in arrays.items())
