@@ -153,9 +153,7 @@ class Config:
         """Why these networks cannot be built ("needs 128 px"), or None: a variant's state, not an error."""
         for size in self.model.attention.at:
             if size not in attention_sizes(self.data.resolution, self.model.attention.networks):
-                fitting = (
-                    r for r in RESOLUTIONS if size in attention_sizes(r, self.model.attention.networks)
-                )
+                fitting = (r for r in RESOLUTIONS if size in attention_sizes(r, self.model.attention.networks))
                 smallest = next(fitting, None)
                 return f"needs {smallest} px" if smallest else f"no resolution has feat{size}"
         return None

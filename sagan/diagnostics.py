@@ -6,18 +6,19 @@ import math
 import resource
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from sagan.layers import BatchNormReLU, Weighted
+from sagan.layers import BatchNormReLU, SelfAttention2d, Weighted
 from sagan.networks import Discriminator, Generator
 
 
 def gammas(generator: Generator, discriminator: Discriminator) -> dict[str, float]:
     """`gamma/g32` and `gamma/d32`: the gain of every attention block, 0 at the start in the official code."""
     return {
-        f"gamma/{letter}{size}": block.gamma.item()
+        f"gamma/{letter}{size}": cast(SelfAttention2d, block).gamma.item()
         for letter, network in (("g", generator), ("d", discriminator))
         for size, block in network.attention.items()
     }
@@ -27,7 +28,8 @@ def largest_singular_value(network: nn.Module) -> float:
     """The largest over convolutions, linear layers and D's embedding, of the weights before spectral norm divides them
     (exact, float64; not the running estimate)."""
     largest = 0.0
-    tables = {table for norm in network.modules() if isinstance(norm, BatchNormReLU) for table in (norm.gain, norm.bias)}
+    norms = [module for module in network.modules() if isinstance(module, BatchNormReLU)]
+    tables = {table for norm in norms for table in (norm.gain, norm.bias)}
     for layer in network.modules():
         if isinstance(layer, Weighted) and layer not in tables:
             matrix = layer.weight.detach().flatten(1).double()

@@ -27,6 +27,10 @@ class Weighted(nn.Module):
     is the weight that `normalize_weights` divided for the current pass.
     """
 
+    u: Tensor
+    v: Tensor
+    normalized: Tensor
+
     def __init__(self, shape: tuple[int, ...], *, spectral_norm: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
@@ -35,7 +39,6 @@ class Weighted(nn.Module):
             rows = shape[0]
             self.register_buffer("u", torch.empty(rows))
             self.register_buffer("v", torch.empty(self.weight.numel() // rows))
-            self.normalized: Tensor
 
     @property
     def w(self) -> Tensor:
@@ -48,6 +51,8 @@ class Conv2d(Weighted):
     "up" is nearest upsampling, then the convolution; "down" is the convolution, then 2x2 average pooling. Both are
     computed exactly as one strided 4x4 kernel, the 3x3 summed over 2x2 shifts: 16 multiplications where 36 stood.
     """
+
+    spread: Tensor
 
     def __init__(
         self,
@@ -160,12 +165,17 @@ def _normalize_into(targets: list[Tensor], vectors: list[Tensor], eps: float) ->
 
 
 class BatchNormReLU(nn.Module):
-    """Batch norm, gain and bias, ReLU: (B, C, H, W) -> the same. `gain` and `bias` are tables [num_classes, C] chosen
-    by label (ConditionalBatchNorm of the official ops.py), or one row for all (`num_classes` None, the last layer of G).
+    """Batch norm, gain and bias, ReLU: (B, C, H, W) -> the same.
+
+    `gain` and `bias` are tables [num_classes, C] from which the label picks a row (ConditionalBatchNorm of the official
+    ops.py), or have one row for all (`num_classes` None: the last layer of G).
 
     Momentum is torch's: the weight of the new batch. The variance that is kept is the biased one's unbiased form,
     as torch does; the official code keeps the biased one.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(
         self, channels: int, num_classes: int | None, *, momentum: float, eps: float, spectral_norm: bool = False
@@ -181,7 +191,8 @@ class BatchNormReLU(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         rows = labels if self.conditional else torch.zeros_like(labels)
         if self.training:
-            y, mean, var = _NormReLU.apply(x, self.gain(rows), self.bias(rows), self.eps)
+            normed: tuple[Tensor, Tensor, Tensor] = _NormReLU.apply(x, self.gain(rows), self.bias(rows), self.eps)
+            y, mean, var = normed
             count = x.numel() // x.shape[1]
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
@@ -309,7 +320,7 @@ class GeneratorBlock(nn.Module):
         self.shortcut = Conv2d(channels_in, channels_out, 1, spectral_norm=spectral_norm)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        h = self.conv1(self.bn1(x, labels))
+        h: Tensor = self.conv1(self.bn1(x, labels))
         h = self.conv2(self.bn2(h, labels))
         # A 1x1 convolution commutes with nearest upsampling: a quarter of its work.
         return h + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
@@ -334,7 +345,7 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The shortcut reads x, so the first ReLU must not be in place; the second may.
-        h = self.conv1(x if self.first else F.relu(x))
+        h: Tensor = self.conv1(x if self.first else F.relu(x))
         h = self.conv2(F.relu_(h))
         # A 1x1 convolution commutes with average pooling: a quarter of its work.
         skip = F.avg_pool2d(x, 2) if self.down else x

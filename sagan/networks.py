@@ -10,6 +10,7 @@ its own name, so two variants with the same seed start from the same weights whe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +87,8 @@ class Generator(nn.Module):
         for read, _ in self._feature_maps(z, labels):
             size = str(read.shape[-1])
             if size in self.attention:
-                maps[size] = self.attention[size].attention(read)
+                block = cast(SelfAttention2d, self.attention[size])
+                maps[size] = block.attention(read)
         return maps
 
     def _feature_maps(self, z: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -138,13 +140,17 @@ class Discriminator(nn.Module):
             if block.down and size in self.attention:
                 h = self.attention[size](h)
         pooled = F.relu(h).sum((2, 3))
-        return self.linear(pooled).squeeze(1) + (self.embedding(labels) * pooled).sum(1)
+        projection: Tensor = (self.embedding(labels) * pooled).sum(1)
+        unconditional: Tensor = self.linear(pooled).squeeze(1)
+        return projection + unconditional
 
 
 def _settle(network: Generator | Discriminator, config: ModelConfig, seed: int) -> None:
     """Initialise, lay the weights out for the processor, and list the layers that spectral norm looks at."""
     network.to(memory_format=torch.channels_last)
     network.weighted = [layer for layer in network.modules() if isinstance(layer, Weighted)]
+    if network.weighted[0].weight.is_meta:
+        return  # counted, never run: there is nothing to initialise
     tables = {
         table: value
         for norm in network.modules()

@@ -12,7 +12,7 @@ from sagan.data import ImageDataset
 
 
 def stream(seed: int, purpose: str, step: int = 0) -> torch.Generator:
-    """A CPU generator of its own for each triple: the same numbers whatever device trains, whatever was drawn before."""
+    """A CPU generator of its own for each triple: the same numbers on every device, whatever was drawn before."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
@@ -187,11 +186,12 @@ class Trainer:
         decay = self.config.optim.ema_decay
         if not decay:
             return
-        targets, sources = list(self.average.parameters()), list(self.generator.parameters())
+        targets = [parameter.data for parameter in self.average.parameters()]
+        sources = [parameter.data for parameter in self.generator.parameters()]
         if self.step < self.config.optim.ema_start:
             torch._foreach_copy_(targets, sources)
         else:
-            torch._foreach_lerp_(targets, [source.detach() for source in sources], 1 - decay)
+            torch._foreach_lerp_(targets, sources, 1 - decay)
 
     def _averages(self) -> dict[str, float]:
         """Means over the steps since the last call."""

@@ -65,7 +65,9 @@ def test_resume_is_bit_identical_to_an_uninterrupted_run(
         assert rest[-1].metrics[name] == undisturbed[-1].metrics[name], name
 
 
-def test_a_run_ends_with_one_event_that_has_an_outcome_and_scores(tiny: Config, tmp_path: Path, cache_dir: Path) -> None:
+def test_a_run_ends_with_one_event_that_has_an_outcome_and_scores(
+    tiny: Config, tmp_path: Path, cache_dir: Path
+) -> None:
     _, events = trained(tiny, tmp_path, cache_dir)
     assert [event.done for event in events] == [False] * (len(events) - 1) + [True]
     assert events[-1].outcome in ("finished", "collapsed")

@@ -10,7 +10,7 @@ rounds in one way only. Sines, matrix products and sums over an axis differ betw
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CLASSES = ("stripes", "checks", "blobs", "twins", "rings", "frames")
-GROUPS = {"texture": (0, 1, 2), "geometry": (3, 4, 5)}
+GROUPS: dict[str, tuple[int, ...]] = {"texture": (0, 1, 2), "geometry": (3, 4, 5)}
 IMAGES_PER_CLASS = 1000
 
 _COLOURS = ((230, 70, 60), (80, 200, 100), (80, 130, 240), (240, 205, 70))
 _GROUND = (24, 24, 32)
 
-_Array = NDArray[np.float32]
+_Array = NDArray[Any]  # float32
 
 
 def draw(labels: Tensor, seed: int, resolution: int, difficulty: Literal["easy", "hard"]) -> Tensor:
@@ -63,7 +63,8 @@ def _paint(coverage: _Array, rng: np.random.Generator, hard: bool) -> NDArray[np
         ground = rng.uniform(10, 70, (n, 3)).astype(np.float32)
     ink = coverage[:, None]
     mixed = ground[:, :, None, None] * (1 - ink) + colour[:, :, None, None] * ink
-    return np.floor(mixed + np.float32(0.5)).astype(np.uint8)
+    painted: NDArray[np.uint8] = np.floor(mixed + np.float32(0.5)).astype(np.uint8)
+    return painted
 
 
 # Each figure is a signed distance in pixels of the 64 px picture, negative inside: [n, h, w] from coordinates that
@@ -104,14 +105,21 @@ def _blobs(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
 def _twins(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
     dx = np.abs(x) - _uniform(rng, 14, 18, x)
     dy = y - _uniform(rng, -12, 12, x)
-    return np.sqrt(dx * dx + dy * dy) - _uniform(rng, 7, 11, x)
+    signed: _Array = np.sqrt(dx * dx + dy * dy) - _uniform(rng, 7, 11, x)
+    return signed
 
 
 def _rings(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
     dx, dy = x - _uniform(rng, -5, 5, x), y - _uniform(rng, -5, 5, x)
-    return np.abs(np.sqrt(dx * dx + dy * dy) - _uniform(rng, 14, 21, x)) - _uniform(rng, 2.5, 4, x)
+    return _outline(np.sqrt(dx * dx + dy * dy), rng)
 
 
 def _frames(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
     dx, dy = x - _uniform(rng, -5, 5, x), y - _uniform(rng, -5, 5, x)
-    return np.abs(np.maximum(np.abs(dx), np.abs(dy)) - _uniform(rng, 14, 21, x)) - _uniform(rng, 2.5, 4, x)
+    return _outline(np.maximum(np.abs(dx), np.abs(dy)), rng)
+
+
+def _outline(radius: _Array, rng: np.random.Generator) -> _Array:
+    """The line where `radius`, a distance from the centre, has a certain value."""
+    signed: _Array = np.abs(radius - _uniform(rng, 14, 21, radius)) - _uniform(rng, 2.5, 4, radius)
+    return signed
