@@ -160,7 +160,8 @@ class _Database:
         with self._engine.connect() as connection:
             for first in range(0, len(runs), 500):  # a database limits how many values one query may name
                 ids = [run.id for run in runs[first : first + 500]]
-                rows += connection.execute(select(*metrics.columns).where(metrics.c.run_uuid.in_(ids))).all()
+                found = connection.execute(select(*metrics.columns).where(metrics.c.run_uuid.in_(ids)))
+                rows += map(tuple, found)  # pandas takes ten times as long over SQLAlchemy's own rows
         frame = pd.DataFrame(rows, columns=[*_POINT, "is_nan"]).astype(_POINT)
         frame["value"] = frame["value"].where(frame["is_nan"].astype(int) == 0)  # a NaN is stored as 0 with a mark
         return frame.drop(columns="is_nan")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports.store import Run, Store
@@ -128,7 +129,7 @@ def by_measure(unit: Unit) -> list[Unit]:
                     data_fingerprint=cells["data_fingerprint"].where(keep, None),
                 ),
                 finals=unit.finals.where(keep),
-                histories=unit.histories[rows],
+                histories=unit.histories[np.array(rows, dtype=bool)],
                 pictures=tuple(picture for picture in unit.pictures if (picture.variant, picture.seed) in pairs),
                 notes=(*unit.notes, note),
             )
@@ -147,8 +148,8 @@ def _unit(store: Store, study: str, protocol: str, runs: list[Run], histories: p
 
     identity = {run.id: pair for pair, run in counted.items()}
     points = histories[histories["run_id"].isin(list(identity))].copy()
-    points["variant"] = [identity[run_id][0] for run_id in points["run_id"]]
-    points["seed"] = [identity[run_id][1] for run_id in points["run_id"]]
+    points["variant"] = points["run_id"].map({run_id: variant for run_id, (variant, _) in identity.items()})
+    points["seed"] = points["run_id"].map({run_id: seed for run_id, (_, seed) in identity.items()})
     cells = pd.DataFrame(
         [_cell(variant, seed, counted.get((variant.name, seed)), points) for variant in variants for seed in seeds]
     )

@@ -111,6 +111,18 @@ def test_each_protocol_has_a_folder_of_its_own(make_unit: Callable[..., Unit]) -
     assert folder_names([shorter]) == ["attention_position"]
 
 
+def test_a_study_measured_in_two_ways_gets_two_sets_of_tables(make_unit: Callable[..., Unit], tmp_path: Path) -> None:
+    unit = make_unit({"none": {0: 1.0, 1: 2.0}, "feat32": {0: 900.0, 1: 901.0}})
+    inception = unit.cells["metric_fingerprint"].where(
+        unit.cells["variant"] == "none", "inception-v3@ff; 50000 samples"
+    )
+    write_unit(replace(unit, cells=unit.cells.assign(metric_fingerprint=inception)), tmp_path / "s", frozenset(FORMATS))
+    first, second = (tmp_path / "s" / "table.md").read_text(encoding="utf-8").split("### Table 1, with our numbers")[1:]
+    assert "900" not in first and "1.50" not in second
+    assert "| FD embedded-v1 ↓ |" in first and "| FID ↓ |" in second
+    assert {path.name for path in (tmp_path / "s" / "figures").glob("seeds*.png")} == {"seeds.png", "seeds-2.png"}
+
+
 @pytest.mark.parametrize("states", ["missing", "failed"])
 def test_a_study_with_no_result_gets_its_page_all_the_same(
     make_unit: Callable[..., Unit], tmp_path: Path, states: str
