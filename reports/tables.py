@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -12,36 +11,9 @@ from reports import style
 from reports.paper import published
 from reports.summary import Comparison, compare
 from reports.unit import TRACES, Unit, Variant
+from reports.writers import Row, Section, Table
 
 ABSENT = "–"
-
-
-@dataclass(frozen=True)
-class Row:
-    """`cells` start with the row's name; `bold` holds the indices of the best figures."""
-
-    cells: tuple[str, ...]
-    bold: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Section:
-    """Rows of one origin. `published` ones are the paper's and never to be taken for ours."""
-
-    heading: str | None
-    rows: tuple[Row, ...]
-    published: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Plain text in every cell; writers.py escapes it for the format it writes."""
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    sections: tuple[Section, ...]
-    notes: tuple[str, ...] = ()
 
 
 Tabulate = Callable[[Unit], Table | None]

@@ -4,8 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from reports.tables import Row, Table
+
+@dataclass(frozen=True)
+class Row:
+    """`cells` start with the row's name; `bold` holds the indices of the best figures."""
+
+    cells: tuple[str, ...]
+    bold: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows of one origin. `published` ones are the paper's and never to be taken for ours."""
+
+    heading: str | None
+    rows: tuple[Row, ...]
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Plain text in every cell; it is escaped for each format when it is written."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...] = ()
+
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",

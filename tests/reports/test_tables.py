@@ -11,9 +11,8 @@ import pytest
 from reports import style, tables
 from reports.paper import published
 from reports.summary import compare, headline
-from reports.tables import Row, Section, Table
 from reports.unit import Unit
-from reports.writers import latex, markdown
+from reports.writers import Row, Section, Table, latex, markdown
 
 INCEPTION = "inception-v3@ffff; 50000 samples"
 
