@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from sagan.config import Config, diff, digest, flatten, override
+from sagan.presets import PRESETS
+
+
+def test_override_changes_the_named_field_and_no_other() -> None:
+    changed = override(Config(), {"optim.lr_g": 3e-4})
+    assert diff(Config(), changed) == {"optim.lr_g": (1e-4, 3e-4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("optim.lr_g", "1e-4", 1e-4),
+        ("optim.steps", "2000", 2000),
+        ("optim.steps", "2e3", 2000),
+        ("model.attention.at", "[8, 32]", (8, 32)),
+        ("model.attention.at", [], ()),
+        ("data.h_flip", "true", True),
+        ("data.resolution", "64", 64),
+    ],
+)
+def test_texts_from_files_and_command_lines_become_the_type_of_the_field(
+    name: str, text: object, value: object
+) -> None:
+    changed = flatten(override(Config(), {name: text}))[name]
+    assert changed == value
+    assert type(changed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("optim.lrg", 1, "no such field; did you mean 'optim.lr_g'"),
+        ("optim.steps", 1.5, "optim.steps: must be a whole number, got 1.5"),
+        ("optim.steps", True, "optim.steps: must be a whole number, got True"),
+        ("optim.lr_g", "fast", "optim.lr_g: must be a finite number, got 'fast'"),
+        ("optim.lr_g", "nan", "optim.lr_g: must be a finite number"),
+        ("optim.lr_g", -1, "optim.lr_g: must be above 0, got -1"),
+        ("optim.batch_size", 1, "batch norm needs 2 images or more, got 1"),
+        ("data.resolution", 100, "data.resolution: must be one of 32, 64, 128, 256, got 100"),
+        ("data.h_flip", "yes", "data.h_flip: must be true or false, got 'yes'"),
+        ("eval.bn", "standin", "eval.bn: must be one of running, standing, got 'standin'; did you mean 'standing'"),
+        ("model.attention.at", 8, "model.attention.at: must be a list such as"),
+        ("model.attention.at", [8, 8], "each feature map once, got"),
+        ("model.attention.at", [9], "model.attention.at: must be one of 8, 16"),
+    ],
+)
+def test_a_value_that_breaks_a_rule_is_told_with_field_rule_and_value(name: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        override(Config(), {name: value})
+
+
+def test_digests_differ_exactly_when_configs_do() -> None:
+    configs = [*PRESETS.values(), override(Config(), {"optim.steps": 7})]
+    assert len({digest(config) for config in configs}) == len(configs)
+    assert digest(override(Config(), {"optim.steps": 1_000_000})) == digest(Config())
+
+
+def test_the_official_recipe_is_what_the_defaults_say() -> None:
+    """Rates, betas, batch and widths of the released code; beta2 is where the paper's text differs."""
+    official, paper = flatten(PRESETS["official128"]), flatten(PRESETS["paper128"])
+    expected = {"optim.lr_g": 1e-4, "optim.lr_d": 4e-4, "optim.beta1": 0.0, "optim.beta2": 0.999}
+    expected |= {"optim.batch_size": 256, "optim.d_steps": 1, "optim.ema_decay": 0.0, "model.width_g": 64}
+    assert {name: official[name] for name in expected} == expected
+    changed = {name for name in official if official[name] != paper[name]}
+    assert changed == {"optim.beta2", "model.attention.value_ratio", "model.attention.pool"}
