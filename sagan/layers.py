@@ -46,7 +46,8 @@ class Weighted(nn.Module):
 
 
 class Conv2d(Weighted):
-    """A 3x3 or 1x1 convolution, padded to keep the size; optionally with x2 resampling of a 3x3.
+    """A 3x3 or 1x1 convolution, padded to keep the size; optionally with x2 resampling of a 3x3. A 1x1 is a matrix
+    product over the channels, which lie together in channels_last memory.
 
     "up" is nearest upsampling, then the convolution; "down" is the convolution, then 2x2 average pooling. Both are
     computed exactly as one strided 4x4 kernel, the 3x3 summed over 2x2 shifts: 16 multiplications where 36 stood.
@@ -71,8 +72,10 @@ class Conv2d(Weighted):
             self.register_buffer("spread", _spread_matrix(resample), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.w.shape[-1] == 1:
+            return F.linear(x.permute(0, 2, 3, 1), self.w.flatten(1), self.bias).permute(0, 3, 1, 2)
         if self.resample == "none":
-            return F.conv2d(x, self.w, self.bias, padding=self.w.shape[-1] // 2)
+            return F.conv2d(x, self.w, self.bias, padding=1)
         kernel = (self.w.flatten(2) @ self.spread).unflatten(2, (4, 4)).to(memory_format=torch.channels_last)
         if self.resample == "down":
             return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
@@ -132,36 +135,35 @@ class _DivideBySigma(torch.autograd.Function):
     def forward(ctx: Any, u: list[Tensor], v: list[Tensor], update: bool, eps: float, *weights: Tensor) -> Any:
         matrices = [weight.flatten(1) for weight in weights]
         if update:
-            _normalize_into(u, [matrix.mv(right) for matrix, right in zip(matrices, v, strict=True)], eps)
-            products = [left @ matrix for matrix, left in zip(matrices, u, strict=True)]
-            _normalize_into(v, products, eps)
+            left, _ = _normalized([matrix.mv(right) for matrix, right in zip(matrices, v, strict=True)], eps)
+            # With v = W'u / |W'u|, sigma = u'Wv is |W'u|.
+            right, sigmas = _normalized([one @ matrix for matrix, one in zip(matrices, left, strict=True)], eps)
+            torch._foreach_copy_(u, left)
+            torch._foreach_copy_(v, right)
         else:
-            products = [left @ matrix for matrix, left in zip(matrices, u, strict=True)]
-        sigmas = [product.dot(right) for product, right in zip(products, v, strict=True)]
+            left, right = torch._foreach_clone(u), torch._foreach_clone(v)  # the buffers may move on before backward
+            sigmas = [(x @ matrix).dot(y) for x, matrix, y in zip(left, matrices, right, strict=True)]
         scaled = torch._foreach_div(weights, sigmas)
         if any(ctx.needs_input_grad):
-            # u and v move on with the next pass, possibly before this one's backward.
-            ctx.save_for_backward(*scaled, *sigmas, *(torch._foreach_clone(u)), *(torch._foreach_clone(v)))
+            ctx.save_for_backward(*scaled, *sigmas, *left, *right)
         return tuple(scaled)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         n = len(grads)
         scaled, sigmas = ctx.saved_tensors[:n], ctx.saved_tensors[n : 2 * n]
-        u, v = ctx.saved_tensors[2 * n : 3 * n], ctx.saved_tensors[3 * n :]
-        flat = [grad.flatten(1) for grad in grads]
-        along = [torch.sum(grad * w.flatten(1)) for grad, w in zip(flat, scaled, strict=True)]
-        pulled = [
-            torch.addr(grad, left * -share, right) for grad, left, share, right in zip(flat, u, along, v, strict=True)
-        ]
-        torch._foreach_div_(pulled, list(sigmas))
-        return (None, None, None, None, *(p.view_as(w) for p, w in zip(pulled, scaled, strict=True)))
+        left, right = ctx.saved_tensors[2 * n : 3 * n], ctx.saved_tensors[3 * n :]
+        pulled = []
+        for grad, w, sigma, x, y in zip(grads, scaled, sigmas, left, right, strict=True):
+            along = torch.sum(grad * w)
+            pulled.append(torch.addr(grad.flatten(1), x * -along, y).div_(sigma).view_as(w))
+        return None, None, None, None, *pulled
 
 
-def _normalize_into(targets: list[Tensor], vectors: list[Tensor], eps: float) -> None:
-    norms = torch._foreach_norm(vectors)
-    torch._foreach_clamp_min_(norms, eps)
-    torch._foreach_copy_(targets, torch._foreach_div(vectors, norms))
+def _normalized(vectors: list[Tensor], eps: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Vectors of length 1, and the lengths they had (at least eps)."""
+    lengths = list(torch.stack(torch._foreach_norm(vectors)).clamp_min_(eps).unbind())
+    return torch._foreach_div(vectors, lengths), lengths
 
 
 class BatchNormReLU(nn.Module):
