@@ -116,10 +116,9 @@ class Document:
     def _mapping(self, node: yaml.MappingNode, path: Position) -> dict[str, Any]:
         plain: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = self._scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, str):
-                got = f"{key_node.value!r}" if isinstance(key_node, yaml.ScalarNode) else "a collection"
-                self._note(key_node.start_mark, f"{'.'.join(path)}: a key must be a text, got {got}; put it in quotes")
+            key = key_node.value  # as written: YAML 1.1 reads the keys on and off as true and false
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._note(key_node.start_mark, f"{'.'.join(path)}: a key must be a text, got a collection")
             elif key in plain:
                 first = self._keys[(*path, key)].line + 1
                 self._note(

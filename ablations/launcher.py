@@ -24,7 +24,7 @@ from rich.console import Console
 from ablations.display import LiveTable, PlainLines
 from ablations.machine import git_commit
 from ablations.plan import Cell, Study
-from ablations.queue import MAX_DEATHS, CellQueue, CellState, Worker
+from ablations.queue import MAX_DEATHS, CellQueue, CellState, Worker, probe
 from ablations.tracking import Store
 from ablations.worker import Launch
 
@@ -60,7 +60,7 @@ class Crew:
         launch.write(self._file)
         self._members: dict[str, subprocess.Popen[bytes]] = {}
         self._started = 0
-        self.deaths = 0
+        self.departures = 0
         self.last_log: Path | None = None
 
     def __len__(self) -> int:
@@ -79,14 +79,12 @@ class Crew:
         self._started += 1
 
     def collect(self) -> None:
-        """Forgets workers that have ended, and counts those that ended by neither order nor want of cells."""
+        """Forgets workers that have ended, and counts them."""
         for token, process in list(self._members.items()):
-            status = process.poll()
-            if status is not None:
+            if process.poll() is not None:
                 del self._members[token]
-                if status not in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM):
-                    self.deaths += 1
-                    self.last_log = self._logs / f"{token}.log"
+                self.departures += 1
+                self.last_log = self._logs / f"{token}.log"
 
     def stop(self, patience: float) -> None:
         """Asks all to save and leave; kills those that have not after `patience` seconds."""
@@ -126,6 +124,10 @@ def run_cells(order: Order, console: Console, program: Program = (sys.executable
     """
     interrupt = Interrupt()
     try:
+        probe(order.storage)
+    except ValueError as error:
+        raise ValueError(f"--storage: {error}") from None
+    try:
         store = Store(order.tracking_uri)
         experiment_id = store.open_experiment(order.study)
     except ValueError as error:
@@ -150,6 +152,7 @@ def run_cells(order: Order, console: Console, program: Program = (sys.executable
         states = _settled(queue.states(), store.recorded(experiment_id))
         failed = any(state.state != "done" for state in states)
         store.end_run(parent, "KILLED" if interrupt.status else "FAILED" if failed else "FINISHED")
+        queue.close()
     status = _sum_up(states, console)
     if interrupt.status:
         console.print("Stopped. The same command goes on from here.")
@@ -167,7 +170,7 @@ def _watch(
 ) -> None:
     """Until every cell has ended: show, take cells back from the dead, keep as many workers as there is work for."""
     display = LiveTable(console) if console.is_terminal else PlainLines(console)
-    ended, deaths_before = 0, 0
+    ended, departures_before = 0, 0
     try:
         while interrupt.status is None:
             crew.collect()
@@ -176,9 +179,10 @@ def _watch(
             counts = Counter(state.state for state in states)
             display.update(states, order.workers)
             if ended != (ended := counts["done"] + counts["failed"]):
-                deaths_before = crew.deaths
-            if crew.deaths - deaths_before >= MAX_DEATHS * order.workers:
-                console.print(f"Workers die without ending a cell; see {crew.last_log}", markup=False, highlight=False)
+                departures_before = crew.departures
+            if crew.departures - departures_before > MAX_DEATHS * order.workers:
+                said = f"Workers leave without ending a cell; see {crew.last_log}"
+                console.print(said, markup=False, highlight=False, soft_wrap=True)
                 return
             for _ in range(min(order.workers - len(crew), counts["waiting"])):
                 crew.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def sqlite_path(url: str) -> Path | None:
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
+def absolute(url: str) -> str:
+    """The same database for a process in another folder."""
+    path = sqlite_path(url)
+    return f"sqlite:///{path.resolve()}" if path is not None else url
+
+
 def _check_sqlite(url: str, example: str) -> None:
     path = sqlite_path(url)
     if path is None:
@@ -43,8 +50,6 @@ def _check_sqlite(url: str, example: str) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"must be in a folder that exists, got {url!r}; make it first")
     check_folder(path.parent)
-    try:
-        if path.exists():
-            path.open("r+b").close()
-    except OSError as error:
-        raise ValueError(f"must be a file that can be written, got {url!r} ({error.strerror})") from None
+    # Not by opening it: closing any handle of a SQLite file drops the locks that this process holds on it.
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"must be a file that can be written, got {url!r}; change its permissions")

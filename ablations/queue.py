@@ -169,6 +169,9 @@ class CellQueue:
         newest = self._newest()
         return [_state(cell, newest.get(key)) for key, cell in self._cells.items()]
 
+    def close(self) -> None:
+        self._storage.engine.dispose()
+
     def _take_back(self, trial: FrozenTrial) -> Cell:
         deaths = trial.user_attrs["deaths"] + 1
         cell = self._cells[trial.user_attrs["cell"]]
@@ -211,6 +214,20 @@ class CellQueue:
                 lock = sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)")
                 connection.execute(lock, {"key": zlib.crc32(self._study.encode())})
                 yield
+
+
+def probe(url: str) -> None:
+    """Raises ValueError where a database that should be at `url` does not answer; makes no SQLite file."""
+    parsed = sqlalchemy.make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        return
+    try:
+        with sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool).connect() as connection:
+            sqlalchemy.inspect(connection).get_table_names()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0][:300]
+        shown = parsed.render_as_string(hide_password=True)
+        raise ValueError(f"does not answer, got {shown!r} ({reason}); start the database or correct it") from None
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from rich.console import Console
 from ablations.document import StudyError
 from ablations.machine import devices, workers_and_threads
 from ablations.plan import Cell, Study
-from ablations.preflight import check_folder, check_storage, check_store
+from ablations.preflight import absolute, check_folder, check_storage, check_store
 from ablations.study import read_study
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program
     if options.dry_run:
         from ablations.dry_run import show_plan
 
-        show_plan(study, cells, asked, places, options.tracking_uri, console)
+        show_plan(study, cells, asked, places, absolute(options.tracking_uri), console)
         return 0
     from ablations.launcher import Order, run_cells
 
@@ -109,8 +109,8 @@ def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program
     order = Order(
         study=study,
         cells=cells,
-        storage=options.storage,
-        tracking_uri=options.tracking_uri,
+        storage=absolute(options.storage),
+        tracking_uri=absolute(options.tracking_uri),
         runs=runs,
         places=places,
         workers=workers,

@@ -186,7 +186,7 @@ class _Checker:
         baseline = self._content.get("baseline")
         if not isinstance(baseline, str) or not baseline:
             if "baseline" in self._content:
-                self._error(("baseline",), f"must name a variant, got {baseline!r}")
+                self._error(("baseline",), f"must name a variant, got {baseline!r}; put the name in quotes")
             return ""
         if design == "ladder" and len(factors) > 1:
             self._error(("factors",), f"a ladder climbs one factor, got {', '.join(factors)}; choose grid, or keep one")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -38,28 +39,41 @@ class Store:
     """An MLflow store that answers. Creates the tables of a new SQLite file; raises ValueError where it cannot."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self.client = open_client(uri)
-        try:
-            self.client.search_experiments(max_results=1)
-        except Exception as error:  # whatever the client, its driver or the network raises: the user's URI is wrong
-            reason = str(error).splitlines()[0][:300]
-            raise ValueError(f"does not answer, got {uri!r} ({reason}); start the server or correct the URI") from None
-        if path := sqlite_path(uri):
-            with contextlib.closing(sqlite3.connect(path)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers do not block writers
+        path = sqlite_path(uri)
+        # Two launchers that make the tables of one new file at once would both fail.
+        with FileLock(f"{path}.lock") if path else contextlib.nullcontext():
+            try:
+                self.client = open_client(uri)
+                self.client.search_experiments(max_results=1)
+            except Exception as error:  # whatever the client, its driver or the network raises
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+                raise ValueError(f"does not answer, got {uri!r} ({reason}); start the server or correct it") from None
+            if path:
+                with contextlib.closing(sqlite3.connect(path)) as connection:
+                    connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers do not block writers
 
     def open_experiment(self, study: Study) -> str:
         """The id of the study's experiment, made now if there is none, with its question as description."""
         found = self.client.get_experiment_by_name(study.name)
         if found is not None and found.lifecycle_stage == "deleted":
             raise ValueError(f"experiment {study.name!r} is deleted in this store; restore it, or rename the study")
-        experiment_id = str(found.experiment_id) if found else self.client.create_experiment(study.name)
+        experiment_id = self.find_experiment(study) or self._create_experiment(study)
         tags = {"question": study.question, "mlflow.note.content": study.question, "paper": study.paper}
         for key, value in tags.items():
             if value is not None:
                 self.client.set_experiment_tag(experiment_id, key, value)
         return experiment_id
+
+    def _create_experiment(self, study: Study) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.create_experiment(study.name))
+        except MlflowException:  # another launcher was first
+            experiment_id = self.find_experiment(study)
+            if experiment_id is None:
+                raise
+            return experiment_id
 
     def find_experiment(self, study: Study) -> str | None:
         found = self.client.get_experiment_by_name(study.name)

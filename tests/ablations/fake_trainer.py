@@ -1,0 +1,73 @@
+"""A Trainer in name: it counts steps, keeps the count in a file as a checkpoint, and needs no torch.
+
+`optim.d_steps` chooses its fate: 7 raises, 9 collapses at half way.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sagan.config import Config
+
+
+@dataclass(frozen=True)
+class Event:
+    step: int
+    metrics: dict[str, float]
+    images: dict[str, Any] = field(default_factory=dict)
+    outcome: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.outcome is not None
+
+
+class FakeTrainer:
+    data_fingerprint = "data-v1"
+    metric_fingerprint = "counting; 32 samples"
+    classes = ("stripes", "rings")
+    groups = {"texture": (0,), "geometry": (1,)}
+
+    def __init__(self, config: Config, seed: int, directory: Path, **_places: Any) -> None:
+        self.config, self.seed, self.directory = config, seed, directory
+        self.checkpoint = directory / "checkpoint.txt"
+        self.step = int(self.checkpoint.read_text()) if self.checkpoint.exists() else 0
+
+    def run(self) -> Iterator[Event]:
+        steps, fate = self.config.optim.steps, self.config.optim.d_steps
+        with (self.directory / "sittings.txt").open("a") as file:
+            file.write(f"{os.getpid()} from {self.step}\n")
+        try:
+            while self.step < steps:
+                time.sleep(0.03)
+                self.step += 1
+                if fate == 7:
+                    raise RuntimeError("the fake trainer was told to fail")
+                if fate == 9 and self.step > steps // 2:
+                    yield Event(self.step, {}, outcome="collapsed")
+                    return
+                if self.step < steps:
+                    yield Event(self.step, {"loss_g": 1.0 / self.step, "images_per_sec": 100.0})
+                self._save()
+            samples = np.full((2, 3, 8, 8, 3), self.seed, dtype=np.uint8)
+            maps = {
+                "attention/g32/images": np.zeros((2, 8, 8, 3), np.uint8),
+                "attention/g32/queries": np.zeros((1, 2), np.int64),
+                "attention/g32/maps": np.full((2, 1, 2, 2), 0.25, np.float32),
+            }
+            (self.directory / "generator.safetensors").write_bytes(b"weights")
+            yield Event(
+                self.step, {"fid": 100.0 + self.seed, "kid": float("inf")}, {"samples": samples, **maps}, "finished"
+            )
+        finally:
+            self._save()
+
+    def _save(self) -> None:
+        self.checkpoint.write_text(str(self.step))

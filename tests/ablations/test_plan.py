@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ablations.plan import Cell
+from ablations.study import read_study
+from sagan.config import diff
+
+WriteStudy = Callable[..., Path]
+STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
+
+TWO_FACTORS = """
+    name: two
+    question: Which of two?
+    preset: embedded
+    seeds: [0]
+    design: grid
+    baseline: off+slow
+    factors:
+      norm:
+        off: {model.sn.g: false}
+        both: {model.sn.g: true}
+      rate:
+        slow: {optim.lr_d: 1e-4}
+        fast: {optim.lr_d: 4e-4}
+"""
+
+
+def test_cells_come_seed_by_seed_without_those_that_cannot_be_built(write_study: WriteStudy) -> None:
+    names = [cell.name for cell in read_study(write_study()).cells()]
+    assert names == ["none/seed0", "feat32/seed0", "none/seed1", "feat32/seed1"]
+
+
+def test_an_impossible_variant_stays_in_the_plan_with_its_reason(write_study: WriteStudy) -> None:
+    plan = read_study(write_study()).plan()
+    assert [variant["obstacle"] for variant in plan["variants"]] == [None, None, "needs 128 px"]
+    assert plan["seeds"] == [0, 1]
+
+
+def test_a_larger_preset_carries_the_variant_that_the_small_one_cannot(write_study: WriteStudy) -> None:
+    assert len(read_study(write_study(), preset="official128").cells()) == 6
+
+
+def test_only_selects_variants_or_single_cells(write_study: WriteStudy) -> None:
+    study = read_study(write_study())
+    assert [cell.name for cell in study.cells("feat*")] == ["feat32/seed0", "feat32/seed1"]
+    assert [cell.name for cell in study.cells("*/seed1")] == ["none/seed1", "feat32/seed1"]
+    assert study.cells("feat64") == []
+
+
+def test_a_grid_is_the_product_of_its_factors(write_study: WriteStudy) -> None:
+    variants = read_study(write_study(text=TWO_FACTORS)).variants()
+    assert [variant.name for variant in variants] == ["off+slow", "off+fast", "both+slow", "both+fast"]
+    assert variants[3].factors == {"norm": "both", "rate": "fast"}
+    assert variants[3].changes == {"model.sn.g": True, "optim.lr_d": 4e-4}
+
+
+def test_a_ladder_adds_its_levels_up(write_study: WriteStudy) -> None:
+    ladder = {"seeds:": "design: ladder\nseeds:", "feat64: {model.attention.at: [64]}": "ttur: {optim.lr_d: 1e-3}"}
+    variants = read_study(write_study(ladder)).variants()
+    assert variants[2].changes == {"model.attention.at": (32,), "optim.lr_d": 1e-3}
+
+
+def test_one_at_a_time_changes_one_factor_and_keeps_the_others_at_the_baseline(write_study: WriteStudy) -> None:
+    one = {"design: grid\n": "", "off+slow": "home", "off:": "home:", "slow:": "home:"}
+    variants = read_study(write_study(one, text=TWO_FACTORS)).variants()
+    assert [variant.name for variant in variants] == ["home", "both", "fast"]
+    assert set(diff(variants[0].config, variants[1].config)) == {"model.sn.g"}
+    assert set(diff(variants[0].config, variants[2].config)) == {"optim.lr_d"}
+
+
+def test_the_protocol_names_preset_and_changes_in_one_order(write_study: WriteStudy) -> None:
+    study = read_study(write_study(), changes={"optim.steps": "500", "data.difficulty": "hard", "optim.d_steps": "1"})
+    assert study.protocol == "embedded + data.difficulty=hard, optim.steps=500"
+
+
+def test_a_cell_survives_json_with_its_key(write_study: WriteStudy) -> None:
+    for cell in read_study(write_study()).cells():
+        assert Cell.from_json(cell.to_json()) == cell
+        assert Cell.from_json(cell.to_json()).key == cell.key
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_shipped_study_resolves(path: Path) -> None:
+    study = read_study(path)
+    assert study.cells()
+    assert study.name == path.stem
+    assert study.baseline in [variant.name for variant in study.variants()]

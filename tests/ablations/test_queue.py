@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ablations.plan import Cell
+from ablations.queue import MAX_DEATHS, CellQueue, Claim, ClaimLost, Worker
+from ablations.study import read_study
+
+WriteStudy = Callable[..., Path]
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def cells(write_study: WriteStudy) -> list[Cell]:
+    return read_study(write_study()).cells()
+
+
+@pytest.fixture
+def open_queue(tmp_path: Path, cells: list[Cell]) -> Callable[..., CellQueue]:
+    return lambda **options: CellQueue(f"sqlite:///{tmp_path}/optuna.db", "position", cells, **options)
+
+
+def living_worker() -> Worker:
+    return Worker.here(psutil.Process().cmdline()[0])
+
+
+def dead_worker() -> Worker:
+    """Our own process id, as a worker would have had it that is gone and whose id was given out again."""
+    return replace(living_worker(), token="no such word in our command line")
+
+
+def claim(queue: CellQueue, worker: Worker | None = None) -> Claim:
+    found = queue.claim(worker or living_worker())
+    assert found is not None
+    return found
+
+
+def test_cells_are_claimed_in_the_order_of_the_plan(open_queue: Callable[..., CellQueue], cells: list[Cell]) -> None:
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    assert [claim(queue).cell for _ in cells] == cells
+    assert queue.claim(living_worker()) is None
+
+
+def test_enqueueing_twice_adds_nothing(open_queue: Callable[..., CellQueue], cells: list[Cell]) -> None:
+    assert open_queue().enqueue(recorded=set()) == len(cells)
+    assert open_queue().enqueue(recorded=set()) == 0
+
+
+def test_a_recorded_cell_is_not_enqueued_and_a_lost_record_is(
+    open_queue: Callable[..., CellQueue], cells: list[Cell]
+) -> None:
+    queue = open_queue()
+    assert queue.enqueue(recorded={cells[0].key}) == len(cells) - 1
+    done = claim(queue)
+    queue.complete(done, "finished")
+    assert queue.enqueue(recorded={cells[0].key, done.cell.key}) == 0
+    assert queue.enqueue(recorded={cells[0].key}) == 1
+
+
+def test_a_dead_workers_cell_waits_again_at_once(open_queue: Callable[..., CellQueue], cells: list[Cell]) -> None:
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    lost = claim(queue, dead_worker())
+    kept = claim(queue, living_worker())
+    assert queue.reap() == [lost.cell]
+    states = {state.cell.name: state.state for state in queue.states()}
+    assert (states[lost.cell.name], states[kept.cell.name]) == ("waiting", "running")
+
+
+def test_a_silent_worker_elsewhere_loses_its_cell_after_the_grace_period(open_queue: Callable[..., CellQueue]) -> None:
+    patient, hasty = open_queue(grace=1000.0), open_queue(grace=0.0)
+    patient.enqueue(recorded=set())
+    lost = claim(patient, replace(living_worker(), host="another host"))
+    assert patient.reap() == []
+    assert hasty.reap() == []  # seen for the first time
+    assert hasty.reap() == [lost.cell]
+
+
+def test_a_worker_that_was_taken_for_dead_cannot_complete_its_cell(open_queue: Callable[..., CellQueue]) -> None:
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    lost = claim(queue, dead_worker())
+    queue.reap()
+    for act in (lambda: queue.beat(lost, {}), lambda: queue.complete(lost, "finished"), lambda: queue.release(lost)):
+        with pytest.raises(ClaimLost):
+            act()
+    assert claim(queue).cell == lost.cell
+
+
+def test_a_cell_that_kills_its_workers_fails(open_queue: Callable[..., CellQueue]) -> None:
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    for _ in range(MAX_DEATHS):
+        deadly = claim(queue, dead_worker())
+        queue.reap()
+    state = next(state for state in queue.states() if state.cell == deadly.cell)
+    assert state.state == "failed"
+    assert state.error is not None and "died 3 times" in state.error
+
+
+def test_a_failed_cell_is_run_again_only_when_asked(open_queue: Callable[..., CellQueue]) -> None:
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    queue.fail(claim(queue), "RuntimeError: out of memory")
+    assert queue.enqueue(recorded=set()) == 0
+    assert queue.enqueue(recorded=set(), retry_failed=True) == 1
+
+
+def test_a_released_cell_waits_for_the_next_worker(open_queue: Callable[..., CellQueue]) -> None:
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    first = claim(queue)
+    queue.release(first)
+    assert claim(queue).cell == first.cell
+
+
+def test_a_launch_claims_only_its_own_cells(
+    tmp_path: Path, open_queue: Callable[..., CellQueue], cells: list[Cell]
+) -> None:
+    open_queue().enqueue(recorded=set())
+    only = CellQueue(f"sqlite:///{tmp_path}/optuna.db", "position", cells[2:3])
+    assert claim(only).cell == cells[2]
+    assert only.claim(living_worker()) is None
+
+
+@pytest.mark.slow
+def test_four_processes_claim_forty_cells_exactly_once(tmp_path: Path, write_study: WriteStudy) -> None:
+    seeds = str(list(range(20)))
+    path = write_study({"[0, 1]": seeds})
+    study = read_study(path)
+    url, log = f"sqlite:///{tmp_path}/optuna.db", tmp_path / "claims.txt"
+    CellQueue(url, study.name, study.cells()).enqueue(recorded=set())
+    command = [sys.executable, str(HERE / "claimer.py"), url, str(path), str(log)]
+    processes = [subprocess.Popen([*command, f"claimer-{index}"]) for index in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    claims = Counter(log.read_text().split())
+    assert claims == Counter(cell.name for cell in study.cells())
+    assert len(claims) == 40

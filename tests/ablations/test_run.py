@@ -1,0 +1,106 @@
+"""Bad input on the command line: one clear message, status 2, nothing written, and quickly."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ablations.run import main
+
+WriteStudy = Callable[..., Path]
+
+BAD = {
+    "an unknown field": (["--set", "optim.stepz=3"], "--set optim.stepz: no such field; did you mean 'optim.steps'?"),
+    "a set without a value": (["--set", "optim.steps"], "--set: must be KEY=VALUE"),
+    "seeds that are words": (["--seeds", "a,b"], "--seeds: must be different whole numbers, got 'a,b'"),
+    "a seed twice": (["--seeds", "1,1"], "--seeds: must be different"),
+    "a glob that matches nothing": (
+        ["--only", "feat9"],
+        "--only: no cell matches 'feat9'; variants are none, feat32, ",
+    ),
+    "a variant that cannot be built": (["--only", "feat64"], r"feat64 \(needs 128 px\)"),
+    "no number of workers": (["--workers", "many"], "--workers: must be a whole number above 0 or auto, got 'many'"),
+    "a missing folder of data": (["--data-root", "nowhere"], "--data-root: no such file or folder, got 'nowhere'"),
+    "missing weights": (["--inception-weights", "no.pth"], "--inception-weights: no such file"),
+    "a storage of another kind": (["--storage", "mysql://x/y"], "--storage: must be a sqlite or postgresql URL"),
+    "a storage in no folder": (["--storage", "sqlite:///no/optuna.db"], "--storage: must be in a folder that exists"),
+    "a store of files": (["--tracking-uri", "./mlruns"], "--tracking-uri: must be a sqlite, postgresql or http URI"),
+    "a store that does not answer": (["--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri: does not answer"),
+    "an unknown device": (["--device", "gpu"], "--device: must be cpu, cuda or cuda:N, got 'gpu'"),
+    "an unknown preset": (["--preset", "embeded"], "--preset: must be one of .*did you mean 'embedded'?"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gives_one_message_and_writes_nothing(
+    case: str,
+    write_study: WriteStudy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write_study()
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    options, message = BAD[case]
+    assert main([str(path), *options]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert re.search(message, error), error
+    assert list(work.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir("/proc")  # even root makes no file there
+    assert main([str(write_study())]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "name"), [("--storage", "optuna.db"), ("--tracking-uri", "mlflow.db")])
+def test_a_file_that_is_no_database_is_refused(
+    option: str,
+    name: str,
+    write_study: WriteStudy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("a diary, perhaps\n" * 100)
+    assert main([str(write_study()), option, f"sqlite:///{name}"]) == 2
+    assert capsys.readouterr().err.startswith(f"{option}: does not answer")
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_study()
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    assert main([str(path), "--dry-run", "--workers", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "feat32 changes against none: model.attention.at [] -> [32]" in shown
+    assert "needs 128 px" in shown
+    assert "4 cells: none/seed0, feat32/seed0, none/seed1, feat32/seed1" in shown
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["no_such_study.yaml"]])
+def test_help_and_a_bad_file_answer_within_a_second(arguments: list[str]) -> None:
+    started = time.perf_counter()
+    command = [sys.executable, "-X", "importtime", "-m", "ablations.run", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == (0 if arguments == ["--help"] else 2)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "mlflow", "optuna", "pandas", "numpy"}
+    assert time.perf_counter() - started < 3.0  # a second on an idle machine

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ablations.document import StudyError
+from ablations.study import read_study
+
+WriteStudy = Callable[..., Path]
+
+MISTAKES = {
+    "a typo in a key": ({"question:": "qestion:"}, "2:1: qestion: no such field; did you mean 'question'?"),
+    "a missing field": ({"baseline: none\n": ""}, "1:1: baseline: is missing"),
+    "a wrong type": ({"[0, 1]": "three"}, "5:8: seeds: must be a list"),
+    "a seed twice": ({"[0, 1]": "[0, 1, 0]"}, "5:15: seeds.2: each seed once"),
+    "a seed that is true": ({"[0, 1]": "[true]"}, "5:9: seeds.0: must be a whole number"),
+    "an unknown preset": ({"embedded": "embeded"}, "3:9: preset: must be one of .* did you mean 'embedded'?"),
+    "an impossible resolution": (
+        {"seeds:": "set: {data.resolution: 100}\nseeds:"},
+        r"5:24: set.data.resolution: must be one of 32, 64, 128, 256, got 100",
+    ),
+    "a field that is none": (
+        {"model.attention.at: [32]": "model.atention.at: [32]"},
+        "10:14: factors.attention.feat32.model.atention.at: no such field; did you mean 'model.attention.at'?",
+    ),
+    "a value that the field refuses": ({"at: [32]": "at: [33]"}, "10:34: .*must be one of 8, 16"),
+    "a duplicate key": ({"seeds: [0, 1]": "seeds: [0]\nseeds: [1]"}, "6:1: seeds: stands on line 5 already"),
+    "a duplicate level": ({"feat64:": "feat32:"}, "11:5: factors.attention.feat32: stands on line 10 already"),
+    "an unknown baseline": ({"baseline: none": "baseline: non"}, "6:11: baseline: .*did you mean 'none'?"),
+    "an empty factor": ({"factors:\n": "factors:\n  other: {}\n"}, "8:10: factors.other: must have a level or more"),
+    "a level without a mapping": ({"none:   {}": "none:"}, "9:10: factors.attention.none: must map fields"),
+    "a key that is a list": ({"none:   {}": "[1]: {}\n    none: {}"}, "9:5: factors.attention: a key must be a text"),
+    "a baseline that YAML reads as false": ({"baseline: none": "baseline: off"}, "6:11: .*got False; put the name in"),
+    "a name that leaves the folder": ({"name: position": "name: ../up"}, "1:7: name: .*names files, got '../up'"),
+    "a level name with a slash": ({"feat32:": "a/b:"}, "10:5: factors.attention.a/b: .*names files"),
+    "an unknown design": ({"seeds:": "design: grd\nseeds:"}, "5:9: design: .*did you mean 'grid'?"),
+    "broken YAML": ({"[0, 1]": "[0, 1"}, "6:9: not valid YAML"),
+    "an alias": ({"none:   {}": "none: &a {}\n    copy: *a"}, "9:11: .*anchors and aliases are not read"),
+    "a Python object": (
+        {"question: Where": "question: !!python/name:os.system Where"},
+        "2:11: question: cannot be read",
+    ),
+    "a field set and varied": (
+        {"seeds:": "set: {model.attention.at: [8]}\nseeds:"},
+        "11:14: .*is changed by set already",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_with_line_and_column(mistake: str, write_study: WriteStudy) -> None:
+    changes, message = MISTAKES[mistake]
+    path = write_study(changes)
+    with pytest.raises(StudyError, match=f"{path}:{message}"):
+        read_study(path)
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write_study: WriteStudy) -> None:
+    path = write_study({"embedded": "embeded", "[0, 1]": "[]", "at: [32]": "at: [33]"})
+    with pytest.raises(StudyError) as caught:
+        read_study(path)
+    lines = [int(message.removeprefix(str(path)).split(":")[1]) for message in caught.value.messages]
+    assert lines == [3, 5, 10]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"- 1\n", "1:1: must be a mapping"),
+        (b"\x7fELF\x02\xff\xfe", "is not UTF-8 text"),
+        (b"name: \x00\x01", "is not a text file"),
+        (b"[" * 5000, "nested too deeply|not valid YAML"),
+        (b" " * 1_000_001, "is larger than"),
+    ],
+)
+def test_a_file_that_is_no_study_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes(content)
+    with pytest.raises(StudyError, match=message):
+        read_study(path)
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path, write_study: WriteStudy) -> None:
+    write_study()
+    with pytest.raises(StudyError, match="is a folder"):
+        read_study(tmp_path)
+    with pytest.raises(StudyError, match="no such file; did you mean '.*study.yaml'"):
+        read_study(tmp_path / "studdy.yaml")
+
+
+def test_command_line_overrides_are_checked_like_the_file(write_study: WriteStudy) -> None:
+    with pytest.raises(StudyError) as caught:
+        read_study(write_study(), preset="embeded", changes={"optim.stepz": "3", "optim.lr_g": "fast"})
+    assert [message.split(" ")[0] for message in caught.value.messages] == ["--preset:", "--set", "--set"]
+    assert "did you mean 'optim.steps'?" in caught.value.messages[1]
+
+
+def test_setting_what_a_factor_varies_is_refused(write_study: WriteStudy) -> None:
+    with pytest.raises(StudyError, match="is changed by --set already"):
+        read_study(write_study(), changes={"model.attention.at": "[8]"})
+
+
+def test_numbers_that_yaml_reads_as_text_become_numbers(write_study: WriteStudy) -> None:
+    study = read_study(write_study({"seeds:": "set: {optim.lr_g: 1e-4}\nseeds:"}))
+    assert study.base.optim.lr_g == 1e-4
+
+
+def test_levels_may_be_called_on_and_off(write_study: WriteStudy) -> None:
+    study = read_study(write_study({"none:": "off:", "feat32:": "on:", "baseline: none": "baseline: 'off'"}))
+    assert [variant.name for variant in study.variants()] == ["off", "on", "feat64"]

@@ -1,0 +1,62 @@
+"""Which package may import which: the directions that keep the model free of the laboratory around it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAB = {"mlflow", "optuna", "yaml", "pandas", "ablations", "reports"}
+
+FORBIDDEN = {
+    "sagan": (LAB, "sagan is the model: it knows no tracker, queue, study file or report"),
+    "ablations": ({"reports", "pandas"}, "ablations runs studies; reports reads what it stored"),
+    "reports": ({"torch", "torchvision", "sagan", "ablations", "optuna"}, "reports reads the store and trains nothing"),
+}
+ONLY_IN = {
+    "torch_fidelity": ("sagan/metrics/",),
+    "optuna": ("ablations/queue.py",),
+    "yaml": ("ablations/document.py", "reports/"),
+    "mlflow": ("ablations/tracking.py", "ablations/outbox.py", "reports/store.py"),
+}
+# Imported while a bad study file or --help is answered, which takes under a second.
+QUICK = ("document", "machine", "plan", "preflight", "run", "study")
+HEAVY = {"torch", "mlflow", "optuna", "numpy", "sqlalchemy"}
+
+
+def sources() -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for package in FORBIDDEN for path in (ROOT / package).rglob("*.py"))
+
+
+def imported(path: str, top_level_only: bool = False) -> Iterator[str]:
+    tree = ast.parse((ROOT / path).read_text())
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative imports hide their direction; write the package"
+            yield str(node.module)
+
+
+@pytest.mark.parametrize("path", sources())
+def test_imports_follow_the_directions(path: str) -> None:
+    forbidden, rule = FORBIDDEN[path.split("/")[0]]
+    for module in imported(path):
+        package = module.split(".")[0]
+        assert package not in forbidden, f"{path} imports {module}: {rule}"
+        allowed = ONLY_IN.get(package)
+        assert allowed is None or path.startswith(allowed), f"{path} imports {module}: only {allowed} may"
+
+
+@pytest.mark.parametrize("module", QUICK)
+def test_the_command_line_starts_without_heavy_imports(module: str) -> None:
+    for name in imported(f"ablations/{module}.py", top_level_only=True):
+        package, _, rest = name.partition(".")
+        assert package not in HEAVY, f"ablations/{module}.py imports {name}: --help would wait for it"
+        assert package != "ablations" or rest in QUICK, f"ablations/{module}.py imports {name}, which is not quick"
+        assert package != "sagan" or rest in ("config", "presets"), (
+            f"ablations/{module}.py imports {name}: torch follows"
+        )
