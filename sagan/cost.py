@@ -57,13 +57,14 @@ class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):
     """Adds up the bytes that autograd keeps for the backward pass, each tensor once."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, Tensor] = {}
+        self.seen: dict[int, torch.UntypedStorage] = {}
         super().__init__(self._keep, lambda tensor: tensor)
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        self.seen[id(tensor.untyped_storage()._cdata)] = tensor
+        storage = tensor.untyped_storage()
+        self.seen[storage._cdata] = storage
         return tensor
 
     @property
     def total(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.seen.values())
+        return sum(storage.nbytes() for storage in self.seen.values())

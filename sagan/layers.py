@@ -135,14 +135,14 @@ class _DivideBySigma(torch.autograd.Function):
     def forward(ctx: Any, u: list[Tensor], v: list[Tensor], update: bool, eps: float, *weights: Tensor) -> Any:
         matrices = [weight.flatten(1) for weight in weights]
         if update:
-            left, _ = _normalized([matrix.mv(right) for matrix, right in zip(matrices, v, strict=True)], eps)
+            left, _ = _normalized([matrix.mv(y) for matrix, y in zip(matrices, v, strict=True)], eps)
             # With v = W'u / |W'u|, sigma = u'Wv is |W'u|.
-            right, sigmas = _normalized([one @ matrix for matrix, one in zip(matrices, left, strict=True)], eps)
+            right, sigmas = _normalized([x @ matrix for x, matrix in zip(left, matrices, strict=True)], eps)
             torch._foreach_copy_(u, left)
             torch._foreach_copy_(v, right)
         else:
             left, right = torch._foreach_clone(u), torch._foreach_clone(v)  # the buffers may move on before backward
-            sigmas = [(x @ matrix).dot(y) for x, matrix, y in zip(left, matrices, right, strict=True)]
+            sigmas = tuple((x @ matrix).dot(y) for x, matrix, y in zip(left, matrices, right, strict=True))
         scaled = torch._foreach_div(weights, sigmas)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*scaled, *sigmas, *left, *right)
@@ -160,9 +160,9 @@ class _DivideBySigma(torch.autograd.Function):
         return None, None, None, None, *pulled
 
 
-def _normalized(vectors: list[Tensor], eps: float) -> tuple[list[Tensor], list[Tensor]]:
+def _normalized(vectors: list[Tensor], eps: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Vectors of length 1, and the lengths they had (at least eps)."""
-    lengths = list(torch.stack(torch._foreach_norm(vectors)).clamp_min_(eps).unbind())
+    lengths = torch.stack(torch._foreach_norm(vectors)).clamp_min_(eps).unbind()
     return torch._foreach_div(vectors, lengths), lengths
 
 

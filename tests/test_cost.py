@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sagan.config import Config, override
+from sagan.cost import count
+from sagan.networks import Discriminator, Generator, num_parameters
+
+
+def test_counts_are_those_of_the_networks_that_are_trained(tiny: Config) -> None:
+    cost = count(tiny, 6)
+    assert cost.num_params_g == num_parameters(Generator(tiny.model, 32, 6))
+    assert cost.num_params_d == num_parameters(Discriminator(tiny.model, 32, 6))
+
+
+def test_attention_costs_more_on_a_larger_map(tiny: Config) -> None:
+    costs = [
+        count(override(tiny, {"model.attention.at": at, "data.resolution": 64}), 6) for at in ([], [8], [16], [32])
+    ]
+    assert sorted(costs, key=lambda cost: cost.flops_per_image) == costs
+
+
+def test_memory_grows_with_the_batch_by_what_autograd_keeps(tiny: Config) -> None:
+    """The bytes that a G step keeps on real tensors, counted one by one, are the estimate's slope, to a third: meta tensors take other paths."""
+    config, batch = override(tiny, {"model.attention.at": []}), 64
+    generator, discriminator = Generator(config.model, 32, 6), Discriminator(config.model, 32, 6)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    labels = torch.zeros(batch, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        discriminator(generator(torch.randn(batch, 8), labels), labels)
+    measured = sum(storage.nbytes() for storage in kept.values()) / batch
+    small, large = (count(override(config, {"optim.batch_size": n}), 6).memory_mib for n in (64, 128))
+    assert (large - small) * 2**20 / 64 == pytest.approx(measured, rel=0.3)
