@@ -22,7 +22,7 @@ def test_attention_costs_more_on_a_larger_map(tiny: Config) -> None:
 
 
 def test_memory_grows_with_the_batch_by_what_autograd_keeps(tiny: Config) -> None:
-    """What a G step keeps of real tensors, counted one by one, is the slope to a third: meta tensors take other paths."""
+    """What a G step keeps of real tensors, counted one by one; meta tensors take other paths, hence 30 %."""
     config, batch = override(tiny, {"model.attention.at": []}), 64
     generator, discriminator = Generator(config.model, 32, 6), Discriminator(config.model, 32, 6)
     kept: dict[int, torch.UntypedStorage] = {}
