@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -165,6 +166,28 @@ def classes(unit: Unit) -> Iterator[Drawn]:
     axes.set_xlabel(f"difference to {unit.baseline} in intra-class {style.label('fid', unit.fingerprint)}")
     _legend(fig, unit, variants)
     yield Drawn("classes", "Class by class, paired by seed: mean and 95 % t interval; left of zero is better.", fig)
+
+
+@figure("Geometry against texture")
+def class_scores(unit: Unit) -> Iterator[Drawn]:
+    """Where each variant stands on each class: the level behind the differences."""
+    order = [unit.classes[label] for labels in unit.groups.values() for label in labels] or list(unit.classes)
+    table = pd.DataFrame(
+        {
+            name: {row.variant: row.estimate.mean for row in compare(unit, f"fid_class/{name}") if row.estimate}
+            for name in order
+            if f"fid_class/{name}" in unit.finals
+        }
+    )
+    if table.empty or table.shape[1] > 20:
+        return
+    fig, axes = new_axes(height=0.9 + 0.26 * len(table))
+    digits = style.decimals(table.to_numpy().ravel())
+    sns.heatmap(table, annot=True, fmt=f".{digits}f", cmap="crest", cbar=False, linewidths=1, ax=axes)
+    axes.tick_params(length=0, rotation=0)
+    axes.set_xlabel(f"intra-class {style.label('fid', unit.fingerprint, arrow=True)}")
+    axes.set_ylabel("")
+    yield Drawn("class_scores", "Class by class at the last step: mean over training seeds; lighter is better.", fig)
 
 
 @figure("Inside the networks")
