@@ -104,7 +104,13 @@ def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program
         show_plan(study, cells, asked, places, absolute(options.tracking_uri), console)
         return 0
     from ablations.launcher import Order, run_cells
+    from sagan.data import DATASETS
 
+    needed = study.base.data.name
+    if needed not in DATASETS:
+        raise ValueError(
+            f"data.name: this version reads {', '.join(DATASETS)}, got {needed!r}; --dry-run shows what it would cost"
+        )
     workers, threads = workers_and_threads(asked, len(cells), places)
     order = Order(
         study=study,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +31,7 @@ BAD = {
     "a storage in no folder": (["--storage", "sqlite:///no/optuna.db"], "--storage: must be in a folder that exists"),
     "a store of files": (["--tracking-uri", "./mlruns"], "--tracking-uri: must be a sqlite, postgresql or http URI"),
     "a store that does not answer": (["--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri: does not answer"),
+    "data that cannot be read": (["--preset", "official128"], "data.name: this version reads embedded, got 'imagenet'"),
     "an unknown device": (["--device", "gpu"], "--device: must be cpu, cuda or cuda:N, got 'gpu'"),
     "an unknown preset": (["--preset", "embeded"], "--preset: must be one of .*did you mean 'embedded'?"),
 }
@@ -96,11 +96,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["no_such_study.yaml"]])
-def test_help_and_a_bad_file_answer_within_a_second(arguments: list[str]) -> None:
-    started = time.perf_counter()
+def test_help_and_a_bad_file_answer_before_anything_slow_is_imported(arguments: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "ablations.run", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == (0 if arguments == ["--help"] else 2)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "mlflow", "optuna", "pandas", "numpy"}
-    assert time.perf_counter() - started < 3.0  # a second on an idle machine
