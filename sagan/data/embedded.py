@@ -96,9 +96,9 @@ def _blobs(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
     signed = np.full(np.broadcast_shapes(x.shape, y.shape), 64, dtype=np.float32)
     for row in range(-2, 3):
         for column in range(-2, 3):
-            dx = x - (np.float32(16 * column) + _uniform(rng, -3, 3, x))
-            dy = y - (np.float32(16 * row) + _uniform(rng, -3, 3, x))
-            signed = np.minimum(signed, np.sqrt(dx * dx + dy * dy) - _uniform(rng, 4, 6, x))
+            dx = x - (np.float32(18 * column) + _uniform(rng, -3, 3, x))
+            dy = y - (np.float32(18 * row) + _uniform(rng, -3, 3, x))
+            signed = np.minimum(signed, np.sqrt(dx * dx + dy * dy) - _uniform(rng, 5, 7, x))
     return signed
 
 
@@ -110,16 +110,16 @@ def _twins(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
 
 
 def _rings(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
-    dx, dy = x - _uniform(rng, -5, 5, x), y - _uniform(rng, -5, 5, x)
+    dx, dy = x - _uniform(rng, -4, 4, x), y - _uniform(rng, -4, 4, x)
     return _outline(np.sqrt(dx * dx + dy * dy), rng)
 
 
 def _frames(x: _Array, y: _Array, rng: np.random.Generator) -> _Array:
-    dx, dy = x - _uniform(rng, -5, 5, x), y - _uniform(rng, -5, 5, x)
+    dx, dy = x - _uniform(rng, -4, 4, x), y - _uniform(rng, -4, 4, x)
     return _outline(np.maximum(np.abs(dx), np.abs(dy)), rng)
 
 
 def _outline(radius: _Array, rng: np.random.Generator) -> _Array:
     """The line where `radius`, a distance from the centre, has a certain value."""
-    signed: _Array = np.abs(radius - _uniform(rng, 14, 21, radius)) - _uniform(rng, 2.5, 4, radius)
+    signed: _Array = np.abs(radius - _uniform(rng, 15, 20, radius)) - _uniform(rng, 3.5, 5, radius)
     return signed
