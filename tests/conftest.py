@@ -8,6 +8,8 @@ import torch
 from sagan.config import Config, override
 from sagan.presets import PRESETS
 
+collect_ignore = ["benchmarks"]  # run where they are named: python -m pytest tests/benchmarks
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:

@@ -1,0 +1,66 @@
+"""How the benchmarks measure: functions in turn and their medians, trainers that score nothing, threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from unittest import mock
+
+import torch
+
+from ablations.machine import usable_cores
+from sagan import training
+from sagan.config import Config, DataConfig
+from sagan.data import ImageDataset
+from sagan.training import Trainer
+
+
+def medians_in_turn(*functions: Callable[[], object], rounds: int) -> list[float]:
+    """Median seconds of each function over `rounds` in which all take their turn; a first round does not count.
+
+    What slows the machine for a while then slows all of them.
+    """
+    seconds: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds + 1):
+        for function, taken in zip(functions, seconds, strict=True):
+            started = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - started)
+    return [median(taken[1:]) for taken in seconds]
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def thread_counts() -> list[int]:
+    """1, 2 and 4, as far as this machine has cores."""
+    return [count for count in (1, 2, 4) if count <= usable_cores()]
+
+
+def bare_trainer(config: Config, directory: Path) -> Trainer:
+    """A Trainer on forty random images of three classes, for taking steps: it cannot score."""
+    with mock.patch.multiple(training, Evaluator=_NoEvaluator, open_dataset=_few_images):
+        return Trainer(config, 0, directory)
+
+
+class _NoEvaluator:
+    fingerprint = ""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+
+def _few_images(config: DataConfig, _root: Path | None) -> ImageDataset:
+    shape = (40, 3, config.resolution, config.resolution)
+    images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return ImageDataset("few", images, torch.arange(40) % 3, ("a", "b", "c"), {}, "")

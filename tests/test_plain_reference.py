@@ -1,0 +1,122 @@
+"""The fast path against `tests/benchmarks/plain.py`: the same outputs, gradients and training, to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.measure import bare_trainer
+from benchmarks.plain import PlainTrainer, pairs
+from torch import Tensor
+
+from sagan.config import Config, override
+from sagan.training import Trainer
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+CASES: dict[str, dict[str, Any]] = {
+    "32 px": {"data.resolution": 32},
+    "32 px with attention": {"data.resolution": 32, "model.attention.at": [8, 16]},
+    "64 px": {"data.resolution": 64, "model.width_g": 2, "model.width_d": 2},
+    "64 px with attention": {
+        "data.resolution": 64,
+        "model.width_g": 2,
+        "model.width_d": 2,
+        "model.attention.at": [32],
+    },
+    "the paper's attention": {
+        "data.resolution": 32,
+        "model.attention.at": [16],
+        "model.attention.pool": False,
+        "model.attention.value_ratio": 8,
+        "model.attention.scale": True,
+    },
+    "other switches": {
+        "data.resolution": 32,
+        "data.h_flip": True,
+        "optim.d_steps": 2,
+        "optim.ema_decay": 0,
+        "model.sn.g": False,
+    },
+}
+# Adam divides a gradient by its own size: one that is rounding alone, as of a bias before batch norm, would move its
+# weight by the whole rate and at random. An eps above float32's rounding stills it. Rates are low because a ReLU that
+# rounding flips is amplified by the steps that follow.
+CALM = {"optim.adam_eps": 1e-2, "optim.lr_g": 2e-5, "optim.lr_d": 8e-5}
+Build = Callable[[str, torch.dtype], tuple[Trainer, PlainTrainer]]
+Named = dict[str, tuple[Tensor, Tensor]]
+
+both_precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture
+def build(tiny: Config, tmp_path: Path) -> Iterator[Build]:
+    """Makes both trainers of a case, computing in `dtype` throughout, at the same weights; none of these is 0."""
+
+    def build(case: str, dtype: torch.dtype) -> tuple[Trainer, PlainTrainer]:
+        torch.set_default_dtype(dtype)
+        fast = bare_trainer(override(tiny, {"model.attention.at": [], **CALM, **CASES[case]}), tmp_path)
+        noise = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for network in (fast.generator, fast.discriminator):
+                for parameter in network.parameters():
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
+        fast.average.load_state_dict(fast.generator.state_dict())
+        return fast, PlainTrainer(fast)
+
+    yield build
+    torch.set_default_dtype(torch.float32)
+
+
+def assert_equal_to_rounding(named: Named) -> None:
+    """Compares (found, wanted) in units of the wanted tensor's largest magnitude, or of a tenth of the largest of all:
+    what should be 0 is rounding, and rounding is not compared with rounding."""
+    largest = max(float(wanted.abs().max()) for _, wanted in named.values())
+    for name, (found, wanted) in named.items():
+        difference = float((found - wanted).abs().max()) / max(float(wanted.abs().max()), largest / 10)
+        assert difference < TOLERANCE[wanted.dtype], f"{name} differs by {difference:.1e} of its largest magnitude"
+
+
+@both_precisions
+@every_case
+def test_the_fast_networks_equal_the_plain_ones_in_output_and_every_gradient(
+    build: Build, case: str, dtype: torch.dtype
+) -> None:
+    fast, plain = build(case, dtype)
+    draw = torch.Generator().manual_seed(2)
+    z, labels = torch.randn(4, 8, generator=draw), torch.tensor([0, 2, 1, 2])
+    images, plain_images = fast.generator(z, labels), plain.generator(z, labels)
+    logits = fast.discriminator(images, labels, update=True)
+    plain_logits = plain.discriminator(plain_images, labels)
+    outputs = {"images": (images, plain_images), "logits": (logits, plain_logits)}
+    assert_equal_to_rounding({name: (a.detach(), b.detach()) for name, (a, b) in outputs.items()})
+
+    pull = torch.randn(4, generator=draw)
+    logits.backward(pull)
+    plain_logits.backward(pull)
+    for theirs, ours in plain.networks(fast):
+        gradients = {name: (found.grad, wanted.grad) for name, wanted, found in pairs(theirs, ours)}
+        found = {name: (a, b) for name, (a, b) in gradients.items() if a is not None and b is not None}
+        trained = [name for name, parameter in ours.named_parameters() if parameter.requires_grad]
+        assert list(found) == trained
+        if trained:
+            assert_equal_to_rounding(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [*((case, torch.float64) for case in CASES), *((case, torch.float32) for case in list(CASES)[:4])],
+)
+def test_twenty_steps_of_fast_training_equal_twenty_plain_ones(build: Build, case: str, dtype: torch.dtype) -> None:
+    fast, plain = build(case, dtype)
+    for _ in range(20):
+        fast._train_step()
+        plain.train_step()
+    plain_losses = torch.tensor(plain.losses).sum(0)
+    assert_equal_to_rounding({"losses": (fast.sums[:2], plain_losses)})
+    for theirs, ours in plain.networks(fast):
+        assert_equal_to_rounding({n: (found.detach(), wanted.detach()) for n, wanted, found in pairs(theirs, ours)})
