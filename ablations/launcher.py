@@ -108,8 +108,14 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.status: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.status is not None:
@@ -122,7 +128,11 @@ def run_cells(order: Order, console: Console, program: Program = (sys.executable
 
     Raises ValueError, naming the option, where a store cannot be opened; nothing is written then.
     """
-    interrupt = Interrupt()
+    with Interrupt() as interrupt:
+        return _run(order, console, program, interrupt)
+
+
+def _run(order: Order, console: Console, program: Program, interrupt: Interrupt) -> int:
     try:
         probe(order.storage)
     except ValueError as error:
