@@ -27,9 +27,7 @@ def pictures(n: int, resolution: int = 64, difficulty: str = "easy") -> tuple[Te
 
 
 @pytest.mark.parametrize("difficulty", ["easy", "hard"])
-def test_shipped_extractor_recognises_pictures_that_it_was_not_trained_on(
-    shipped: Extractor, difficulty: str
-) -> None:
+def test_shipped_extractor_recognises_pictures_that_it_was_not_trained_on(shipped: Extractor, difficulty: str) -> None:
     images, labels = pictures(1200, difficulty=difficulty)
     assert shipped.labels == embedded.CLASSES
     assert classifier.accuracy(shipped.network, images, labels) >= 0.995  # type: ignore[arg-type]
