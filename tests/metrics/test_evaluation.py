@@ -150,7 +150,7 @@ def drop(images: Tensor, classes: int) -> Tensor:
         (noise, (0.1, 0.2, 0.4), 30),
         (blur, (2, 4, 8), 10),
         (shuffle, (2, 4, 8), 100),
-        (half_swap, (0.6, 0.8, 1.0), 5),
+        (half_swap, (0.6, 0.8, 1.0), 2),
         (drop, (1, 2, 3), 100),
     ],
 )
