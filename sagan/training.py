@@ -281,7 +281,8 @@ class Trainer:
 
     def _write_generator(self) -> None:
         """generator.safetensors: the weights that were scored, and what is needed to build the network again."""
-        metadata = {"config": json.dumps(flatten(self.config)), "classes": json.dumps(self.classes)}
+        # One entry, because safetensors writes several in any order and equal weights should give equal bytes.
+        metadata = {"sagan": json.dumps({"config": flatten(self.config), "classes": self.classes})}
         state = {name: tensor.contiguous() for name, tensor in self.average.state_dict().items()}
         write_atomically(self.directory / "generator.safetensors", to_safetensors(state, metadata))
 
@@ -289,10 +290,9 @@ class Trainer:
 def load_generator(path: Path, device: str | torch.device = "cpu") -> tuple[Generator, tuple[str, ...]]:
     """The generator of a `generator.safetensors` file, ready for sampling, and its class names."""
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = json.loads(file.metadata()["sagan"])
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    config = override(Config(), json.loads(metadata["config"]))
-    classes = tuple(json.loads(metadata["classes"]))
+    config, classes = override(Config(), metadata["config"]), tuple(metadata["classes"])
     generator = Generator(config.model, config.data.resolution, len(classes))
     generator.load_state_dict(state)
     return generator.to(device).eval().requires_grad_(False), classes

@@ -60,6 +60,8 @@ def test_resume_is_bit_identical_to_an_uninterrupted_run(
     rest = list(resumed.run())
 
     assert_same_bits(state_of(tmp_path / "whole"), state_of(part))
+    files = [directory / "generator.safetensors" for directory in (tmp_path / "whole", part)]
+    assert files[0].read_bytes() == files[1].read_bytes()
     timed = {"images_per_sec", "peak_memory_mib"}
     for name in undisturbed[-1].metrics.keys() - timed:
         assert rest[-1].metrics[name] == undisturbed[-1].metrics[name], name
