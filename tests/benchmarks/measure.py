@@ -1,12 +1,15 @@
-"""How the benchmarks measure: functions in turn and their medians, trainers that score nothing, threads."""
+"""How the benchmarks measure: functions in turn and their medians, clocks, trainers that score nothing, threads."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from statistics import median
+from typing import Any
 from unittest import mock
 
 import torch
@@ -30,6 +33,24 @@ def medians_in_turn(*functions: Callable[[], object], rounds: int) -> list[float
             function()
             taken.append(time.perf_counter() - started)
     return [median(taken[1:]) for taken in seconds]
+
+
+class Clock:
+    """Adds up the seconds spent in functions that it wraps. On a CPU an operation is done when its call returns."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[part] += time.perf_counter() - started
+
+        return wrapper
 
 
 @contextmanager

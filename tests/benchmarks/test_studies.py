@@ -1,0 +1,127 @@
+"""Cells an hour for two ways to use the cores, and what running a study costs beside training and evaluation.
+
+The study that is run is the embedded preset's with a tenth of its steps, as many events and evaluations a cell, and
+two cells a core. What it takes is extrapolated to the preset: ten times the seconds of the steps, the same
+evaluations, and the same overhead for each cell. Start-up is part of that overhead; it comes once a worker, and a
+worker of the whole study (12 cells) has more of them, so the overhead is an upper bound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from benchmarks.results import Results
+
+from ablations.machine import usable_cores
+from sagan.presets import PRESETS
+
+HERE = Path(__file__).parent
+SHORTER = 10
+STUDY = """
+name: short
+question: What does a cell take?
+preset: embedded
+seeds: {seeds}
+baseline: none
+set: {{optim.steps: {steps}, eval.every: {every}}}
+factors:
+  attention:
+    none:   {{}}
+    feat32: {{model.attention.at: [32]}}
+"""
+EVENTS_AN_HOUR = 360  # at 10 steps a second: one in 100 steps
+
+
+@dataclass(frozen=True)
+class Launch:
+    workers: int
+    seconds: float  # from the command to its end
+    cells: list[dict[str, float]]  # what TimedTrainer noted of each
+
+    @property
+    def overhead(self) -> float:
+        """Seconds a cell that the busiest worker's steps and evaluations do not explain."""
+        work: Counter[float] = Counter()
+        for cell in self.cells:
+            work[cell["process"]] += cell["steps"] + cell["evaluation"]
+        busiest, seconds = work.most_common(1)[0]
+        return (self.seconds - seconds) / sum(cell["process"] == busiest for cell in self.cells)
+
+    @property
+    def full_cell(self) -> float:
+        """Seconds that a cell of the preset's own length would take a worker."""
+        return self.overhead + mean(SHORTER * cell["steps"] + cell["evaluation"] for cell in self.cells)
+
+    def of_a_cell(self, part: str) -> float:
+        return mean(cell[part] for cell in self.cells)
+
+
+def launch(folder: Path, workers: int) -> Launch:
+    folder.mkdir()
+    preset, cores = PRESETS["embedded"], usable_cores()
+    sizes = {"steps": preset.optim.steps // SHORTER, "every": preset.eval.every // SHORTER}
+    (folder / "study.yaml").write_text(STUDY.format(seeds=list(range(cores)), **sizes))
+    path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)])
+    command = [sys.executable, str(HERE / "timed_run.py"), "study.yaml", "--workers", str(workers)]
+    started = time.perf_counter()
+    subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True)
+    seconds = time.perf_counter() - started
+    cells = [json.loads(file.read_text()) for file in folder.glob("runs/short/*/*/seconds.json")]
+    assert len(cells) == 2 * cores
+    return Launch(workers, seconds, cells)
+
+
+@pytest.fixture(scope="module")
+def one_thread_workers(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    return launch(tmp_path_factory.mktemp("studies") / "many", usable_cores())
+
+
+def test_runner_overhead(one_thread_workers: Launch, results: Results) -> None:
+    run = one_thread_workers
+    share = run.overhead / run.full_cell
+    parts = ", ".join(f"{part} {run.of_a_cell(part):.1f} s" for part in ("opening", "caller", "saving"))
+    results.add(
+        "runner overhead",
+        f"embedded study, {run.workers} workers of one thread, extrapolated from a tenth of the steps",
+        f"{run.overhead:.1f} s a cell: {parts}; the rest start-up, claims and waiting",
+        f"{run.full_cell:.0f} s a cell in all",
+        f"{share:.1%}",
+        "< 5%",
+        share < 0.05,
+    )
+    caller = run.of_a_cell("caller")
+    hour = run.overhead - caller + caller * EVENTS_AN_HOUR / run.of_a_cell("events")
+    results.add(
+        "runner overhead",
+        "one cell of an hour at 10 steps a second",
+        f"{hour:.1f} s",
+        "3600 s",
+        f"{hour / 3600:.2%}",
+        "< 1%",
+        hour < 36,
+    )
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="one core leaves nothing to choose")
+def test_one_thread_workers_against_one_worker(one_thread_workers: Launch, results: Results, tmp_path: Path) -> None:
+    cores = usable_cores()
+    together = launch(tmp_path / "one", 1)
+    many, one = cores * 3600 / one_thread_workers.full_cell, 3600 / together.full_cell
+    results.add(
+        "studies",
+        f"cells an hour of the embedded preset on {cores} cores, extrapolated from a tenth of the steps",
+        f"{cores} workers of one thread {many:.0f}",
+        f"one worker of {cores} threads {one:.0f}",
+        f"{many / one:.2f}x",
+        "1.5x on 4 cores",
+        many >= 1.5 * one if cores == 4 else None,
+    )

@@ -1,0 +1,39 @@
+"""`python -m ablations.worker` with a trainer that notes where the time of a cell goes."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.measure import Clock
+
+from ablations import worker
+from sagan.training import Event, Trainer
+
+
+class TimedTrainer(Trainer):
+    """Leaves seconds.json in the cell's folder: of opening the data, steps, evaluations, saving, and of the caller."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.clock, self.events = Clock(), 0
+        self.clock.timed("opening", super().__init__)(*args, **options)
+        for part, name in (("steps", "_train_step"), ("evaluation", "_evaluate"), ("saving", "_save")):
+            setattr(self, name, self.clock.timed(part, getattr(self, name)))
+
+    def run(self) -> Iterator[Event]:
+        for event in super().run():
+            self.events += 1
+            handed_over = time.perf_counter()
+            yield event
+            self.clock.seconds["caller"] += time.perf_counter() - handed_over
+        found = {"process": os.getpid(), "events": self.events, **self.clock.seconds}
+        (self.directory / "seconds.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    sys.exit(worker.main(sys.argv[1:], trainer=TimedTrainer))
