@@ -61,7 +61,7 @@ class SpectralNormConfig:
 
     g: bool = True  # convolutions and the linear layer of G
     d: bool = True  # convolutions, linear layer and label embedding of D
-    cbn: bool = False  # per-class gain and bias tables of G's conditional batch norm
+    cbn: bool = False  # per-class gain tables of G's conditional batch norm (a bias that starts at 0 has no direction)
     attention: bool = True  # the 1x1 convolutions of attention blocks, in both networks
     eps: float = 1e-12
 

@@ -184,7 +184,8 @@ class BatchNormReLU(nn.Module):
     ) -> None:
         super().__init__()
         self.gain = Embedding(num_classes or 1, channels, spectral_norm=spectral_norm)
-        self.bias = Embedding(num_classes or 1, channels, spectral_norm=spectral_norm)
+        # A bias starts at 0, which has no singular vectors: spectral norm concerns the gains alone.
+        self.bias = Embedding(num_classes or 1, channels, spectral_norm=False)
         self.conditional = num_classes is not None
         self.momentum, self.eps = momentum, eps
         self.register_buffer("running_mean", torch.zeros(channels))
