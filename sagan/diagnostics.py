@@ -11,8 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sagan.layers import BatchNormReLU, SelfAttention2d, Weighted
+from sagan.layers import BatchNormReLU, SelfAttention2d
 from sagan.networks import Discriminator, Generator
+from sagan.spectral_norm import Weighted
 
 
 def gammas(generator: Generator, discriminator: Discriminator) -> dict[str, float]:

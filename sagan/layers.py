@@ -8,7 +8,6 @@ Shape suffixes: B images, C channels, N = H*W queries, M keys (N/4 when pooled),
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -16,33 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.config import AttentionConfig
+from sagan.spectral_norm import Weighted
 
 Resample = Literal["none", "up", "down"]
-
-
-class Weighted(nn.Module):
-    """A weight that spectral norm may divide; `w` is what a forward pass uses.
-
-    With `spectral_norm`, the buffers `u` and `v` are the running estimates of the singular vectors, and `normalized`
-    is the weight that `normalize_weights` divided for the current pass.
-    """
-
-    u: Tensor
-    v: Tensor
-    normalized: Tensor
-
-    def __init__(self, shape: tuple[int, ...], *, spectral_norm: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape))
-        self.spectral_norm = spectral_norm
-        if spectral_norm:
-            rows = shape[0]
-            self.register_buffer("u", torch.empty(rows))
-            self.register_buffer("v", torch.empty(self.weight.numel() // rows))
-
-    @property
-    def w(self) -> Tensor:
-        return self.normalized if self.spectral_norm else self.weight
 
 
 class Conv2d(Weighted):
@@ -76,21 +51,22 @@ class Conv2d(Weighted):
             return F.linear(x.permute(0, 2, 3, 1), self.w.flatten(1), self.bias).permute(0, 3, 1, 2)
         if self.resample == "none":
             return F.conv2d(x, self.w, self.bias, padding=1)
-        kernel = (self.w.flatten(2) @ self.spread).unflatten(2, (4, 4)).to(memory_format=torch.channels_last)
+        taps = self.w.permute(0, 2, 3, 1).flatten(1, 2)
+        kernel = (self.spread @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)  # in channels_last memory, as w
         if self.resample == "down":
             return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
         return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, stride=2, padding=1)
 
 
 def _spread_matrix(resample: Resample) -> Tensor:
-    """[9, 16]: takes a 3x3 kernel to its sum over the four shifts in 4x4, flipped for "up", a quarter for "down"."""
+    """[16, 9]: takes a 3x3 kernel to its sum over the four shifts in 4x4, flipped for "up", a quarter for "down"."""
     spread = torch.zeros(3, 3, 4, 4)
     for row in range(3):
         for column in range(3):
             spread[row, column, row : row + 2, column : column + 2] = 1 if resample == "up" else 0.25
     if resample == "up":  # a transposed convolution correlates with the kernel turned by 180 degrees
         spread = spread.flip(2, 3)
-    return spread.reshape(9, 16)
+    return spread.reshape(9, 16).T.contiguous()
 
 
 class Linear(Weighted):
@@ -110,60 +86,6 @@ class Embedding(Weighted):
 
     def forward(self, labels: Tensor) -> Tensor:
         return F.embedding(labels, self.w)
-
-
-def normalize_weights(layers: Iterable[Weighted], *, update: bool, eps: float) -> None:
-    """Divide the weight of every layer that has spectral norm by its estimated largest singular value.
-
-    With `update`, one power iteration first, stored in `u` and `v`, in the order of torch's parametrisation
-    (u from v, then v from u); the official code starts with v from u and lets gradients flow through the iteration,
-    torch and we do not. All layers are handled in few grouped operations: done one by one, spectral norm costs a
-    small network more time than its convolutions.
-    """
-    normed: list[Any] = [layer for layer in layers if layer.spectral_norm]
-    if normed:
-        u, v = [layer.u for layer in normed], [layer.v for layer in normed]
-        scaled = _DivideBySigma.apply(u, v, update, eps, *(layer.weight for layer in normed))
-        for layer, weight in zip(normed, scaled, strict=True):
-            layer.normalized = weight
-
-
-class _DivideBySigma(torch.autograd.Function):
-    """weights -> weights / sigma, sigma = u' W v with u and v held constant."""
-
-    @staticmethod
-    def forward(ctx: Any, u: list[Tensor], v: list[Tensor], update: bool, eps: float, *weights: Tensor) -> Any:
-        matrices = [weight.flatten(1) for weight in weights]
-        if update:
-            left, _ = _normalized([matrix.mv(y) for matrix, y in zip(matrices, v, strict=True)], eps)
-            # With v = W'u / |W'u|, sigma = u'Wv is |W'u|.
-            right, sigmas = _normalized([x @ matrix for x, matrix in zip(left, matrices, strict=True)], eps)
-            torch._foreach_copy_(u, left)
-            torch._foreach_copy_(v, right)
-        else:
-            left, right = torch._foreach_clone(u), torch._foreach_clone(v)  # the buffers may move on before backward
-            sigmas = tuple((x @ matrix).dot(y) for x, matrix, y in zip(left, matrices, right, strict=True))
-        scaled = torch._foreach_div(weights, sigmas)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*scaled, *sigmas, *left, *right)
-        return tuple(scaled)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        n = len(grads)
-        scaled, sigmas = ctx.saved_tensors[:n], ctx.saved_tensors[n : 2 * n]
-        left, right = ctx.saved_tensors[2 * n : 3 * n], ctx.saved_tensors[3 * n :]
-        pulled = []
-        for grad, w, sigma, x, y in zip(grads, scaled, sigmas, left, right, strict=True):
-            along = torch.sum(grad * w)
-            pulled.append(torch.addr(grad.flatten(1), x * -along, y).div_(sigma).view_as(w))
-        return None, None, None, None, *pulled
-
-
-def _normalized(vectors: list[Tensor], eps: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Vectors of length 1, and the lengths they had (at least eps)."""
-    lengths = torch.stack(torch._foreach_norm(vectors)).clamp_min_(eps).unbind()
-    return torch._foreach_div(vectors, lengths), lengths
 
 
 class BatchNormReLU(nn.Module):

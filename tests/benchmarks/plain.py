@@ -239,6 +239,9 @@ def pairs(plain: nn.Module, fast: nn.Module) -> Iterator[tuple[str, Tensor, Tens
         }
         if leaf != "spread":  # a constant of the fast convolution
             (found,) = [place for place in places.get(leaf, (name,)) if place in mine]
+            shape = theirs[f"{layer}.weight"].shape if leaf == "v" else ()
+            if len(shape) == 4:  # ours in the order height, width, channel
+                tensor = tensor.view(*shape[2:], shape[1]).permute(2, 0, 1).flatten()
             yield name, mine[found], tensor
 
 

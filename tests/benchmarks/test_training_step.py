@@ -10,7 +10,7 @@ from benchmarks.measure import Clock, bare_trainer, medians_in_turn, thread_coun
 from benchmarks.plain import PlainTrainer
 from benchmarks.results import Results
 
-from sagan import layers, networks
+from sagan import networks, spectral_norm
 from sagan.config import Config, override
 from sagan.presets import PRESETS
 
@@ -80,8 +80,8 @@ def test_shares_of_a_step(case: str, results: Results, tmp_path: Path, monkeypat
         monkeypatch.setattr(owner, name, clock.timed(part, getattr(owner, name)))
 
     watch(networks, "normalize_weights", "spectral norm")
-    backward = clock.timed("spectral norm", layers._DivideBySigma.backward)
-    monkeypatch.setattr(layers._DivideBySigma, "backward", staticmethod(backward))
+    backward = clock.timed("spectral norm", spectral_norm._DivideBySigma.backward)
+    monkeypatch.setattr(spectral_norm._DivideBySigma, "backward", staticmethod(backward))
     for optimizer in (trainer.optimizer_g, trainer.optimizer_d):
         watch(optimizer, "step", "optimiser and EMA")
         watch(optimizer, "zero_grad", "optimiser and EMA")
