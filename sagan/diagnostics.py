@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sagan.layers import BatchNormReLU, SelfAttention2d, Weighted
+from sagan.attention import SelfAttention2d
+from sagan.layers import BatchNormReLU, Weighted
 from sagan.networks import Discriminator, Generator
 
 

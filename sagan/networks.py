@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagan.attention import SelfAttention2d
 from sagan.config import ModelConfig
 from sagan.layers import (
     BatchNormReLU,
@@ -24,7 +25,6 @@ from sagan.layers import (
     Embedding,
     GeneratorBlock,
     Linear,
-    SelfAttention2d,
     Weighted,
     normalize_weights,
 )
