@@ -10,13 +10,12 @@ its own name, so two variants with the same seed start from the same weights whe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.attention import SelfAttention2d
+from sagan.attention import SelfAttention2d, attention_block
 from sagan.config import ModelConfig
 from sagan.layers import (
     BatchNormReLU,
@@ -68,8 +67,9 @@ class Generator(nn.Module):
             channels = wider
             size = 8 << index
             if size in config.attention.at and config.attention.networks in ("both", "G"):
-                block = SelfAttention2d(channels, config.attention, spectral_norm=config.sn.attention)
-                self.attention[str(size)] = block
+                self.attention[str(size)] = attention_block(
+                    channels, size, config.attention, spectral_norm=config.sn.attention
+                )
         self.bn = BatchNormReLU(channels, None, momentum=config.final_bn_momentum, eps=config.bn_eps)
         self.out = Conv2d(channels, 3, 3, spectral_norm=config.sn.g)
         _settle(self, config, seed)
@@ -81,13 +81,13 @@ class Generator(nn.Module):
         return torch.tanh(self.out(self.bn(final, labels)))
 
     def attention_maps(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """{"32": (B, N, M)} for every attention block, from the map that it reads."""
+        """{"32": (B, N, M)} for every self-attention, from the map that it reads."""
         normalize_weights(self.weighted, update=False, eps=self.sn_eps)
         maps: dict[str, Tensor] = {}
         for read, _ in self._feature_maps(z, labels):
             size = str(read.shape[-1])
-            if size in self.attention:
-                block = cast(SelfAttention2d, self.attention[size])
+            block = self.attention[size] if size in self.attention else None
+            if isinstance(block, SelfAttention2d):
                 maps[size] = block.attention(read)
         return maps
 
@@ -123,8 +123,8 @@ class Discriminator(nn.Module):
             self.blocks.append(block)
             channels, size = wider, size // 2 if down else size
             if down and size in config.attention.at and config.attention.networks in ("both", "D"):
-                self.attention[str(size)] = SelfAttention2d(
-                    channels, config.attention, spectral_norm=config.sn.attention
+                self.attention[str(size)] = attention_block(
+                    channels, size, config.attention, spectral_norm=config.sn.attention
                 )
         self.linear = Linear(channels, 1, spectral_norm=config.sn.d)
         self.embedding = Embedding(num_classes, channels, spectral_norm=config.sn.d)

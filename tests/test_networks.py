@@ -1,14 +1,19 @@
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from sagan.attention import ResidualControl, SelfAttention2d
 from sagan.config import AttentionConfig, Config, ModelConfig, SpectralNormConfig, override
 from sagan.networks import Discriminator, Generator, num_parameters
 
+Kind = Literal["self_attention", "residual", "residual_flops"]
 
-def counts(resolution: int, at: tuple[int, ...], num_classes: int) -> tuple[int, int]:
+
+def counts(resolution: int, at: tuple[int, ...], num_classes: int, kind: Kind = "self_attention") -> tuple[int, int]:
     """Trainable parameters of G and D at width 64, z 128."""
-    model = ModelConfig(attention=AttentionConfig(at=at))
+    model = ModelConfig(attention=AttentionConfig(at=at, kind=kind))
     with torch.device("meta"):
         generator = Generator(model, resolution, num_classes)
         return num_parameters(generator), num_parameters(Discriminator(model, resolution, num_classes))
@@ -26,6 +31,11 @@ def counts(resolution: int, at: tuple[int, ...], num_classes: int) -> tuple[int,
 )
 def test_imagenet_128_has_the_golden_parameter_counts(at: tuple[int, ...], expected: tuple[int, int]) -> None:
     assert counts(128, at, 1000) == expected
+
+
+@pytest.mark.parametrize("at", [8, 16, 32, 64])
+def test_a_residual_control_leaves_the_golden_counts_as_they_are(at: int) -> None:
+    assert counts(128, (at,), 1000, "residual") == counts(128, (at,), 1000)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +63,20 @@ def test_shapes_and_ranges_at_every_resolution(resolution: int) -> None:
     assert discriminator(images, labels).shape == (2,)
 
 
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [("self_attention", SelfAttention2d), ("residual", ResidualControl), ("residual_flops", ResidualControl)],
+)
 @pytest.mark.parametrize("networks", ["both", "G", "D"])
-def test_attention_sits_in_the_networks_it_is_asked_for(networks: str) -> None:
-    model = override(
-        Config(), {"model.attention.at": [8, 16], "model.attention.networks": networks, "model.width_g": 4}
-    ).model
+def test_attention_and_its_controls_sit_in_the_networks_they_are_asked_for(
+    networks: str, kind: str, block: type
+) -> None:
+    attention = AttentionConfig(at=(8, 16), networks=networks, kind=kind)  # type: ignore[arg-type]
+    model = ModelConfig(width_g=4, width_d=4, attention=attention)
     generator, discriminator = Generator(model, 64, 3), Discriminator(model, 64, 3)
     assert set(generator.attention) == ({"8", "16"} if networks != "D" else set())
     assert set(discriminator.attention) == ({"8", "16"} if networks != "G" else set())
+    assert all(isinstance(b, block) for b in (*generator.attention.values(), *discriminator.attention.values()))
 
 
 def test_the_same_seed_starts_shared_layers_of_two_variants_from_the_same_weights() -> None:
@@ -72,9 +88,10 @@ def test_the_same_seed_starts_shared_layers_of_two_variants_from_the_same_weight
     assert not torch.equal(plain["linear.weight"], other["linear.weight"])
 
 
+@pytest.mark.parametrize("kind", ["self_attention", "residual"])
 @pytest.mark.parametrize("switch", ["g", "d", "cbn", "attention"])
-def test_a_spectral_norm_switch_changes_its_own_layers_alone(switch: str) -> None:
-    at = AttentionConfig(at=(8,))
+def test_a_spectral_norm_switch_changes_its_own_layers_alone(switch: str, kind: Kind) -> None:
+    at = AttentionConfig(at=(8,), kind=kind)
     everything = SpectralNormConfig(g=True, d=True, cbn=True, attention=True)
     without = SpectralNormConfig(**{**vars(everything), switch: False})
 
