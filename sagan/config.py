@@ -74,6 +74,11 @@ class SpectralNormConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The networks. `conditioning` says how labels act: a projection in D (SAGAN), a class head on D whose
+    cross-entropy both networks lower (AC-GAN), in either case with G's conditional batch norm; or not at all ("none").
+    """
+
+    conditioning: Literal["projection", "auxiliary_classifier", "none"] = "projection"
     width_g: int = 64
     width_d: int = 64
     z_dim: int = 128

@@ -46,6 +46,7 @@ class Generator(nn.Module):
     def __init__(self, config: ModelConfig, resolution: int, num_classes: int, *, seed: int = 0) -> None:
         super().__init__()
         base, *multiples = (config.width_g * m for m in _LAYOUT_G[resolution])
+        rows = None if config.conditioning == "none" else num_classes
         self.sn_eps = config.sn.eps
         self.base = base
         self.linear = Linear(config.z_dim, base * 16, spectral_norm=config.sn.g)
@@ -57,11 +58,11 @@ class Generator(nn.Module):
                 GeneratorBlock(
                     channels,
                     wider,
-                    num_classes,
+                    rows,
                     momentum=config.bn_momentum,
                     eps=config.bn_eps,
                     spectral_norm=config.sn.g,
-                    norm_cbn=config.sn.cbn,
+                    norm_cbn=config.sn.cbn and rows is not None,
                 )
             )
             channels = wider
@@ -102,8 +103,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Logits with label projection: images (B, 3, R, R) in [-1, 1], labels (B,) -> (B,). Wide; no batch norm.
+    """Logits of real against fake: images (B, 3, R, R) in [-1, 1], labels (B,) -> (B,). Wide; no batch norm.
 
+    Labels act by projection, unless `config.conditioning` has a class head in its place (AC-GAN) or neither.
     `update` says whether spectral norm iterates in this pass: the official code does so on the real pass of a D step.
     """
 
@@ -127,10 +129,18 @@ class Discriminator(nn.Module):
                     channels, size, config.attention, spectral_norm=config.sn.attention
                 )
         self.linear = Linear(channels, 1, spectral_norm=config.sn.d)
-        self.embedding = Embedding(num_classes, channels, spectral_norm=config.sn.d)
+        self.embedding = self.classifier = None
+        if config.conditioning == "projection":
+            self.embedding = Embedding(num_classes, channels, spectral_norm=config.sn.d)
+        elif config.conditioning == "auxiliary_classifier":
+            self.classifier = Linear(channels, num_classes, spectral_norm=config.sn.d)
         _settle(self, config, seed)
 
     def forward(self, images: Tensor, labels: Tensor, *, update: bool = False) -> Tensor:
+        return self.judge(images, labels, update=update)[0]
+
+    def judge(self, images: Tensor, labels: Tensor, *, update: bool = False) -> tuple[Tensor, Tensor | None]:
+        """In one pass the logits of `forward` and, where there is a class head, those of the classes (B, classes)."""
         normalize_weights(self.weighted, update=update, eps=self.sn_eps)
         h = images.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
@@ -140,9 +150,10 @@ class Discriminator(nn.Module):
             if block.down and size in self.attention:
                 h = self.attention[size](h)
         pooled = F.relu(h).sum((2, 3))
-        projection: Tensor = (self.embedding(labels) * pooled).sum(1)
-        unconditional: Tensor = self.linear(pooled).squeeze(1)
-        return projection + unconditional
+        logits: Tensor = self.linear(pooled).squeeze(1)
+        if self.embedding is not None:
+            logits = (self.embedding(labels) * pooled).sum(1) + logits
+        return logits, self.classifier(pooled) if self.classifier is not None else None
 
 
 def _settle(network: Generator | Discriminator, config: ModelConfig, seed: int) -> None:

@@ -117,6 +117,50 @@ def test_a_spectral_norm_switch_changes_its_own_layers_alone(switch: str, kind: 
     assert not any(belongs(name) for name in normed(without))
 
 
+CONDITIONING = {
+    "projection": ("projection", 0),
+    "a class head has a bias a class": ("auxiliary_classifier", 3),
+    "no label, no table in D": ("none", -3 * 8),
+}
+
+
+@pytest.mark.parametrize(("conditioning", "more"), CONDITIONING.values(), ids=CONDITIONING)
+def test_conditioning_changes_the_head_of_d_alone(conditioning: str, more: int) -> None:
+    networks = {}
+    for kind in ("projection", conditioning):
+        model = ModelConfig(width_d=4, conditioning=kind)  # type: ignore[arg-type]
+        networks[kind] = Discriminator(model, 32, 3)
+    ours, projection = networks[conditioning], networks["projection"]
+    shared = {name: tensor for name, tensor in projection.state_dict().items() if not name.startswith("embedding")}
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in shared.items())
+    assert num_parameters(ours) - num_parameters(projection) == more
+
+
+@pytest.mark.parametrize("conditioning", ["projection", "auxiliary_classifier", "none"])
+def test_labels_reach_the_logits_by_projection_alone_and_images_unless_there_is_no_conditioning(
+    conditioning: str,
+) -> None:
+    model = ModelConfig(width_g=4, width_d=4, z_dim=8, conditioning=conditioning)  # type: ignore[arg-type]
+    generator, discriminator = Generator(model, 32, 3).eval(), Discriminator(model, 32, 3)
+    for name, table in generator.named_parameters():
+        if ".gain." in name:
+            torch.nn.init.normal_(table, generator=torch.Generator().manual_seed(0))  # all rows start at 1
+    z, one, other = torch.randn(2, 8), torch.tensor([0, 1]), torch.tensor([2, 0])
+    images = generator(z, one)
+    assert torch.equal(images, generator(z, other)) == (conditioning == "none")
+    (logits, class_logits), (same, _) = discriminator.judge(images, one), discriminator.judge(images, other)
+    assert torch.equal(logits, same) == (conditioning != "projection")
+    assert (class_logits is not None) == (conditioning == "auxiliary_classifier")
+    assert class_logits is None or class_logits.shape == (2, 3)
+
+
+def test_without_conditioning_there_is_no_table_for_spectral_norm_to_divide() -> None:
+    model = ModelConfig(width_g=4, conditioning="none", sn=SpectralNormConfig(cbn=True))
+    state = Generator(model, 32, 3).state_dict()
+    assert state["blocks.0.bn1.gain.weight"].shape == (1, 16)
+    assert "blocks.0.bn1.gain.u" not in state
+
+
 def test_the_final_batch_norm_is_never_spectrally_normalised() -> None:
     model = ModelConfig(width_g=4, sn=SpectralNormConfig(cbn=True))
     assert "bn.gain.u" not in Generator(model, 32, 3).state_dict()
