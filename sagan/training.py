@@ -21,6 +21,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from sagan import diagnostics
+from sagan.best import BestOfRun
 from sagan.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from sagan.config import Config, flatten, override
 from sagan.cost import count
@@ -109,6 +110,7 @@ class Trainer:
         self.logged = _LOGGED if self.discriminator.classifier is None else (*_LOGGED, "loss_class")
         self.step = 0
         self.highest_diversity = 0.0
+        self.best = BestOfRun()
         self.sums, self.since = self._no_sums(), 0  # of what is logged, since that step
         saved = load_checkpoint(directory)
         if saved:
@@ -138,6 +140,8 @@ class Trainer:
                     if self.step < steps:
                         images = self._evaluate(metrics) if evaluates else {}
                         outcome: Outcome | None = "collapsed" if evaluates and self._has_collapsed(metrics) else None
+                        if outcome:
+                            metrics |= self._best_of_run()
                         yield Event(self.step, metrics, images, outcome)
                         if outcome:
                             return
@@ -146,6 +150,7 @@ class Trainer:
                     self._save()
             images = self._evaluate(metrics)
             self._write_generator()
+            metrics |= self._best_of_run()
             yield Event(self.step, metrics, images, "collapsed" if self._has_collapsed(metrics) else "finished")
         finally:
             self._save()
@@ -221,10 +226,9 @@ class Trainer:
         else:
             self.average.load_state_dict(self.generator.state_dict())
         self.sampler.settle(self.average)
-        batches, labels = [], self.sampler.labels
-        for batch in self.sampler.images(self.average):
-            batches.append(batch)
-        metrics.update(self.evaluator(batches, labels))
+        batches = list(self.sampler.images(self.average))
+        metrics.update(self.evaluator(batches, self.sampler.labels))
+        self.best.offer(self.step, metrics["fid"], self.average)
         metrics["sample_diversity"] = diversity(torch.cat(batches)) / self.real_diversity
         metrics.update(diagnostics.gammas(self.generator, self.discriminator))
         maps = self.sampler.attention_maps(self.average)
@@ -233,6 +237,10 @@ class Trainer:
             metrics[f"sigma_max/{letter}"] = diagnostics.largest_singular_value(network)
         metrics["peak_memory_mib"] = diagnostics.peak_memory_mib(self.device)
         return self.sampler.pictures(self.average, maps)
+
+    def _best_of_run(self) -> dict[str, float]:
+        generator = Generator(self.config.model, self.config.data.resolution, len(self.classes)).to(self.device)
+        return self.best.score(generator, self.sampler, self.evaluator)
 
     def _has_collapsed(self, metrics: dict[str, float]) -> bool:
         diversity_now = metrics["sample_diversity"]
@@ -259,6 +267,7 @@ class Trainer:
             "generator": self.generator,
             "discriminator": self.discriminator,
             "average": self.average,
+            "best": self.best,
             "optimizer_g": self.optimizer_g,
             "optimizer_d": self.optimizer_d,
         }
