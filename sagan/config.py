@@ -35,9 +35,12 @@ class DataConfig:
 class AttentionConfig:
     """Where self-attention sits and what it is made of. `at` lists feature maps: 32 is feat32.
 
-    Defaults follow the official code; the paper's text has value_ratio=8 and pool=False.
+    Defaults follow the official code; the paper's text has value_ratio=8 and pool=False. The other kinds put a local
+    residual block in attention's place, with as many parameters or, "residual_flops", as many multiplications as the
+    attention that the other fields describe (sagan/attention.py).
     """
 
+    kind: Literal["self_attention", "residual", "residual_flops"] = "self_attention"
     at: tuple[int, ...] = ()
     networks: Literal["both", "G", "D"] = "both"
     key_ratio: int = 8  # queries and keys have C / key_ratio channels
@@ -62,7 +65,7 @@ class SpectralNormConfig:
     g: bool = True  # convolutions and the linear layer of G
     d: bool = True  # convolutions, linear layer and label embedding of D
     cbn: bool = False  # per-class gain tables of G's conditional batch norm (a bias that starts at 0 has no direction)
-    attention: bool = True  # the 1x1 convolutions of attention blocks, in both networks
+    attention: bool = True  # the convolutions of attention blocks or their controls, in both networks
     eps: float = 1e-12
 
     def __post_init__(self) -> None:
@@ -71,6 +74,11 @@ class SpectralNormConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The networks. `conditioning` says how labels act: a projection in D (SAGAN), a class head on D whose
+    cross-entropy both networks lower (AC-GAN), in either case with G's conditional batch norm; or not at all ("none").
+    """
+
+    conditioning: Literal["projection", "auxiliary_classifier", "none"] = "projection"
     width_g: int = 64
     width_d: int = 64
     z_dim: int = 128

@@ -11,15 +11,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sagan.layers import BatchNormReLU, SelfAttention2d
+from sagan.attention import ResidualControl, SelfAttention2d
+from sagan.layers import BatchNormReLU
 from sagan.networks import Discriminator, Generator
 from sagan.spectral_norm import Weighted
 
 
 def gammas(generator: Generator, discriminator: Discriminator) -> dict[str, float]:
-    """`gamma/g32` and `gamma/d32`: the gain of every attention block, 0 at the start in the official code."""
+    """`gamma/g32` and `gamma/d32`: the gain of every attention block, or of the control in its place."""
     return {
-        f"gamma/{letter}{size}": cast(SelfAttention2d, block).gamma.item()
+        f"gamma/{letter}{size}": cast(SelfAttention2d | ResidualControl, block).gamma.item()
         for letter, network in (("g", generator), ("d", discriminator))
         for size, block in network.attention.items()
     }

@@ -1,4 +1,4 @@
-"""Adversarial losses: functions of D's logits (B,), by the name that `optim.loss` gives."""
+"""Adversarial losses, functions of D's logits (B,) by the name that `optim.loss` gives, and AC-GAN's addition."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ def hinge_d(real: Tensor, fake: Tensor) -> Tensor:
 
 def hinge_g(fake: Tensor) -> Tensor:
     return -fake.mean()
+
+
+def auxiliary_d(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor) -> Tensor:
+    """AC-GAN (Odena et al. 2017, L_C): D learns the class (logits (B, classes)) of real images and of fake ones."""
+    return F.cross_entropy(real, real_labels) + F.cross_entropy(fake, fake_labels)
+
+
+def auxiliary_g(fake: Tensor, fake_labels: Tensor) -> Tensor:
+    return F.cross_entropy(fake, fake_labels)
 
 
 LOSSES = {"hinge": (hinge_d, hinge_g)}

@@ -10,12 +10,12 @@ its own name, so two variants with the same seed start from the same weights whe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagan.attention import SelfAttention2d, attention_block
 from sagan.config import ModelConfig
 from sagan.layers import (
     BatchNormReLU,
@@ -24,7 +24,6 @@ from sagan.layers import (
     Embedding,
     GeneratorBlock,
     Linear,
-    SelfAttention2d,
 )
 from sagan.spectral_norm import Weighted, normalize_weights
 from sagan.streams import stream
@@ -46,6 +45,7 @@ class Generator(nn.Module):
     def __init__(self, config: ModelConfig, resolution: int, num_classes: int, *, seed: int = 0) -> None:
         super().__init__()
         base, *multiples = (config.width_g * m for m in _LAYOUT_G[resolution])
+        rows = None if config.conditioning == "none" else num_classes
         self.sn_eps = config.sn.eps
         self.base = base
         self.linear = Linear(config.z_dim, base * 16, spectral_norm=config.sn.g)
@@ -57,18 +57,19 @@ class Generator(nn.Module):
                 GeneratorBlock(
                     channels,
                     wider,
-                    num_classes,
+                    rows,
                     momentum=config.bn_momentum,
                     eps=config.bn_eps,
                     spectral_norm=config.sn.g,
-                    norm_cbn=config.sn.cbn,
+                    norm_cbn=config.sn.cbn and rows is not None,
                 )
             )
             channels = wider
             size = 8 << index
             if size in config.attention.at and config.attention.networks in ("both", "G"):
-                block = SelfAttention2d(channels, config.attention, spectral_norm=config.sn.attention)
-                self.attention[str(size)] = block
+                self.attention[str(size)] = attention_block(
+                    channels, size, config.attention, spectral_norm=config.sn.attention
+                )
         self.bn = BatchNormReLU(channels, None, momentum=config.final_bn_momentum, eps=config.bn_eps)
         self.out = Conv2d(channels, 3, 3, spectral_norm=config.sn.g)
         _settle(self, config, seed)
@@ -80,13 +81,13 @@ class Generator(nn.Module):
         return torch.tanh(self.out(self.bn(final, labels)))
 
     def attention_maps(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """{"32": (B, N, M)} for every attention block, from the map that it reads."""
+        """{"32": (B, N, M)} for every self-attention, from the map that it reads."""
         normalize_weights(self.weighted, update=False, eps=self.sn_eps)
         maps: dict[str, Tensor] = {}
         for read, _ in self._feature_maps(z, labels):
             size = str(read.shape[-1])
-            if size in self.attention:
-                block = cast(SelfAttention2d, self.attention[size])
+            block = self.attention[size] if size in self.attention else None
+            if isinstance(block, SelfAttention2d):
                 maps[size] = block.attention(read)
         return maps
 
@@ -101,8 +102,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Logits with label projection: images (B, 3, R, R) in [-1, 1], labels (B,) -> (B,). Wide; no batch norm.
+    """Logits of real against fake: images (B, 3, R, R) in [-1, 1], labels (B,) -> (B,). Wide; no batch norm.
 
+    Labels act by projection, unless `config.conditioning` has a class head in its place (AC-GAN) or neither.
     `update` says whether spectral norm iterates in this pass: the official code does so on the real pass of a D step.
     """
 
@@ -122,14 +124,22 @@ class Discriminator(nn.Module):
             self.blocks.append(block)
             channels, size = wider, size // 2 if down else size
             if down and size in config.attention.at and config.attention.networks in ("both", "D"):
-                self.attention[str(size)] = SelfAttention2d(
-                    channels, config.attention, spectral_norm=config.sn.attention
+                self.attention[str(size)] = attention_block(
+                    channels, size, config.attention, spectral_norm=config.sn.attention
                 )
         self.linear = Linear(channels, 1, spectral_norm=config.sn.d)
-        self.embedding = Embedding(num_classes, channels, spectral_norm=config.sn.d)
+        self.embedding = self.classifier = None
+        if config.conditioning == "projection":
+            self.embedding = Embedding(num_classes, channels, spectral_norm=config.sn.d)
+        elif config.conditioning == "auxiliary_classifier":
+            self.classifier = Linear(channels, num_classes, spectral_norm=config.sn.d)
         _settle(self, config, seed)
 
     def forward(self, images: Tensor, labels: Tensor, *, update: bool = False) -> Tensor:
+        return self.judge(images, labels, update=update)[0]
+
+    def judge(self, images: Tensor, labels: Tensor, *, update: bool = False) -> tuple[Tensor, Tensor | None]:
+        """In one pass the logits of `forward` and, where there is a class head, those of the classes (B, classes)."""
         normalize_weights(self.weighted, update=update, eps=self.sn_eps)
         h = images.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
@@ -139,9 +149,10 @@ class Discriminator(nn.Module):
             if block.down and size in self.attention:
                 h = self.attention[size](h)
         pooled = F.relu(h).sum((2, 3))
-        projection: Tensor = (self.embedding(labels) * pooled).sum(1)
-        unconditional: Tensor = self.linear(pooled).squeeze(1)
-        return projection + unconditional
+        logits: Tensor = self.linear(pooled).squeeze(1)
+        if self.embedding is not None:
+            logits = (self.embedding(labels) * pooled).sum(1) + logits
+        return logits, self.classifier(pooled) if self.classifier is not None else None
 
 
 def _settle(network: Generator | Discriminator, config: ModelConfig, seed: int) -> None:

@@ -67,11 +67,11 @@ class Sampler:
         generator.eval()
 
     @torch.no_grad()
-    def images(self, generator: Generator, batch_size: int = 100) -> Iterator[Tensor]:
-        """uint8 batches (B, 3, R, R) of the classes `labels`."""
+    def images(self, generator: Generator, purpose: str = "scored", batch_size: int = 100) -> Iterator[Tensor]:
+        """uint8 batches (B, 3, R, R) of the classes `labels`; another `purpose` draws another z."""
         for start in range(0, len(self.labels), batch_size):
             labels = self.labels[start : start + batch_size]
-            z = torch.randn(len(labels), self.config.model.z_dim, generator=stream(self.seed, "scored", start))
+            z = torch.randn(len(labels), self.config.model.z_dim, generator=stream(self.seed, purpose, start))
             yield to_uint8(generator(z.to(self.device), labels.to(self.device)))
 
     @torch.no_grad()

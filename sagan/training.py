@@ -21,11 +21,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from sagan import diagnostics
+from sagan.best import BestOfRun
 from sagan.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from sagan.config import Config, flatten, override
 from sagan.cost import count
 from sagan.data import open_dataset
-from sagan.losses import LOSSES
+from sagan.losses import LOSSES, auxiliary_d, auxiliary_g
 from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Discriminator, Generator
 from sagan.sampling import Sampler, diversity, to_unit_range
@@ -37,7 +38,7 @@ Outcome = Literal["finished", "collapsed", "diverged"]
 # varied twice as much (or at the last step): a stated rule, far under what a poor but living run shows.
 COLLAPSED_DIVERSITY = 0.1
 
-_LOGGED = ("loss_d", "loss_g", "logit_real", "logit_fake")
+_LOGGED = ("loss_d", "loss_g", "logit_real", "logit_fake")  # the losses: their adversarial part
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,12 @@ class Trainer:
         self.sampler = Sampler(config, num_classes, seed, self.device)
         self.real_diversity = diversity(dataset.images[: config.eval.num_samples])
 
+        # The class head's loss, where there is one, is logged apart: losses of all variants can then be compared.
+        self.logged = _LOGGED if self.discriminator.classifier is None else (*_LOGGED, "loss_class")
         self.step = 0
         self.highest_diversity = 0.0
-        self.sums, self.since = self._no_sums(), 0  # of _LOGGED, since that step
+        self.best = BestOfRun()
+        self.sums, self.since = self._no_sums(), 0  # of what is logged, since that step
         saved = load_checkpoint(directory)
         if saved:
             self._restore(saved)
@@ -136,6 +140,8 @@ class Trainer:
                     if self.step < steps:
                         images = self._evaluate(metrics) if evaluates else {}
                         outcome: Outcome | None = "collapsed" if evaluates and self._has_collapsed(metrics) else None
+                        if outcome:
+                            metrics |= self._best_of_run()
                         yield Event(self.step, metrics, images, outcome)
                         if outcome:
                             return
@@ -144,6 +150,7 @@ class Trainer:
                     self._save()
             images = self._evaluate(metrics)
             self._write_generator()
+            metrics |= self._best_of_run()
             yield Event(self.step, metrics, images, "collapsed" if self._has_collapsed(metrics) else "finished")
         finally:
             self._save()
@@ -158,23 +165,32 @@ class Trainer:
                 fake = self.generator(z, fake_labels)
             # One pass over real and fake: without batch norm in D, the same as two, and faster.
             images = torch.cat([to_unit_range(real), fake])
-            logits = self.discriminator(images, torch.cat([labels, fake_labels]), update=True)
+            logits, class_logits = self.discriminator.judge(images, torch.cat([labels, fake_labels]), update=True)
             logit_real, logit_fake = logits.chunk(2)
-            loss_d = self.loss_d(logit_real, logit_fake)
+            loss_d = aim_d = self.loss_d(logit_real, logit_fake)
+            if class_logits is not None:
+                class_real, class_fake = class_logits.chunk(2)
+                loss_class = auxiliary_d(class_real, labels, class_fake, fake_labels)
+                aim_d = loss_d + loss_class
             self.optimizer_d.zero_grad()
-            loss_d.backward()
+            aim_d.backward()
             self.optimizer_d.step()
 
         z, fake_labels = self._noise("noise_g", self.step, optim.batch_size, z_dim, num_classes)
         self.discriminator.requires_grad_(False)
-        loss_g = self.loss_g(self.discriminator(self.generator(z, fake_labels), fake_labels))
+        logits, class_logits = self.discriminator.judge(self.generator(z, fake_labels), fake_labels)
+        loss_g = aim_g = self.loss_g(logits)
+        if class_logits is not None:
+            aim_g = loss_g + auxiliary_g(class_logits, fake_labels)
         self.discriminator.requires_grad_(True)
         self.optimizer_g.zero_grad()
-        loss_g.backward()
+        aim_g.backward()
         self.optimizer_g.step()
         self._average_weights()
 
-        logged = (loss_d, loss_g, logit_real.mean(), logit_fake.mean())
+        logged = [loss_d, loss_g, logit_real.mean(), logit_fake.mean()]
+        if class_logits is not None:
+            logged.append(loss_class)
         self.sums += torch.stack([value.detach() for value in logged])
         self.step += 1
 
@@ -197,10 +213,10 @@ class Trainer:
         """Means over the steps since the last call."""
         values = (self.sums / (self.step - self.since)).tolist()
         self.sums, self.since = self._no_sums(), self.step
-        return dict(zip(_LOGGED, values, strict=True))
+        return dict(zip(self.logged, values, strict=True))
 
     def _no_sums(self) -> Tensor:
-        return torch.zeros(len(_LOGGED), device=self.device)
+        return torch.zeros(len(self.logged), device=self.device)
 
     def _evaluate(self, metrics: dict[str, float]) -> dict[str, NDArray[Any]]:
         """Score the averaged generator, adding to `metrics`; returns its pictures."""
@@ -210,10 +226,9 @@ class Trainer:
         else:
             self.average.load_state_dict(self.generator.state_dict())
         self.sampler.settle(self.average)
-        batches, labels = [], self.sampler.labels
-        for batch in self.sampler.images(self.average):
-            batches.append(batch)
-        metrics.update(self.evaluator(batches, labels))
+        batches = list(self.sampler.images(self.average))
+        metrics.update(self.evaluator(batches, self.sampler.labels))
+        self.best.offer(self.step, metrics["fid"], self.average)
         metrics["sample_diversity"] = diversity(torch.cat(batches)) / self.real_diversity
         metrics.update(diagnostics.gammas(self.generator, self.discriminator))
         maps = self.sampler.attention_maps(self.average)
@@ -222,6 +237,10 @@ class Trainer:
             metrics[f"sigma_max/{letter}"] = diagnostics.largest_singular_value(network)
         metrics["peak_memory_mib"] = diagnostics.peak_memory_mib(self.device)
         return self.sampler.pictures(self.average, maps)
+
+    def _best_of_run(self) -> dict[str, float]:
+        generator = Generator(self.config.model, self.config.data.resolution, len(self.classes)).to(self.device)
+        return self.best.score(generator, self.sampler, self.evaluator)
 
     def _has_collapsed(self, metrics: dict[str, float]) -> bool:
         diversity_now = metrics["sample_diversity"]
@@ -248,6 +267,7 @@ class Trainer:
             "generator": self.generator,
             "discriminator": self.discriminator,
             "average": self.average,
+            "best": self.best,
             "optimizer_g": self.optimizer_g,
             "optimizer_d": self.optimizer_d,
         }

@@ -6,6 +6,7 @@ import torch
 from sagan.config import Config, override
 from sagan.cost import count
 from sagan.networks import Discriminator, Generator, num_parameters
+from sagan.presets import PRESETS
 
 
 def test_counts_are_those_of_the_networks_that_are_trained(tiny: Config) -> None:
@@ -19,6 +20,16 @@ def test_attention_costs_more_on_a_larger_map(tiny: Config) -> None:
         count(override(tiny, {"model.attention.at": at, "data.resolution": 64}), 6) for at in ([], [8], [16], [32])
     ]
     assert sorted(costs, key=lambda cost: cost.flops_per_image) == costs
+
+
+@pytest.mark.parametrize("at", [8, 16, 32])
+def test_the_flops_control_costs_what_attention_costs(at: int) -> None:
+    config = override(PRESETS["embedded"], {"model.attention.at": [at]})
+    attention, control, none = (
+        count(override(config, changes), 6).flops_per_image
+        for changes in ({}, {"model.attention.kind": "residual_flops"}, {"model.attention.at": []})
+    )
+    assert control - none == pytest.approx(attention - none, rel=0.02)
 
 
 def test_memory_grows_with_the_batch_by_what_autograd_keeps(tiny: Config) -> None:

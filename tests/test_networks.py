@@ -1,14 +1,19 @@
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from sagan.attention import ResidualControl, SelfAttention2d
 from sagan.config import AttentionConfig, Config, ModelConfig, SpectralNormConfig, override
 from sagan.networks import Discriminator, Generator, num_parameters
 
+Kind = Literal["self_attention", "residual", "residual_flops"]
 
-def counts(resolution: int, at: tuple[int, ...], num_classes: int) -> tuple[int, int]:
+
+def counts(resolution: int, at: tuple[int, ...], num_classes: int, kind: Kind = "self_attention") -> tuple[int, int]:
     """Trainable parameters of G and D at width 64, z 128."""
-    model = ModelConfig(attention=AttentionConfig(at=at))
+    model = ModelConfig(attention=AttentionConfig(at=at, kind=kind))
     with torch.device("meta"):
         generator = Generator(model, resolution, num_classes)
         return num_parameters(generator), num_parameters(Discriminator(model, resolution, num_classes))
@@ -26,6 +31,11 @@ def counts(resolution: int, at: tuple[int, ...], num_classes: int) -> tuple[int,
 )
 def test_imagenet_128_has_the_golden_parameter_counts(at: tuple[int, ...], expected: tuple[int, int]) -> None:
     assert counts(128, at, 1000) == expected
+
+
+@pytest.mark.parametrize("at", [8, 16, 32, 64])
+def test_a_residual_control_leaves_the_golden_counts_as_they_are(at: int) -> None:
+    assert counts(128, (at,), 1000, "residual") == counts(128, (at,), 1000)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +63,20 @@ def test_shapes_and_ranges_at_every_resolution(resolution: int) -> None:
     assert discriminator(images, labels).shape == (2,)
 
 
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [("self_attention", SelfAttention2d), ("residual", ResidualControl), ("residual_flops", ResidualControl)],
+)
 @pytest.mark.parametrize("networks", ["both", "G", "D"])
-def test_attention_sits_in_the_networks_it_is_asked_for(networks: str) -> None:
-    model = override(
-        Config(), {"model.attention.at": [8, 16], "model.attention.networks": networks, "model.width_g": 4}
-    ).model
+def test_attention_and_its_controls_sit_in_the_networks_they_are_asked_for(
+    networks: str, kind: str, block: type
+) -> None:
+    attention = AttentionConfig(at=(8, 16), networks=networks, kind=kind)  # type: ignore[arg-type]
+    model = ModelConfig(width_g=4, width_d=4, attention=attention)
     generator, discriminator = Generator(model, 64, 3), Discriminator(model, 64, 3)
     assert set(generator.attention) == ({"8", "16"} if networks != "D" else set())
     assert set(discriminator.attention) == ({"8", "16"} if networks != "G" else set())
+    assert all(isinstance(b, block) for b in (*generator.attention.values(), *discriminator.attention.values()))
 
 
 def test_the_same_seed_starts_shared_layers_of_two_variants_from_the_same_weights() -> None:
@@ -72,9 +88,10 @@ def test_the_same_seed_starts_shared_layers_of_two_variants_from_the_same_weight
     assert not torch.equal(plain["linear.weight"], other["linear.weight"])
 
 
+@pytest.mark.parametrize("kind", ["self_attention", "residual"])
 @pytest.mark.parametrize("switch", ["g", "d", "cbn", "attention"])
-def test_a_spectral_norm_switch_changes_its_own_layers_alone(switch: str) -> None:
-    at = AttentionConfig(at=(8,))
+def test_a_spectral_norm_switch_changes_its_own_layers_alone(switch: str, kind: Kind) -> None:
+    at = AttentionConfig(at=(8,), kind=kind)
     everything = SpectralNormConfig(g=True, d=True, cbn=True, attention=True)
     without = SpectralNormConfig(**{**vars(everything), switch: False})
 
@@ -98,6 +115,50 @@ def test_a_spectral_norm_switch_changes_its_own_layers_alone(switch: str) -> Non
     }[switch]
     assert all(belongs(name) for name in lost)
     assert not any(belongs(name) for name in normed(without))
+
+
+CONDITIONING = {
+    "projection": ("projection", 0),
+    "a class head has a bias a class": ("auxiliary_classifier", 3),
+    "no label, no table in D": ("none", -3 * 8),
+}
+
+
+@pytest.mark.parametrize(("conditioning", "more"), CONDITIONING.values(), ids=CONDITIONING)
+def test_conditioning_changes_the_head_of_d_alone(conditioning: str, more: int) -> None:
+    networks = {}
+    for kind in ("projection", conditioning):
+        model = ModelConfig(width_d=4, conditioning=kind)  # type: ignore[arg-type]
+        networks[kind] = Discriminator(model, 32, 3)
+    ours, projection = networks[conditioning], networks["projection"]
+    shared = {name: tensor for name, tensor in projection.state_dict().items() if not name.startswith("embedding")}
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in shared.items())
+    assert num_parameters(ours) - num_parameters(projection) == more
+
+
+@pytest.mark.parametrize("conditioning", ["projection", "auxiliary_classifier", "none"])
+def test_labels_reach_the_logits_by_projection_alone_and_images_unless_there_is_no_conditioning(
+    conditioning: str,
+) -> None:
+    model = ModelConfig(width_g=4, width_d=4, z_dim=8, conditioning=conditioning)  # type: ignore[arg-type]
+    generator, discriminator = Generator(model, 32, 3).eval(), Discriminator(model, 32, 3)
+    for name, table in generator.named_parameters():
+        if ".gain." in name:
+            torch.nn.init.normal_(table, generator=torch.Generator().manual_seed(0))  # all rows start at 1
+    z, one, other = torch.randn(2, 8), torch.tensor([0, 1]), torch.tensor([2, 0])
+    images = generator(z, one)
+    assert torch.equal(images, generator(z, other)) == (conditioning == "none")
+    (logits, class_logits), (same, _) = discriminator.judge(images, one), discriminator.judge(images, other)
+    assert torch.equal(logits, same) == (conditioning != "projection")
+    assert (class_logits is not None) == (conditioning == "auxiliary_classifier")
+    assert class_logits is None or class_logits.shape == (2, 3)
+
+
+def test_without_conditioning_there_is_no_table_for_spectral_norm_to_divide() -> None:
+    model = ModelConfig(width_g=4, conditioning="none", sn=SpectralNormConfig(cbn=True))
+    state = Generator(model, 32, 3).state_dict()
+    assert state["blocks.0.bn1.gain.weight"].shape == (1, 16)
+    assert "blocks.0.bn1.gain.u" not in state
 
 
 def test_the_final_batch_norm_is_never_spectrally_normalised() -> None:

@@ -41,7 +41,21 @@ def assert_same_bits(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
-@pytest.mark.parametrize("changes", [{}, {"optim.d_steps": 2, "optim.ema_decay": 0, "data.h_flip": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "optim.d_steps": 2,
+            "optim.ema_decay": 0,
+            "optim.lr_g": 0.2,  # the first evaluation is the best: resumed after it, the best is in the checkpoint
+            "data.h_flip": True,
+            "model.conditioning": "auxiliary_classifier",
+            "model.attention.kind": "residual",
+        },
+    ],
+    ids=["default", "changed"],
+)
 def test_resume_is_bit_identical_to_an_uninterrupted_run(
     tiny: Config, tmp_path: Path, cache_dir: Path, stop_after: int, changes: dict[str, Any]
 ) -> None:
@@ -76,6 +90,7 @@ def test_a_run_ends_with_one_event_that_has_an_outcome_and_scores(
     assert [event.step for event in events if "fid" in event.metrics] == [3, 6]
     last = events[-1]
     assert {"gamma/g8", "gamma/d8", "attention_entropy/g8", "sigma_max/g", "peak_memory_mib"} <= last.metrics.keys()
+    assert "loss_class" not in last.metrics
     assert last.images["samples"].shape == (6, 8, 32, 32, 3)
     assert last.images["attention/g8/maps"].shape == (6, 3, 4, 4)  # keys are pooled: half the query grid
     assert last.images["attention/g8/maps"].sum((2, 3)) == pytest.approx(1, abs=1e-5)
@@ -88,6 +103,16 @@ def test_a_finished_run_only_scores_again_and_gives_the_same_figures(
     _, again = trained(tiny, tmp_path, cache_dir)
     assert [event.step for event in again] == [6]
     assert again[0].metrics["fid"] == events[-1].metrics["fid"]
+
+
+def test_a_class_head_adds_its_loss_and_a_residual_control_has_a_gain_and_no_attention_to_show(
+    tiny: Config, tmp_path: Path, cache_dir: Path
+) -> None:
+    changes = {"model.conditioning": "auxiliary_classifier", "model.attention.kind": "residual_flops"}
+    _, events = trained(override(tiny, changes), tmp_path, cache_dir)
+    assert all("loss_class" in event.metrics for event in events[1:])
+    assert events[-1].metrics["gamma/g8"] != 0
+    assert not any("attention" in name for name in (*events[-1].metrics, *events[-1].images))
 
 
 def test_seeds_differ_and_the_same_seed_does_not(tiny: Config, tmp_path: Path, cache_dir: Path) -> None:

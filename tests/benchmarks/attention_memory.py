@@ -11,9 +11,9 @@ import torch
 from benchmarks.plain import SelfAttention
 from torch import nn
 
+from sagan.attention import SelfAttention2d
 from sagan.config import AttentionConfig, ModelConfig, SpectralNormConfig
 from sagan.diagnostics import peak_memory_mib, reset_peak_memory
-from sagan.layers import SelfAttention2d
 
 BATCH, CHANNELS = 64, 64
 CPU = torch.device("cpu")

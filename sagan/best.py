@@ -1,0 +1,46 @@
+"""Best of run: the generator of the evaluation that scored best is kept, and scored again on fresh samples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from sagan.metrics.evaluation import Evaluator
+from sagan.networks import Generator
+from sagan.sampling import Sampler
+
+_SCORES = ("fid", "is_mean", "intra_fid")
+
+
+class BestOfRun:
+    """Weights and buffers of the averaged generator as it was scored at the evaluation of lowest `fid`."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.fid = math.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, step: int, fid: float, generator: Generator) -> None:
+        """Keep a copy of `generator` if nothing scored as low before."""
+        if fid < self.fid:
+            self.step, self.fid = step, fid
+            self.weights = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+
+    def score(self, generator: Generator, sampler: Sampler, evaluator: Evaluator) -> dict[str, float]:
+        """`best/step` and the scores of the kept weights, which are loaded into `generator`; {} if none were kept.
+
+        The samples are fresh: the lowest of many scores on the samples by which it was chosen is partly luck.
+        """
+        if not self.weights:
+            return {}
+        generator.load_state_dict(self.weights)
+        scores = evaluator(sampler.images(generator.eval(), "best"), sampler.labels)
+        return {"best/step": float(self.step)} | {f"best/{name}": scores[name] for name in _SCORES if name in scores}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
