@@ -103,6 +103,7 @@ class OptimConfig:
     """Adam for both networks; one step is one generator update after `d_steps` discriminator updates."""
 
     loss: Literal["hinge"] = "hinge"
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: of activations in training; weights and scores stay fp32
     lr_g: float = 1e-4
     lr_d: float = 4e-4
     beta1: float = 0.0

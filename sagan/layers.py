@@ -129,6 +129,7 @@ class _NormReLU(torch.autograd.Function):
     """relu(gain * (x - mean) / std + bias) over a batch, and the batch's mean and biased variance.
 
     Written out because torch's own operators pass over the activations some fourteen times, this nine times.
+    Activations may be bf16; all else, statistics included, has the precision of the parameters.
     """
 
     @staticmethod
@@ -136,7 +137,7 @@ class _NormReLU(torch.autograd.Function):
         mean, var = _batch_statistics(x)
         rstd = torch.rsqrt(var + eps)
         scale = gain * rstd
-        y = torch.addcmul(_spatial(bias - mean * scale), x, _spatial(scale)).relu_()
+        y = torch.addcmul(_spatial(bias - mean * scale), x, _spatial(scale)).relu_().to(x.dtype)
         ctx.save_for_backward(x, y, gain, mean, rstd)
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
@@ -145,7 +146,7 @@ class _NormReLU(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, _mean: None, _var: None) -> Any:
         x, y, gain, mean, rstd = ctx.saved_tensors
         count = x.numel() // x.shape[1]
-        grad = torch.ops.aten.threshold_backward(grad_y, y, 0)
+        grad = torch.ops.aten.threshold_backward(grad_y, y, 0).to(gain.dtype)
         grad_bias = grad.sum((2, 3))
         grad_gain = rstd * ((grad * x).sum((2, 3)) - mean * grad_bias)
         mean_grad = (gain * grad_bias).sum(0) / count
@@ -153,11 +154,12 @@ class _NormReLU(torch.autograd.Function):
         slope = -rstd * rstd * mean_grad_x
         level = -rstd * mean_grad - slope * mean
         grad_x = torch.addcmul(level[None, :, None, None], x, slope[None, :, None, None])
-        return grad_x.addcmul_(grad, _spatial(gain * rstd)), grad_gain, grad_bias, None
+        return grad_x.addcmul_(grad, _spatial(gain * rstd)).to(x.dtype), grad_gain, grad_bias, None
 
 
 def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     if x.device.type == "cpu":
         return torch.batch_norm_update_stats(x, None, None, 0.0)  # a seventh of var_mean's time on channels_last
     var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)

@@ -25,6 +25,7 @@ from sagan.layers import (
     GeneratorBlock,
     Linear,
 )
+from sagan.precision import autocast
 from sagan.spectral_norm import Weighted, normalize_weights
 from sagan.streams import stream
 
@@ -148,11 +149,12 @@ class Discriminator(nn.Module):
             # Two blocks may share a size; attention follows the one that came down to it.
             if block.down and size in self.attention:
                 h = self.attention[size](h)
-        pooled = F.relu(h).sum((2, 3))
-        logits: Tensor = self.linear(pooled).squeeze(1)
-        if self.embedding is not None:
-            logits = (self.embedding(labels) * pooled).sum(1) + logits
-        return logits, self.classifier(pooled) if self.classifier is not None else None
+        with autocast(h.device, "fp32"):  # in bf16 a logit would have three digits
+            pooled = F.relu(h).to(self.linear.weight.dtype).sum((2, 3))
+            logits: Tensor = self.linear(pooled).squeeze(1)
+            if self.embedding is not None:
+                logits = (self.embedding(labels) * pooled).sum(1) + logits
+            return logits, self.classifier(pooled) if self.classifier is not None else None
 
 
 def _settle(network: Generator | Discriminator, config: ModelConfig, seed: int) -> None:

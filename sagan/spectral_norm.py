@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sagan.precision import autocast
+
 
 class Weighted(nn.Module):
     """A weight that spectral norm may divide; `w` is what a forward pass uses.
@@ -46,7 +48,9 @@ def normalize_weights(layers: Iterable[Weighted], *, update: bool, eps: float) -
     normed: list[Any] = [layer for layer in layers if layer.spectral_norm]
     if normed:
         u, v = [layer.u for layer in normed], [layer.v for layer in normed]
-        scaled = _DivideBySigma.apply(u, v, update, eps, *(layer.weight for layer in normed))
+        weights = [layer.weight for layer in normed]
+        with autocast(weights[0].device, "fp32"):  # a power iteration in bf16 would not converge
+            scaled = _DivideBySigma.apply(u, v, update, eps, *weights)
         for layer, weight in zip(normed, scaled, strict=True):
             layer.normalized = weight
 

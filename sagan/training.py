@@ -26,11 +26,13 @@ from sagan.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from sagan.config import Config, flatten, override
 from sagan.cost import count
 from sagan.data import open_dataset
-from sagan.losses import LOSSES, auxiliary_d, auxiliary_g
+from sagan.losses import LOSSES
 from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Discriminator, Generator
-from sagan.sampling import Sampler, diversity, to_unit_range
-from sagan.streams import Batches, noise, stream
+from sagan.passes import discriminator_pass, generator_pass
+from sagan.precision import autocast
+from sagan.sampling import Sampler, diversity
+from sagan.streams import Batches, noise, stream, to_device
 
 Outcome = Literal["finished", "collapsed", "diverged"]
 
@@ -38,7 +40,7 @@ Outcome = Literal["finished", "collapsed", "diverged"]
 # varied twice as much (or at the last step): a stated rule, far under what a poor but living run shows.
 COLLAPSED_DIVERSITY = 0.1
 
-_LOGGED = ("loss_d", "loss_g", "logit_real", "logit_fake")  # the losses: their adversarial part
+_LOGGED = ("loss_g", "loss_d", "logit_real", "logit_fake")  # the losses: their adversarial part
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Event:
 class Trainer:
     """One run of one config and seed in `directory`, which holds its checkpoints; it goes on from the newest one.
 
+    On CUDA both passes of a step are compiled; `compile_backend` names one of torch.compile's to do so elsewhere.
     Raises ValueError for a config that cannot be built and for a checkpoint of another config (naming the fields).
     """
 
@@ -72,6 +75,7 @@ class Trainer:
         cache_dir: Path | None = None,
         inception_weights: Path | None = None,
         checkpoint_every: int = 500,
+        compile_backend: str | None = None,
     ) -> None:
         obstacle = config.obstacle()
         if obstacle:
@@ -82,7 +86,7 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         dataset = open_dataset(config.data, data_root)
         self.classes, self.groups, self.data_fingerprint = dataset.classes, dataset.groups, dataset.fingerprint
-        self.batches = Batches(dataset, config.optim.batch_size, seed, config.data.h_flip)
+        self.batches = Batches(dataset, config.optim.batch_size, seed, config.data.h_flip, self.device)
 
         resolution, num_classes = config.data.resolution, len(dataset.classes)
         self.generator = Generator(config.model, resolution, num_classes, seed=seed).to(self.device)
@@ -93,6 +97,10 @@ class Trainer:
         self.optimizer_g = self._adam(self.generator, config.optim.lr_g)
         self.optimizer_d = self._adam(self.discriminator, config.optim.lr_d)
         self.loss_d, self.loss_g = LOSSES[config.optim.loss]
+        self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
+        if compile_backend or self.device.type == "cuda":
+            compiler = torch.compile(backend=compile_backend or "inductor", fullgraph=True, dynamic=False)
+            self.discriminator_pass, self.generator_pass = compiler(discriminator_pass), compiler(generator_pass)
 
         self.evaluator = Evaluator(
             dataset,
@@ -106,7 +114,6 @@ class Trainer:
         self.sampler = Sampler(config, num_classes, seed, self.device)
         self.real_diversity = diversity(dataset.images[: config.eval.num_samples])
 
-        # The class head's loss, where there is one, is logged apart: losses of all variants can then be compared.
         self.logged = _LOGGED if self.discriminator.classifier is None else (*_LOGGED, "loss_class")
         self.step = 0
         self.highest_diversity = 0.0
@@ -157,46 +164,32 @@ class Trainer:
 
     def _train_step(self) -> None:
         """One generator update after `d_steps` discriminator updates; nothing here waits for the device."""
-        optim, z_dim, num_classes = self.config.optim, self.config.model.z_dim, len(self.classes)
+        optim = self.config.optim
         for turn in range(self.step * optim.d_steps, (self.step + 1) * optim.d_steps):
-            real, labels = (tensor.to(self.device, non_blocking=True) for tensor in self.batches(turn))
-            z, fake_labels = self._noise("noise_d", turn, optim.batch_size, z_dim, num_classes)
-            with torch.no_grad():
-                fake = self.generator(z, fake_labels)
-            # One pass over real and fake: without batch norm in D, the same as two, and faster.
-            images = torch.cat([to_unit_range(real), fake])
-            logits, class_logits = self.discriminator.judge(images, torch.cat([labels, fake_labels]), update=True)
-            logit_real, logit_fake = logits.chunk(2)
-            loss_d = aim_d = self.loss_d(logit_real, logit_fake)
-            if class_logits is not None:
-                class_real, class_fake = class_logits.chunk(2)
-                loss_class = auxiliary_d(class_real, labels, class_fake, fake_labels)
-                aim_d = loss_d + loss_class
+            batch = (*self.batches(turn), *self._noise("noise_d", turn))
+            with autocast(self.device, optim.precision):
+                aim_d, of_d = self.discriminator_pass(self.generator, self.discriminator, self.loss_d, *batch)
             self.optimizer_d.zero_grad()
             aim_d.backward()
             self.optimizer_d.step()
 
-        z, fake_labels = self._noise("noise_g", self.step, optim.batch_size, z_dim, num_classes)
+        draw = self._noise("noise_g", self.step)
         self.discriminator.requires_grad_(False)
-        logits, class_logits = self.discriminator.judge(self.generator(z, fake_labels), fake_labels)
-        loss_g = aim_g = self.loss_g(logits)
-        if class_logits is not None:
-            aim_g = loss_g + auxiliary_g(class_logits, fake_labels)
+        with autocast(self.device, optim.precision):
+            aim_g, loss_g = self.generator_pass(self.generator, self.discriminator, self.loss_g, *draw)
         self.discriminator.requires_grad_(True)
         self.optimizer_g.zero_grad()
         aim_g.backward()
         self.optimizer_g.step()
         self._average_weights()
 
-        logged = [loss_d, loss_g, logit_real.mean(), logit_fake.mean()]
-        if class_logits is not None:
-            logged.append(loss_class)
-        self.sums += torch.stack([value.detach() for value in logged])
+        self.sums += torch.cat([loss_g[None], of_d])
         self.step += 1
 
-    def _noise(self, purpose: str, turn: int, n: int, z_dim: int, num_classes: int) -> tuple[Tensor, Tensor]:
-        z, labels = noise(stream(self.seed, purpose, turn), n, z_dim, num_classes)
-        return z.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+    def _noise(self, purpose: str, turn: int) -> tuple[Tensor, Tensor]:
+        size = self.config.optim.batch_size, self.config.model.z_dim, len(self.classes)
+        z, labels = noise(stream(self.seed, purpose, turn), *size)
+        return to_device(z, self.device), to_device(labels, self.device)
 
     def _average_weights(self) -> None:
         decay = self.config.optim.ema_decay

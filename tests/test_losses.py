@@ -37,7 +37,7 @@ def test_a_training_step_follows_the_gradients_of_the_losses_written_by_hand(
     trainer._train_step()
 
     real, labels = trainer.batches(0)
-    z, fake_labels = trainer._noise("noise_d", 0, 4, 8, len(trainer.classes))
+    z, fake_labels = trainer._noise("noise_d", 0)
     fake = generator(z, fake_labels).detach()
     logit_real, class_real = discriminator.judge(to_unit_range(real), labels, update=True)
     logit_fake, class_fake = discriminator.judge(fake, fake_labels)
@@ -46,7 +46,7 @@ def test_a_training_step_follows_the_gradients_of_the_losses_written_by_hand(
         loss_d += negative_log_likelihood(class_real, labels) + negative_log_likelihood(class_fake, fake_labels)
     loss_d.backward()
 
-    z, fake_labels = trainer._noise("noise_g", 0, 4, 8, len(trainer.classes))
+    z, fake_labels = trainer._noise("noise_g", 0)
     logits, class_logits = trainer.discriminator.judge(generator(z, fake_labels), fake_labels)  # D has moved on
     loss_g = -logits.mean()
     if class_logits is not None:

@@ -68,10 +68,10 @@ def thread_counts() -> list[int]:
     return [count for count in (1, 2, 4) if count <= usable_cores()]
 
 
-def bare_trainer(config: Config, directory: Path) -> Trainer:
+def bare_trainer(config: Config, directory: Path, **options: Any) -> Trainer:
     """A Trainer on forty random images of three classes, for taking steps: it cannot score."""
     with mock.patch.multiple(training, Evaluator=_NoEvaluator, open_dataset=_few_images):
-        return Trainer(config, 0, directory)
+        return Trainer(config, 0, directory, **options)
 
 
 class _NoEvaluator:

@@ -1,0 +1,55 @@
+"""The forward passes of a training step, from a batch to what Adam minimises: what is compiled on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sagan.losses import auxiliary_d, auxiliary_g
+from sagan.networks import Discriminator, Generator
+from sagan.sampling import to_unit_range
+
+
+def discriminator_pass(
+    generator: Generator,
+    discriminator: Discriminator,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    real: Tensor,
+    labels: Tensor,
+    z: Tensor,
+    fake_labels: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What D minimises, and [loss_d, logit_real, logit_fake] with loss_class where D has a class head.
+
+    `real` is uint8 (B, 3, R, R). The class head's loss is logged apart: losses of all variants can then be compared.
+    """
+    with torch.no_grad():
+        fake = generator(z, fake_labels)
+    # One pass over real and fake: without batch norm in D, the same as two, and faster.
+    images = torch.cat([to_unit_range(real), fake])
+    logits, class_logits = discriminator.judge(images, torch.cat([labels, fake_labels]), update=True)
+    logit_real, logit_fake = logits.chunk(2)
+    loss_d = loss(logit_real, logit_fake)
+    logged = [loss_d, logit_real.mean(), logit_fake.mean()]
+    if class_logits is None:
+        return loss_d, torch.stack(logged).detach()
+    class_real, class_fake = class_logits.chunk(2)
+    loss_class = auxiliary_d(class_real, labels, class_fake, fake_labels)
+    return loss_d + loss_class, torch.stack([*logged, loss_class]).detach()
+
+
+def generator_pass(
+    generator: Generator,
+    discriminator: Discriminator,
+    loss: Callable[[Tensor], Tensor],
+    z: Tensor,
+    fake_labels: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What G minimises, and its adversarial part."""
+    logits, class_logits = discriminator.judge(generator(z, fake_labels), fake_labels)
+    loss_g = loss(logits)
+    if class_logits is None:
+        return loss_g, loss_g.detach()
+    return loss_g + auxiliary_g(class_logits, fake_labels), loss_g.detach()

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.measure import bare_trainer
+
+from sagan.config import Config, override
+from sagan.precision import autocast
+from sagan.training import Trainer
+
+
+def in_bf16(config: Config) -> Config:
+    return override(config, {"optim.precision": "bf16"})
+
+
+def aims(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """What both networks minimise in the first step, computed in the trainer's precision, with gradients taken."""
+    batch = (*trainer.batches(0), *trainer._noise("noise_d", 0))
+    precision = trainer.config.optim.precision
+    with autocast(trainer.device, precision):
+        aim_d, _ = trainer.discriminator_pass(trainer.generator, trainer.discriminator, trainer.loss_d, *batch)
+    aim_d.backward()
+    with autocast(trainer.device, precision):
+        draw = trainer._noise("noise_g", 0)
+        aim_g, _ = trainer.generator_pass(trainer.generator, trainer.discriminator, trainer.loss_g, *draw)
+    (of_g,) = torch.autograd.grad(aim_g, [trainer.generator.linear.weight])
+    of_d = trainer.discriminator.blocks[0].conv1.weight.grad
+    assert of_d is not None
+    return {"aim_d": aim_d.detach(), "aim_g": aim_g.detach(), "of_d": of_d, "of_g": of_g}
+
+
+@pytest.mark.slow
+def test_compiled_passes_train_to_the_same_bits_as_those_that_are_not(tiny: Config, tmp_path: Path) -> None:
+    """The tracing, the custom gradients and the buffers that change in place; code generation is left out."""
+    plain = bare_trainer(tiny, tmp_path)
+    compiled = bare_trainer(tiny, tmp_path, compile_backend="aot_eager")
+    for _ in range(3):
+        plain._train_step()
+        compiled._train_step()
+    assert torch.equal(plain.sums, compiled.sums)
+    for ours, theirs in zip(plain._parts().values(), compiled._parts().values(), strict=True):
+        if isinstance(ours, torch.nn.Module):
+            found = theirs.state_dict()
+            assert all(torch.equal(tensor, found[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_bf16_passes_are_near_those_of_fp32(tiny: Config, tmp_path: Path) -> None:
+    """bf16 has three digits: losses agree to a few hundredths, gradients point the same way."""
+    exact, rounded = (aims(bare_trainer(config, tmp_path)) for config in (tiny, in_bf16(tiny)))
+    for name in ("aim_d", "aim_g"):
+        torch.testing.assert_close(rounded[name], exact[name], rtol=0.05, atol=0.05)
+    for name in ("of_d", "of_g"):
+        similarity = torch.cosine_similarity(rounded[name].flatten(), exact[name].flatten(), dim=0)
+        assert 0.98 < similarity < 1 - 1e-9  # 1 would mean that nothing was rounded
+    assert all(tensor.dtype == torch.float32 for tensor in rounded.values())
+
+
+def test_weights_statistics_and_moments_stay_fp32_in_bf16_training(tiny: Config, tmp_path: Path) -> None:
+    trainer = bare_trainer(in_bf16(tiny), tmp_path)
+    trainer._train_step()
+    for network in (trainer.generator, trainer.discriminator, trainer.average):
+        assert all(tensor.dtype == torch.float32 for tensor in network.state_dict().values())
+    for optimizer in (trainer.optimizer_g, trainer.optimizer_d):
+        assert all(state["exp_avg"].dtype == torch.float32 for state in optimizer.state.values())
+    assert trainer.sums.dtype == torch.float32
+
+
+def test_spectral_norm_iterates_in_fp32_whatever_the_precision_of_activations(tiny: Config, tmp_path: Path) -> None:
+    exact, rounded = bare_trainer(tiny, tmp_path), bare_trainer(in_bf16(tiny), tmp_path)
+    for trainer in (exact, rounded):
+        aims(trainer)
+    found = rounded.generator.state_dict()
+    vectors = {name: v for name, v in exact.generator.state_dict().items() if name.endswith((".u", ".v"))}
+    assert vectors and all(torch.equal(vector, found[name]) for name, vector in vectors.items())
