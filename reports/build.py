@@ -22,7 +22,7 @@ from typing import Any
 
 FORMATS = ("html", "md", "tex", "csv", "png", "pdf")
 # The order of a page. A table or figure of a section that is not named here comes at the end.
-SECTIONS = ("Answer", "Variants", "Training curves", "Samples", "Attention", "Geometry against texture",
+SECTIONS = ("Answer", "Search", "Variants", "Training curves", "Samples", "Attention", "Geometry against texture",
             "Inside the networks", "Every metric", "Cells")  # fmt: skip
 MARK = "report.json"  # says of a folder that it is ours to replace
 
@@ -104,7 +104,7 @@ def write_unit(unit: Any, folder: Path, formats: frozenset[str]) -> dict[str, An
     import pandas as pd
 
     from reports import summary, writers
-    from reports.unit import by_measure
+    from reports.measures import by_measure
 
     parts = [_part(part, number, formats) for number, part in enumerate(by_measure(unit), 1)]
     folder.mkdir(parents=True)
@@ -159,7 +159,7 @@ def state_of(unit: Any) -> str:
 
 def _part(unit: Any, number: int, formats: frozenset[str]) -> dict[str, Any]:
     """The tables and panels of one measure, by section. Names of the second and later measures end in their number."""
-    from reports import pictures, summary  # noqa: F401  (pictures registers its figures)
+    from reports import design_tables, paper_tables, pictures, summary  # noqa: F401  (they register what they make)
     from reports.figures import FIGURES
     from reports.tables import TABLES
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = running
     return corrected
+
+
+def corrected(differences: Mapping[Key, Estimate | None]) -> dict[Key, float]:
+    """Holm-corrected p-values of the differences that can be tested, as one family."""
+    found = {key: p for key, gap in differences.items() if gap is not None and (p := p_value(gap)) is not None}
+    return dict(zip(found, holm(list(found.values())), strict=True))
 
 
 def probability_of_improvement(values: Sequence[float], baseline: Sequence[float]) -> float | None:

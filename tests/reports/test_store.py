@@ -53,7 +53,7 @@ def test_artifacts_are_found_after_the_folder_was_moved(scratch: Callable[[], An
     # MLflow's own layout below mlruns is experiment id / run id / artifacts; the fake one has its study's name there.
     reader = Store(f"sqlite:///{moved}/mlflow.db")
     run = next(run for run in reader.runs() if run.id == launch)
-    plan = reader.plan(run)
+    plan = reader.document(run, "plan.json")
     assert plan is not None and plan["study"] == "s"
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from reports.measures import by_measure
 from reports.store import Store
-from reports.unit import Unit, by_measure, load_units
+from reports.unit import Unit, load_units
 
 
 def only(fake: Any) -> Unit:
