@@ -48,7 +48,8 @@ def outcomes(unit: Unit, variant: Variant) -> str:
     cells = unit.cells[unit.cells["variant"] == variant.name]
     found = []
     for state, number in Counter(cells["state"]).items():
-        steps = [style.number(step, 0) for step in cells.loc[cells["state"] == state, "step"].dropna()]
+        reached = cells.loc[cells["state"] == state, "step"].dropna()
+        steps = dict.fromkeys(style.number(step, 0) for step in reached)
         where = f" at step {', '.join(steps)}" if steps and state != "finished" else ""
         found.append(f"{number} {state}{where}")
     return ", ".join(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 from reports import statistics, style
 from reports.columns import ABSENT, best, caption, differences, fixed, means, outcomes, p_text, seeds, texts
@@ -47,8 +47,7 @@ def attention_against_residual(unit: Unit) -> Table | None:
         sections=(Section(f"{style.label('fid', unit.fingerprint, arrow=True)}", tuple(body)),),
         notes=(
             caption(unit),
-            f"Differences are paired by seed; below zero attention is better. Holm corrects p for the {len(corrected)} "
-            "tests of this table.",
+            f"Differences are paired by seed; below zero attention is better. {_family(corrected)}",
         ),
     )
 
@@ -90,14 +89,14 @@ def ladder(unit: Unit) -> Table | None:
         notes=(
             caption(unit),
             "Differences to the rung above are paired by seed; below zero is better. A rung stands on those above it: "
-            f"in another order it may add more or less. Holm corrects p for the {len(corrected)} tests of this table.",
+            f"in another order it may add more or less. {_family(corrected)}",
         ),
     )  # fmt: skip
 
 
 def _added(high: Variant, low: Variant) -> str:
     new = {field: value for field, value in low.changes.items() if high.changes.get(field) != value}
-    return ", ".join(f"{field} = {value}" for field, value in new.items())
+    return ", ".join(f"{field} = {_setting(value)}" for field, value in new.items())
 
 
 def _published_ends(unit: Unit) -> tuple[Section, ...]:
@@ -117,7 +116,8 @@ def grid(unit: Unit) -> Table | None:
     if unit.design != "grid" or len(unit.factors) != 2:
         return None
     down, across = unit.factors
-    at = {(item.factors[down], item.factors[across]): item for item in unit.variants}
+    crossed = (item for item in unit.variants if {down, across} <= item.factors.keys())
+    at = {(item.factors[down], item.factors[across]): item for item in crossed}
     rows, columns = (list(dict.fromkeys(pair[place] for pair in at)) for place in (0, 1))
     shown, figures = texts(unit, "fid"), means(unit, "fid")
     top = min((figure for figure in figures.values() if figure is not None), default=None)
@@ -182,8 +182,7 @@ def effects(unit: Unit) -> Table | None:
         sections=(Section(None, tuple(body)),),
         notes=(
             "Effects of one switch are averaged over the other; over the seeds that finished all four variants. Below "
-            f"zero is better. Where the last line is 0 the two add up. Holm corrects p for the {len(corrected)} tests "
-            "of this table.",
+            f"zero is better. Where the last line is 0 the two add up. {_family(corrected)}",
         ),
     )
 
@@ -194,11 +193,9 @@ def trials(unit: Unit) -> Table | None:
     if unit.search is None or not unit.search.trials:
         return None
     search = unit.search
-    metric = style.METRICS.get(search.objective)
-    sign = -1 if metric is not None and metric.lower is False else 1
 
     def rank(trial: SearchTrial) -> tuple[bool, float, int]:
-        return (trial.value is None, sign * (trial.value or 0.0), trial.number)
+        return (trial.value is None, trial.value or 0.0, trial.number)
 
     digits = style.decimals((trial.value for trial in search.trials if trial.value is not None), digits=3)
     body = [
@@ -218,14 +215,16 @@ def trials(unit: Unit) -> Table | None:
         sections=(Section(None, tuple(body)),),
         notes=(
             f"Searched: {ranges}. A trial is one run on one seed. The lowest of many such values flatters its setting, "
-            f"so the best is run again as `best`, beside {unit.baseline}, on seeds of which the search saw none; the "
-            "other tables hold these runs alone.",
+            f"so the best is run again, as variant best, beside {unit.baseline}, on seeds that the search did not see; "
+            "the other tables hold these runs alone.",
         ),
     )
 
 
 def _setting(value: object) -> str:
-    return ABSENT if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return ABSENT
+    return f"{value:.3g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _range(found: Mapping[str, object]) -> str:
@@ -234,3 +233,7 @@ def _range(found: Mapping[str, object]) -> str:
         assert isinstance(choices, list)
         return f"one of {', '.join(map(str, choices))}"
     return f"{_setting(found['low'])} to {_setting(found['high'])}{', log scale' if found.get('log') else ''}"
+
+
+def _family(corrected: Sized) -> str:
+    return f"Holm corrects p for the number of tests in this table ({len(corrected)}); below three pairs there is none."

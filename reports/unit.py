@@ -141,9 +141,10 @@ def _unit(
     searches = (found for launch in launches if (found := store.document(launch, "search.json")) is not None)
     design = str(plans[0].get("design") or "one_at_a_time") if plans else "one_at_a_time"
     cell_runs = [run for run in runs if run.tags["kind"] == "cell"]
-    if design == "search":  # the cells of its trials choose what is compared; they are not compared themselves
-        cell_runs = [run for run in cell_runs if not TRIAL.fullmatch(run.tags["variant"])]
     variants = _variants(plans, cell_runs)
+    if design == "search":  # its trials choose what is compared; they are not compared themselves
+        variants = tuple(variant for variant in variants if not TRIAL.fullmatch(variant.name))
+        cell_runs = [run for run in cell_runs if not TRIAL.fullmatch(run.tags["variant"])]
     seeds = sorted({seed for plan in plans for seed in plan["seeds"]} | {int(run.tags["seed"]) for run in cell_runs})
     newest = plans[0] if plans else {**runs[-1].tags, "question": ""}
     counted, notes = _counted(cell_runs, variants)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reports import design_tables, paper_tables, style, tables
+from reports import paper_tables, style, tables
 from reports.paper import published
 from reports.summary import compare, headline
 from reports.unit import Unit
