@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports import style
 from reports.statistics import Estimate
-from reports.summary import compare
+from reports.summary import estimates
 from reports.unit import Unit, Variant
 from reports.writers import Row
 
@@ -66,26 +66,26 @@ def seeds_row(unit: Unit, variants: Iterable[Variant]) -> Row:
 
 def means(unit: Unit, key: str) -> dict[str, float | None]:
     """{variant: mean over the seeds that finished}."""
-    return {row.variant: row.estimate.mean if row.estimate else None for row in compare(unit, key)}
+    return {name: found.mean if found else None for name, found in estimates(unit, key).items()}
 
 
 def texts(unit: Unit, key: str) -> dict[str, str]:
     """{variant: "10.5 ± 1.2"}; a variant without a score says why in the row of the score."""
-    rows = compare(unit, key)
+    rows = estimates(unit, key)
     scale = style.METRICS[key].scale if key in style.METRICS else 1.0
-    found = [row.estimate for row in rows if row.estimate]
+    found = [row for row in rows.values() if row]
     digits = max(
-        style.decimals(scale * item.mean for item in found),
-        style.decimals((scale * item.half_width for item in found if item.half_width), digits=1),
+        style.decimals(scale * row.mean for row in found),
+        style.decimals((scale * row.half_width for row in found if row.half_width), digits=1),
     )
     result = {}
-    for row, variant in zip(rows, unit.variants, strict=True):
-        if row.estimate is None:
-            result[row.variant] = why(unit, variant) if key == "fid" else ABSENT
+    for variant in unit.variants:
+        row = rows[variant.name]
+        if row is None:
+            result[variant.name] = why(unit, variant) if key == "fid" else ABSENT
         else:
-            half = row.estimate.half_width
-            half = None if half is None else scale * half
-            result[row.variant] = style.plus_minus(scale * row.estimate.mean, half, digits)
+            half = None if row.half_width is None else scale * row.half_width
+            result[variant.name] = style.plus_minus(scale * row.mean, half, digits)
     return result
 
 

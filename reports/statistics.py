@@ -5,6 +5,7 @@ Pure functions of finite numbers; nothing here knows of a store or a figure.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,8 +101,11 @@ def seeds_needed(difference: Estimate, power: float = 0.8, alpha: float = 0.05, 
     if difference.sd == 0:
         return 2
     effect = abs(difference.mean) / difference.sd
-    n = np.arange(2, limit + 1)
-    threshold = stats.t.ppf(1 - alpha / 2, n - 1)
-    # The chance of a significant result in the wrong direction is left out: it only matters for hopeless n.
-    reached = stats.nct.sf(threshold, n - 1, effect * np.sqrt(n)) >= power
-    return int(n[reached.argmax()]) if reached.any() else None
+
+    def reached(n: int) -> bool:
+        # The chance of a significant result in the wrong direction is left out: it only matters for hopeless n.
+        threshold = stats.t.ppf(1 - alpha / 2, n - 1)
+        return bool(stats.nct.sf(threshold, n - 1, effect * math.sqrt(n)) >= power)
+
+    found = bisect.bisect_left(range(2, limit + 1), True, key=reached) + 2  # power grows with n
+    return found if found <= limit else None

@@ -30,6 +30,11 @@ class Comparison:
     seeds_needed: int | None = None
 
 
+def estimates(unit: Unit, key: str) -> dict[str, Estimate | None]:
+    """{variant: mean over its finished cells, with its interval}, in plan order; None where no cell has the metric."""
+    return {name: statistics.estimate(list(values.values())) for name, values in unit.finished(key).items()}
+
+
 def compare(unit: Unit, key: str) -> list[Comparison]:
     """Every variant in plan order, over finished cells. Holm's correction is over the variants of this unit."""
     values = unit.finished(key)

@@ -1,5 +1,5 @@
 """The tables that every study gets. A new one is one function under @table; it returns None where it has nothing to
-show. The paper's own tables are in paper_tables.py, those of single designs in design_tables.py."""
+show. The paper's own tables are in paper_tables.py, those of single designs in plan_tables.py."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def table(section: str) -> Callable[[Tabulate], Tabulate]:
 def variants(unit: Unit) -> Table:
     """One row a variant: the scores, the paired difference and how its runs ended."""
     rows = compare(unit, "fid")
-    keys = ("fid", "class_consistency", "intra_fid")
-    shown = {key: texts(unit, key) for key in keys}
+    keys = ("fid", *(key for key in ("class_consistency", "intra_fid") if key in unit.finals))
+    shown = [texts(unit, key) for key in keys]
     gaps = differences([row.difference for row in rows])
     top = best("fid", means(unit, "fid").values(), 0)
     body = []
     for place, variant in enumerate(unit.variants):
-        score, consistency, intra = (shown[key][variant.name] for key in keys)
-        cells = (variant.name, score, gaps[place], seeds(unit, variant), consistency, intra, outcomes(unit, variant))
+        score, *others = (found[variant.name] for found in shown)
+        cells = (variant.name, score, gaps[place], seeds(unit, variant), *others, outcomes(unit, variant))
         body.append(Row(cells, frozenset({1}) if place in top else frozenset()))
-    score, consistency, intra = (style.label(key, unit.fingerprint, arrow=True) for key in keys)
+    score, *others = (style.label(key, unit.fingerprint, arrow=True) for key in keys)
     return Table(
         name="variants",
         title="Scores",
-        columns=("variant", score, f"difference to {unit.baseline}", "seeds", consistency, intra, "outcome"),
+        columns=("variant", score, f"difference to {unit.baseline}", "seeds", *others, "outcome"),
         sections=(Section(None, tuple(body)),),
         notes=(
             caption(unit),
@@ -101,10 +101,11 @@ def evidence(unit: Unit) -> Table | None:
         sections=(Section(None, tuple(body)),),
         notes=(
             f"By {name} at the last step. p is of a paired t test, from three pairs on; Holm corrects it for the "
-            f"{sum(row.p is not None for row in rows)} tests here. P(better) is the chance that a run of the variant "
-            "scores better than a run of the baseline. Seeds needed: for a difference as large and as spread as the "
-            "one observed, at 80 % power, from three pairs on. The sampling error is that of one run's score, from its "
-            "finite number of samples; it says nothing about another training seed and enters no interval here.",
+            f"number of tests here ({sum(row.p is not None for row in rows)}). P(better) is the chance that a run of "
+            "the variant scores better than a run of the baseline. Seeds needed: for a difference as large and as "
+            "spread as the one observed, at 80 % power, from three pairs on. The sampling error is that of one run's "
+            "score, from its finite number of samples; it says nothing about another training seed and enters no "
+            "interval here.",
         ),
     )
 

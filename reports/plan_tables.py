@@ -1,4 +1,4 @@
-"""Tables that follow from how a study is laid out: matched pairs, ladders, grids and searches."""
+"""Tables that follow from how a study is planned: matched pairs, ladders, grids and searches."""
 
 from __future__ import annotations
 
