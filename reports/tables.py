@@ -203,9 +203,10 @@ def every_metric(unit: Unit) -> Table | None:
 def cells(unit: Unit) -> Table:
     """Every planned cell and how far it is."""
 
+    found = {(row["variant"], row["seed"]): row for row in unit.cells.to_dict("records")}
+
     def text(variant: str, seed: int) -> str:
-        found = unit.cells[(unit.cells["variant"] == variant) & (unit.cells["seed"] == seed)]
-        row = found.to_dict("records")[0]
+        row = found[variant, seed]
         shared = "" if pd.isna(row["shared_study"]) else f", shared with {row['shared_study']}"
         if pd.isna(row["step"]) or row["state"] == "finished":
             return f"{row['state']}{shared}"

@@ -111,9 +111,10 @@ class Unit:
         """{variant: {seed: last value}} over finished cells that have the metric."""
         values: dict[str, dict[int, float]] = {variant.name: {} for variant in self.variants}
         if key in self.finals:
-            for row, value in zip(self.cells.itertuples(), self.finals[key], strict=True):
-                if row.state == "finished" and pd.notna(value):
-                    values[str(row.variant)][int(str(row.seed))] = float(value)
+            columns = (self.cells[name] for name in ("variant", "seed", "state"))
+            for variant, seed, state, value in zip(*columns, self.finals[key], strict=True):
+                if state == "finished" and pd.notna(value):
+                    values[variant][int(seed)] = float(value)
         return values
 
     def history(self, key: str) -> pd.DataFrame:

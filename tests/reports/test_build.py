@@ -17,7 +17,7 @@ from typing import Any
 import made_studies
 import pytest
 
-from reports.build import FORMATS, folder_names, main, write_unit
+from reports.build import FORMATS, folder_names, main, state_of, write_unit
 from reports.unit import Unit
 
 
@@ -179,6 +179,26 @@ def test_building_again_replaces_the_folder_whole(store: Any, tmp_path: Path) ->
         assert main(["--tracking-uri", store.uri, "--out", str(tmp_path), "--format", formats]) == 0
     names = {path.name for path in (tmp_path / "attention_position").iterdir()}
     assert names == {"table.csv", "results.csv", "report.json"}
+
+
+def test_building_one_study_keeps_the_others_in_the_gallery(scratch: Callable[[], Any], tmp_path: Path) -> None:
+    fake = scratch()
+    for study in ("first", "second"):
+        fake.launch(study, ("none", "feat8"), (0,), question=f"What of the {study}?")
+        for variant, fid in (("none", 9.0), ("feat8", 8.0)):
+            fake.cell(study, variant, 0, [("fid", fid, 100)])
+    arguments = ["--tracking-uri", fake.uri, "--out", str(tmp_path), "--format", "html,png"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--study", "second"]) == 0
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for study in ("first", "second"):
+        assert f'<a href="{study}/index.html">What of the {study}?</a>' in page
+    assert page.count("feat8 is 1.0 FD embedded-v1 below none on one seed") == page.count("data:image/png") == 2
+
+
+def test_the_gallery_tells_trials_from_what_confirms_them(make_unit: Callable[..., Unit]) -> None:
+    unit = made_studies.search(make_unit)
+    assert state_of(unit) == "5 of 5 trials done; to confirm the best, 6 of 6 cells done: 6 finished"
 
 
 def test_help_answers_without_loading_the_scientific_stack() -> None:
