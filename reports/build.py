@@ -22,9 +22,10 @@ from typing import Any
 
 FORMATS = ("html", "md", "tex", "csv", "png", "pdf")
 # The order of a page. A table or figure of a section that is not named here comes at the end.
-SECTIONS = ("Answer", "Variants", "Training curves", "Samples", "Attention", "Geometry against texture",
+SECTIONS = ("Answer", "Search", "Variants", "Training curves", "Samples", "Attention", "Geometry against texture",
             "Inside the networks", "Every metric", "Cells")  # fmt: skip
 MARK = "report.json"  # says of a folder that it is ours to replace
+THUMBNAIL = "seeds"  # the figure that the gallery shows
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,21 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
         close = difflib.get_close_matches(study, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
         raise ValueError(f"--study: no study {study!r} in {store.shown_uri}; {hint}")
-    chosen = [
-        (unit, folder) for unit, folder in zip(units, folder_names(units), strict=True) if study in (None, unit.study)
-    ]
-    for _, folder in chosen:
+    folders = dict(zip(folder_names(units), units, strict=True))
+    chosen = [folder for folder, unit in folders.items() if study in (None, unit.study)]
+    for folder in chosen:
         _check_ours(out / folder)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
-        entries = []
-        for unit, folder in chosen:
-            entries.append({"folder": folder, **write_unit(unit, Path(scratch) / folder, formats)})
+        # The gallery shows every study of the store, also one that is not built this time.
+        entries = [
+            {"folder": folder}
+            | (write_unit(unit, Path(scratch) / folder, formats) if folder in chosen else _built(unit, out / folder))
+            for folder, unit in folders.items()
+        ]
         page = Path(scratch) / "index.html"
         page.write_text(_render("index.html", entries=entries, store=store.shown_uri, now=_now()), encoding="utf-8")
-        for _, folder in chosen:
+        for folder in chosen:
             _replace(Path(scratch) / folder, out / folder)
         os.replace(page, out / "index.html")
     return out / "index.html"
@@ -104,7 +107,7 @@ def write_unit(unit: Any, folder: Path, formats: frozenset[str]) -> dict[str, An
     import pandas as pd
 
     from reports import summary, writers
-    from reports.unit import by_measure
+    from reports.measures import by_measure
 
     parts = [_part(part, number, formats) for number, part in enumerate(by_measure(unit), 1)]
     folder.mkdir(parents=True)
@@ -129,20 +132,37 @@ def write_unit(unit: Any, folder: Path, formats: frozenset[str]) -> dict[str, An
             (folder / "figures" / f"{panel.name}.png").write_bytes(panel.png)
         if panel.pdf is not None:
             (folder / "figures" / f"{panel.name}.pdf").write_bytes(panel.pdf)
-    entry = {
-        "study": unit.study,
-        "protocol": unit.protocol,
-        "question": unit.question,
-        "state": state_of(unit),
-        "headline": parts[0]["headline"],
-        "built": _now(),
-    }
+    entry = {**_entry(unit, parts[0]["headline"]), "built": _now()}
     (folder / MARK).write_text(json.dumps(entry, indent=1, ensure_ascii=False), encoding="utf-8")
     if "html" in formats:
         page = _render("study.html", unit=unit, parts=parts, provenance=_provenance(unit), formats=formats, **entry)
         (folder / "index.html").write_text(page, encoding="utf-8")
-    thumbnail = next((panel for panel in panels if panel.name.startswith("seeds")), None)
+    thumbnail = next((panel for panel in panels if panel.name == THUMBNAIL), None)
     return {**entry, "thumbnail": thumbnail, "linked": "html" in formats}
+
+
+def _built(unit: Any, folder: Path) -> dict[str, Any]:
+    """What the gallery shows of a study that is left as it is: its answer as of now, its page where there is one."""
+    from reports.measures import by_measure
+    from reports.summary import headline
+
+    figure, page = folder / "figures" / f"{THUMBNAIL}.png", folder / "index.html"
+    drawn = Panel(THUMBNAIL, "as last built", figure.read_bytes(), None) if figure.is_file() else None
+    return {
+        **_entry(unit, headline(by_measure(unit)[0])),
+        "thumbnail": drawn,
+        "linked": page.is_file() and (folder / MARK).is_file(),
+    }
+
+
+def _entry(unit: Any, headline: str) -> dict[str, Any]:
+    return {
+        "study": unit.study,
+        "protocol": unit.protocol,
+        "question": unit.question,
+        "state": state_of(unit),
+        "headline": headline,
+    }
 
 
 def state_of(unit: Any) -> str:
@@ -154,12 +174,16 @@ def state_of(unit: Any) -> str:
     listed = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     impossible = sum(variant.obstacle is not None for variant in unit.variants) * len(unit.seeds)
     rest = f"; {impossible} cannot run at this scale" if impossible else ""
-    return f"{sum(counts[state] for state in ends)} of {len(states)} cells done: {listed}{rest}"
+    of_search = ""
+    if unit.search is not None:
+        tried = sum(trial.state != "running" for trial in unit.search.trials)
+        of_search = f"{tried} of {len(unit.search.trials)} trials done; to confirm the best, "
+    return f"{of_search}{sum(counts[state] for state in ends)} of {len(states)} cells done: {listed}{rest}"
 
 
 def _part(unit: Any, number: int, formats: frozenset[str]) -> dict[str, Any]:
     """The tables and panels of one measure, by section. Names of the second and later measures end in their number."""
-    from reports import pictures, summary  # noqa: F401  (pictures registers its figures)
+    from reports import paper_tables, pictures, plan_tables, summary  # noqa: F401  (they register what they make)
     from reports.figures import FIGURES
     from reports.tables import TABLES
 

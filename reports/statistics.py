@@ -5,12 +5,16 @@ Pure functions of finite numbers; nothing here knows of a store or a figure.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def corrected(differences: Mapping[Key, Estimate | None]) -> dict[Key, float]:
+    """Holm-corrected p-values of the differences that can be tested, as one family."""
+    found = {key: p for key, gap in differences.items() if gap is not None and (p := p_value(gap)) is not None}
+    return dict(zip(found, holm(list(found.values())), strict=True))
+
+
 def probability_of_improvement(values: Sequence[float], baseline: Sequence[float]) -> float | None:
     """P(a run of the variant scores below a run of the baseline), ties half, over all pairs of runs.
 
@@ -91,8 +101,11 @@ def seeds_needed(difference: Estimate, power: float = 0.8, alpha: float = 0.05, 
     if difference.sd == 0:
         return 2
     effect = abs(difference.mean) / difference.sd
-    n = np.arange(2, limit + 1)
-    threshold = stats.t.ppf(1 - alpha / 2, n - 1)
-    # The chance of a significant result in the wrong direction is left out: it only matters for hopeless n.
-    reached = stats.nct.sf(threshold, n - 1, effect * np.sqrt(n)) >= power
-    return int(n[reached.argmax()]) if reached.any() else None
+
+    def reached(n: int) -> bool:
+        # The chance of a significant result in the wrong direction is left out: it only matters for hopeless n.
+        threshold = stats.t.ppf(1 - alpha / 2, n - 1)
+        return bool(stats.nct.sf(threshold, n - 1, effect * math.sqrt(n)) >= power)
+
+    found = bisect.bisect_left(range(2, limit + 1), True, key=reached) + 2  # power grows with n
+    return found if found <= limit else None

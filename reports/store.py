@@ -88,13 +88,13 @@ class Store:
         root = self._local(run, folder)
         return sorted(path for path in root.glob("**/*") if path.is_file()) if root is not None else []
 
-    def plan(self, launch: Run) -> dict[str, Any] | None:
-        """The plan of a launch; None where the launch died before it wrote one."""
-        path = self._local(launch, "plan.json")
+    def document(self, launch: Run, name: str) -> dict[str, Any] | None:
+        """plan.json or search.json of a launch; None where it has none, or died before it wrote one."""
+        path = self._local(launch, name)
         if path is None or not path.is_file():
             return None
-        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return plan
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
     def _local(self, run: Run, name: str) -> Path | None:
         parsed = urlparse(run.artifact_uri)

@@ -52,6 +52,11 @@ METRICS = {
     "sample_diversity": Metric("diversity against real"),
     "num_params_g": Metric("parameters of G"),
     "num_params_d": Metric("parameters of D"),
+    "flops_per_image": Metric("operations an image, G + D"),
+    "best/fid": Metric("{fd}, best of run", lower=True),
+    "best/is_mean": Metric("IS, best of run", lower=False),
+    "best/intra_fid": Metric("intra-{fd}, best of run", lower=True),
+    "best/step": Metric("step of the best of run"),
     "images_per_sec": Metric("images/s", lower=False),
     "peak_memory_mib": Metric("peak memory, MiB", lower=True),
 }

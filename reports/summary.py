@@ -30,6 +30,11 @@ class Comparison:
     seeds_needed: int | None = None
 
 
+def estimates(unit: Unit, key: str) -> dict[str, Estimate | None]:
+    """{variant: mean over its finished cells, with its interval}, in plan order; None where no cell has the metric."""
+    return {name: statistics.estimate(list(values.values())) for name, values in unit.finished(key).items()}
+
+
 def compare(unit: Unit, key: str) -> list[Comparison]:
     """Every variant in plan order, over finished cells. Holm's correction is over the variants of this unit."""
     values = unit.finished(key)
@@ -52,55 +57,104 @@ def compare(unit: Unit, key: str) -> list[Comparison]:
             improvement=better if difference.n > 1 and metric is not None and metric.lower is not None else None,
             seeds_needed=statistics.seeds_needed(difference) if difference.n > 2 else None,
         )
-    tested = {name: row.p for name, row in rows.items() if row.p is not None}
-    corrected = dict(zip(tested, statistics.holm(list(tested.values())), strict=True))
+    corrected = statistics.corrected({name: row.difference for name, row in rows.items()})
     return [
         Comparison(**{**vars(row), "p_holm": corrected.get(name)}) for name, row in rows.items()
     ]  # fmt: skip
 
 
+ENDED = ("collapsed", "diverged")
+
+
 def headline(unit: Unit) -> str:
-    """The answer in one sentence, by the last FID (or FD); says so where the seeds cannot answer."""
-    done = int(unit.cells["state"].isin(["finished", "collapsed", "diverged"]).sum())
+    """The answer in one sentence, by the last FID (or FD); says so where the seeds cannot answer.
+
+    Of a search it is what the confirmation on fresh seeds found.
+    """
+    done = int(unit.cells["state"].isin(["finished", *ENDED]).sum())
     feasible = sum(variant.obstacle is None for variant in unit.variants) * len(unit.seeds)
     rows = [row for row in compare(unit, "fid") if row.difference is not None]
+    if unit.design == "search" and not rows:
+        return f"Nothing confirmed yet: {_tried(unit)}; a search answers when its best has run on fresh seeds."
     if done == 0:
         return f"No result yet: 0 of {feasible} cells are done."
+    prefix = "" if done == feasible else f"So far ({done} of {feasible} cells): "
     if not rows:
         yet = "" if done == feasible else " yet"
-        return f"No answer{yet}: no seed has finished both for {unit.baseline} and for another variant."
-    prefix = "" if done == feasible else f"So far ({done} of {feasible} cells): "
+        return _without_baseline(unit, prefix) or (
+            f"No answer{yet}: no seed has finished both for {unit.baseline} and for another variant."
+        )
     return prefix + _answer(rows, unit)
+
+
+def _tried(unit: Unit) -> str:
+    ended = sum(trial.state != "running" for trial in unit.search.trials) if unit.search else 0
+    return f"{ended} {'trial is' if ended == 1 else 'trials are'} done"
+
+
+def _without_baseline(unit: Unit, prefix: str) -> str | None:
+    """The answer where no run of the baseline came through but others did; None where that is not so."""
+    states = unit.cells.loc[unit.cells["variant"] == unit.baseline, "state"]
+    scored = [row for row in compare(unit, "fid") if row.estimate]
+    if not scored or not len(states) or not states.isin(ENDED).all():
+        return None
+    top = min(scored, key=lambda row: row.estimate.mean if row.estimate else 0.0)
+    assert top.estimate is not None
+    score = _amount(top.estimate, style.label("fid", unit.fingerprint))
+    runs = "Its only run" if len(states) == 1 else f"All {len(states)} runs"
+    of = f"of {unit.baseline} collapsed or diverged, so no difference to it can be taken"
+    return f"{prefix}{runs} {of}; of the others {top.variant} scores lowest, {score}, n = {top.estimate.n}."
 
 
 def _answer(rows: list[Comparison], unit: Unit) -> str:
     name = style.label("fid", unit.fingerprint)
+    rows = [row for row in rows if row.difference and row.difference.n > 1] or rows  # a lone seed outranks no interval
     best = min(rows, key=_gain)
     assert best.difference is not None
     gain = _amount(best.difference, name)
+    said = _said(best, unit)
     if best.difference.n == 1:
         than = "below" if best.difference.mean < 0 else "above"
-        return f"{best.variant} is {gain} {than} {unit.baseline} on one seed; one seed shows no interval."
+        return f"{said} is {gain} {than} {unit.baseline} on one seed; one seed shows no interval."
     if best.difference.mean < 0 and _shown(best):
         also = [row.variant for row in rows if row is not best and _gain(row) < 0 and _shown(row)]
-        others = f"; so {'does' if len(also) == 1 else 'do'} {' and '.join(also)}" if also else ""
-        return f"{best.variant} beats {unit.baseline} by {gain}, n = {best.difference.n}{others}."
+        others = f"; so {'does' if len(also) == 1 else 'do'} {_listed(also)}" if also else ""
+        return f"{said} beats {unit.baseline} by {gain}, n = {best.difference.n}{others}."
     worse = [row for row in rows if _gain(row) > 0 and _shown(row)]
     if worse:
         worst = max(worse, key=_gain)
         assert worst.difference is not None
         return (
-            f"{unit.baseline} is not beaten; {worst.variant} is worse by {_amount(worst.difference, name)}, "
+            f"{unit.baseline} is not beaten; {_said(worst, unit)} is worse by {_amount(worst.difference, name)}, "
             f"n = {worst.difference.n}."
         )
     seeds = max(row.difference.n for row in rows if row.difference is not None)
     if best.difference.mean >= 0:
-        return f"No difference that {seeds} seeds can show: no variant scores below {unit.baseline}."
+        return f"No difference that {seeds} seeds can show: {_nothing_below(unit)} scores below {unit.baseline}."
     needed = f"; about {best.seeds_needed} seeds would show a gap of this size" if best.seeds_needed else ""
     return (
-        f"No difference that {seeds} seeds can show: the largest gain over {unit.baseline} is {best.variant}'s, "
-        f"{gain}{needed}."
+        f"No difference that {seeds} seeds can show: the largest gain over {unit.baseline} is {gain}, by "
+        f"{said}{needed}."
     )
+
+
+def _said(row: Comparison, unit: Unit) -> str:
+    """The variant, and what a reader must know of it: how many trials it is the best of, how many runs are missing."""
+    states = unit.cells.loc[unit.cells["variant"] == row.variant, "state"]
+    ended = int(states.isin(ENDED).sum())
+    remarks = [f"{ended} of its {len(states)} runs collapsed or diverged"] if ended else []
+    name = row.variant
+    if unit.search is not None and unit.search.best is not None and name == "best":
+        name, remarks = unit.search.best, [f"best of {len(unit.search.trials)} trials", *remarks]
+    return f"{name} ({'; '.join(remarks)})" if remarks else name
+
+
+def _nothing_below(unit: Unit) -> str:
+    return "not even the best trial" if unit.design == "search" else "no variant"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _gain(row: Comparison) -> float:

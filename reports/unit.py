@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from reports.store import Run, Store
@@ -16,18 +16,46 @@ from reports.store import Run, Store
 # What is logged while training; everything else is measured on samples, at evaluations.
 TRACES = ("loss_", "logit_", "gamma/", "attention_", "sigma_max/", "num_params_", "flops_", "images_per_sec",
           "peak_memory")  # fmt: skip
-CELL_TAGS = ("config_digest", "data_fingerprint", "metric_fingerprint", "device", "git_commit", "error")
+CELL_TAGS = ("config_digest", "data_fingerprint", "metric_fingerprint", "device", "git_commit", "error",
+             "shared_study")  # fmt: skip
+TRIAL = re.compile(r"trial\d+")  # how the variants of a search's trials are called
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`obstacle` says why the preset cannot carry it ("needs 128 px"); such cells are never run."""
+    """`obstacle` says why the preset cannot carry it ("needs 128 px"); such cells are never run.
+
+    `params` is the whole config as its newest run stored it, each field as text; {} before one has started.
+    """
 
     name: str
     factors: dict[str, str] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     obstacle: str | None = None
     config_digest: str | None = None
+    params: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SearchTrial:
+    """`state` is complete, failed, running, collapsed or diverged; `value` is the objective's, None without one."""
+
+    number: int
+    variant: str
+    params: dict[str, Any]
+    value: float | None
+    state: str
+
+
+@dataclass(frozen=True)
+class Search:
+    """What search.json holds. A field has {"low", "high", "log"} or {"choices"}; `best` names a trial's variant."""
+
+    objective: str
+    fields: dict[str, dict[str, Any]]
+    trials: tuple[SearchTrial, ...]
+    importances: dict[str, float] | None
+    best: str | None
 
 
 @dataclass(frozen=True)
@@ -69,10 +97,13 @@ class Unit:
     groups: dict[str, tuple[int, ...]]
     launched: int  # first launch, milliseconds since 1970
     notes: tuple[str, ...] = ()
+    design: str = "one_at_a_time"  # or grid, ladder, search
+    factors: tuple[str, ...] = ()  # names, in the study's order
+    search: Search | None = None
 
     @property
     def fingerprint(self) -> str:
-        """How the shown cells were measured; "" before the first one has started. See by_measure()."""
+        """How the shown cells were measured; "" before the first one has started. See measures.py."""
         found = self.cells["metric_fingerprint"].dropna().unique()
         return str(found[0]) if len(found) else ""
 
@@ -80,9 +111,10 @@ class Unit:
         """{variant: {seed: last value}} over finished cells that have the metric."""
         values: dict[str, dict[int, float]] = {variant.name: {} for variant in self.variants}
         if key in self.finals:
-            for row, value in zip(self.cells.itertuples(), self.finals[key], strict=True):
-                if row.state == "finished" and pd.notna(value):
-                    values[str(row.variant)][int(str(row.seed))] = float(value)
+            columns = (self.cells[name] for name in ("variant", "seed", "state"))
+            for variant, seed, state, value in zip(*columns, self.finals[key], strict=True):
+                if state == "finished" and pd.notna(value):
+                    values[variant][int(seed)] = float(value)
         return values
 
     def history(self, key: str) -> pd.DataFrame:
@@ -91,57 +123,29 @@ class Unit:
 
 def load_units(store: Store, study: str | None = None) -> list[Unit]:
     """Every (study, protocol) in the store, or those of one study, in the order of their first launch."""
-    runs = [run for run in store.runs() if study is None or run.tags.get("study", run.experiment) == study]
+    stored = store.runs()
+    sources = {run.id: run for run in stored}
+    runs = [run for run in stored if study is None or run.tags.get("study", run.experiment) == study]
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         name = run.tags.get("study", run.experiment)
         groups.setdefault((name, run.tags.get("protocol", run.tags.get("preset", ""))), []).append(run)
     histories = store.histories([run for run in runs if run.tags["kind"] == "cell"])
-    return [_unit(store, *key, group, histories) for key, group in groups.items()]
+    return [_unit(store, *key, group, histories, sources) for key, group in groups.items()]
 
 
-def by_measure(unit: Unit) -> list[Unit]:
-    """The unit split so that each part holds one data set and one metric fingerprint: such numbers alone compare.
-
-    The part with most finished cells comes first. Cells that have not started belong to every part.
-    """
-    cells = unit.cells
-    keys = cells["data_fingerprint"].fillna("") + "\n" + cells["metric_fingerprint"].fillna("")
-    finished = keys[cells["state"] == "finished"].value_counts()
-    measures = sorted((key for key in keys.unique() if key != "\n"), key=lambda key: -int(finished.get(key, 0)))
-    if len(measures) < 2:
-        return [unit]
-    parts = []
-    for number, measure in enumerate(measures, 1):
-        keep = (keys == measure) | (keys == "\n")
-        pairs = set(zip(cells.loc[keep, "variant"], cells.loc[keep, "seed"], strict=True))
-        rows = [pair in pairs for pair in zip(unit.histories["variant"], unit.histories["seed"], strict=True)]
-        note = (
-            f"The cells of this study were measured in {len(measures)} ways; numbers of different ways never share a "
-            f"table. This is way {number}, with {int((keys == measure).sum())} cells."
-        )
-        parts.append(
-            replace(
-                unit,
-                cells=cells.assign(
-                    state=cells["state"].where(keep, "measured otherwise"),
-                    metric_fingerprint=cells["metric_fingerprint"].where(keep, None),
-                    data_fingerprint=cells["data_fingerprint"].where(keep, None),
-                ),
-                finals=unit.finals.where(keep),
-                histories=unit.histories[np.array(rows, dtype=bool)],
-                pictures=tuple(picture for picture in unit.pictures if (picture.variant, picture.seed) in pairs),
-                notes=(*unit.notes, note),
-            )
-        )
-    return parts
-
-
-def _unit(store: Store, study: str, protocol: str, runs: list[Run], histories: pd.DataFrame) -> Unit:
-    launches = [run for run in runs if run.tags["kind"] == "launch"]
+def _unit(
+    store: Store, study: str, protocol: str, runs: list[Run], histories: pd.DataFrame, sources: dict[str, Run]
+) -> Unit:
+    launches = [run for run in reversed(runs) if run.tags["kind"] == "launch"]
+    plans = [plan for launch in launches if (plan := store.document(launch, "plan.json")) is not None]
+    searches = (found for launch in launches if (found := store.document(launch, "search.json")) is not None)
+    design = str(plans[0].get("design") or "one_at_a_time") if plans else "one_at_a_time"
     cell_runs = [run for run in runs if run.tags["kind"] == "cell"]
-    plans = [plan for plan in (store.plan(launch) for launch in reversed(launches)) if plan is not None]
     variants = _variants(plans, cell_runs)
+    if design == "search":  # its trials choose what is compared; they are not compared themselves
+        variants = tuple(variant for variant in variants if not TRIAL.fullmatch(variant.name))
+        cell_runs = [run for run in cell_runs if not TRIAL.fullmatch(run.tags["variant"])]
     seeds = sorted({seed for plan in plans for seed in plan["seeds"]} | {int(run.tags["seed"]) for run in cell_runs})
     newest = plans[0] if plans else {**runs[-1].tags, "question": ""}
     counted, notes = _counted(cell_runs, variants)
@@ -166,24 +170,43 @@ def _unit(store: Store, study: str, protocol: str, runs: list[Run], histories: p
         cells=cells,
         finals=_finals(cells, points),
         histories=points[["variant", "seed", "key", "step", "value"]],
-        pictures=tuple(picture for pair, run in counted.items() for picture in _pictures(store, pair, run)),
+        pictures=tuple(
+            picture
+            for pair, run in counted.items()
+            for picture in _pictures(store, pair, sources.get(run.tags.get("shared_run", ""), run))
+        ),
         classes=tuple(json.loads(described.get("classes", "[]"))),
         groups={name: tuple(labels) for name, labels in json.loads(described.get("groups", "{}")).items()},
         launched=runs[0].start,
         notes=notes,
+        design=design,
+        factors=tuple(newest.get("factors") or ()),
+        search=_search(next(searches, None)),
     )
 
 
+def _search(stored: dict[str, Any] | None) -> Search | None:
+    if stored is None:
+        return None
+    trials = tuple(SearchTrial(**trial) for trial in stored["trials"])
+    return Search(stored["objective"], stored["fields"], trials, stored["importances"], stored["best"])
+
+
 def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Variant, ...]:
-    """The union over plans, newest first; variants that only runs know of (a launch without a plan) come last."""
+    """The union over plans, newest first; variants that only runs know of (a launch without a plan) come last.
+
+    What a plan cannot say yet, the config of a search's best, is that of the newest run.
+    """
     variants: dict[str, Variant] = {}
     for plan in plans:
         for entry in plan["variants"]:
             keys = ("name", "factors", "changes", "obstacle", "config_digest")
             variants.setdefault(entry["name"], Variant(**{key: entry[key] for key in keys if key in entry}))
     for run in reversed(cell_runs):
-        name = run.tags["variant"]
-        variants.setdefault(name, Variant(name, config_digest=run.tags.get("config_digest")))
+        variant = variants.setdefault(run.tags["variant"], Variant(run.tags["variant"]))
+        digest = variant.config_digest or run.tags.get("config_digest")
+        if not variant.params and run.tags.get("config_digest") == digest:
+            variants[variant.name] = replace(variant, config_digest=digest, params=run.params)
     return tuple(variants.values())
 
 

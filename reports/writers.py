@@ -63,7 +63,10 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A booktabs table with its notes beneath; `\\usepackage{booktabs}` is all it needs."""
+    """A booktabs table with its notes beneath; `\\usepackage{booktabs}` is all it needs.
+
+    A table of more than six columns is set small and tight, and a column of sentences wraps.
+    """
     width = len(table.columns)
     body: list[str] = []
     for section in table.sections:
@@ -76,8 +79,9 @@ def latex(table: Table) -> str:
         [
             r"\begin{table}",
             r"\centering",
+            *([r"\scriptsize\setlength{\tabcolsep}{3pt}"] if width > 6 else []),
             rf"\caption{{{escape_latex(table.title)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+            rf"\begin{{tabular}}{{{_alignment(table)}}}",
             r"\toprule",
             " & ".join(map(escape_latex, table.columns)) + r" \\",
             *body,
@@ -88,6 +92,15 @@ def latex(table: Table) -> str:
             "",
         ]
     )
+
+
+def _alignment(table: Table) -> str:
+    longest = [
+        max((len(row.cells[place]) for section in table.sections for row in section.rows), default=0)
+        for place in range(len(table.columns))
+    ]
+    wrapped = rf"p{{{0.6 / max(1, sum(length > 28 for length in longest)):.2f}\linewidth}}"
+    return "".join(wrapped if length > 28 else "r" if place else "l" for place, length in enumerate(longest))
 
 
 def _pipes(cells: tuple[str, ...] | list[str], raw: bool = False) -> str:

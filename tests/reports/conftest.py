@@ -237,7 +237,7 @@ def make_unit(
     return replace(unit, **fields)
 
 
-@pytest.fixture(name="make_unit")
+@pytest.fixture(scope="session", name="make_unit")
 def make_unit_fixture() -> Callable[..., Unit]:
     return make_unit
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import html.parser
+import json
 import re
 import shutil
 import subprocess
@@ -12,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import made_studies
 import pytest
 
-from reports.build import FORMATS, folder_names, main, write_unit
+from reports.build import FORMATS, folder_names, main, state_of, write_unit
 from reports.unit import Unit
 
 
@@ -178,6 +181,26 @@ def test_building_again_replaces_the_folder_whole(store: Any, tmp_path: Path) ->
     assert names == {"table.csv", "results.csv", "report.json"}
 
 
+def test_building_one_study_keeps_the_others_in_the_gallery(scratch: Callable[[], Any], tmp_path: Path) -> None:
+    fake = scratch()
+    for study in ("first", "second"):
+        fake.launch(study, ("none", "feat8"), (0,), question=f"What of the {study}?")
+        for variant, fid in (("none", 9.0), ("feat8", 8.0)):
+            fake.cell(study, variant, 0, [("fid", fid, 100)])
+    arguments = ["--tracking-uri", fake.uri, "--out", str(tmp_path), "--format", "html,png"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--study", "second"]) == 0
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for study in ("first", "second"):
+        assert f'<a href="{study}/index.html">What of the {study}?</a>' in page
+    assert page.count("feat8 is 1.0 FD embedded-v1 below none on one seed") == page.count("data:image/png") == 2
+
+
+def test_the_gallery_tells_trials_from_what_confirms_them(make_unit: Callable[..., Unit]) -> None:
+    unit = made_studies.search(make_unit)
+    assert state_of(unit) == "5 of 5 trials done; to confirm the best, 6 of 6 cells done: 6 finished"
+
+
 def test_help_answers_without_loading_the_scientific_stack() -> None:
     code = "import sys, reports.build as b; b._parser().format_help(); sys.exit('pandas' in sys.modules)"
     started = time.perf_counter()
@@ -188,31 +211,69 @@ def test_help_answers_without_loading_the_scientific_stack() -> None:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+PROBE = """<script>
+  const name = NAME, errors = [];
+  addEventListener("error", event => errors.push(event.message), true);
+  addEventListener("load", () => {
+    const page = document.documentElement, all = [...document.querySelectorAll("body *")];
+    const name_of = element => element.tagName + " " + element.textContent.trim().slice(0, 30);
+    const cut = element => {
+      const hides = ["hidden", "clip"].includes(getComputedStyle(element).overflowX);
+      const fits = !element.clientWidth || element.scrollWidth <= element.clientWidth + 1;
+      return !fits && (hides || ["TD", "TH"].includes(element.tagName));
+    };
+    parent.postMessage({name, errors, width: page.clientWidth, scroll_width: page.scrollWidth,
+      pictures: document.images.length,
+      broken: [...document.images].filter(image => !image.naturalWidth).map(image => image.alt),
+      wide: all.filter(element => !element.closest(".scroll")
+        && element.getBoundingClientRect().right > page.clientWidth + 1).map(name_of),
+      cut: all.filter(cut).map(name_of)}, "*");
+  });
+</script>"""
+FRAMES = """<p id="found"></p>
+<script>const found = [];
+  addEventListener("message", event => {
+    found.push(event.data);
+    document.getElementById("found").textContent = JSON.stringify(found);
+  });
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def every_page(built: Path, make_unit: Callable[..., Unit], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The pages of the test store and one of each kind of study."""
+    folder = tmp_path_factory.mktemp("pages")
+    for make in made_studies.ALL:
+        write_unit(make(make_unit), folder / make.__name__, frozenset({"html"}))
+    return [*built.rglob("*.html"), *folder.rglob("*.html")]
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("name", ["index.html", "attention_position/index.html"])
-def test_at_390_pixels_nothing_scrolls_sideways_and_every_picture_is_there(
-    built: Path, tmp_path: Path, name: str
+@pytest.mark.parametrize("width", [390, 1200])
+def test_in_a_browser_nothing_fails_scrolls_sideways_is_cut_or_missing(
+    every_page: list[Path], tmp_path: Path, width: int
 ) -> None:
-    # A window cannot be that narrow, a frame in it can; the probe writes what it measured into the dumped page.
-    probe = """<script>addEventListener("load", () => {
-      const page = document.documentElement, pictures = [...document.images];
-      const wide = [...document.querySelectorAll("body *")].filter(
-        e => !e.closest(".scroll") && e.getBoundingClientRect().right > page.clientWidth + 1);
-      parent.postMessage([page.clientWidth, page.scrollWidth, pictures.filter(i => !i.naturalWidth).length,
-        wide.length, pictures.length].join(" "), "*"); });</script>"""
-    page = (built / name).read_text(encoding="utf-8")
-    (tmp_path / "page.html").write_text(page.replace("</body>", probe + "</body>"), encoding="utf-8")
-    frame = """<iframe src="page.html" style="width:390px;height:800px;border:0"></iframe><p id="found"></p>
-      <script>addEventListener("message", e => { document.getElementById("found").textContent = e.data; });</script>"""
-    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
+    # A window cannot be 390 px narrow, a frame in it can; each page tells the window what it measured of itself.
+    frames = FRAMES
+    for number, path in enumerate(every_page):
+        probe = PROBE.replace("NAME", json.dumps(f"{path.parent.name}/{path.name}"))
+        page = path.read_text(encoding="utf-8").replace("<head>", f"<head>{probe}")
+        (tmp_path / f"{number}.html").write_text(page, encoding="utf-8")
+        frames += f'<iframe src="{number}.html" style="width:{width}px;height:800px;border:0"></iframe>'
+    (tmp_path / "frames.html").write_text(frames, encoding="utf-8")
     assert CHROMIUM is not None
-    dumped = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frame.html").as_uri()],
-        capture_output=True, text=True, timeout=60,
-    ).stdout  # fmt: skip
-    found = re.search(r'<p id="found">([\d ]+)</p>', dumped)
-    assert found is not None, dumped[-500:]
-    width, scroll_width, broken, overflowing, pictures = map(int, found.group(1).split())
-    assert width <= 390 and (scroll_width, broken, overflowing) == (width, 0, 0)
-    assert pictures >= 1
+    browser = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000",
+         "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+         (tmp_path / "frames.html").as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    match = re.search(r'<p id="found">(.+?)</p>', browser.stdout)
+    assert match is not None, browser.stdout[-500:]
+    found = json.loads(html.unescape(match.group(1)))
+    assert len(found) == len(every_page)
+    for page in found:
+        assert (page["width"], page["scroll_width"]) == (width, width), page
+        assert not (page["errors"] or page["broken"] or page["wide"] or page["cut"]), page
+        assert page["pictures"] >= 1, page
+    assert "CONSOLE" not in browser.stderr

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def test_artifacts_are_found_after_the_folder_was_moved(scratch: Callable[[], An
     # MLflow's own layout below mlruns is experiment id / run id / artifacts; the fake one has its study's name there.
     reader = Store(f"sqlite:///{moved}/mlflow.db")
     run = next(run for run in reader.runs() if run.id == launch)
-    plan = reader.plan(run)
+    plan = reader.document(run, "plan.json")
     assert plan is not None and plan["study"] == "s"
 
 
@@ -98,29 +97,3 @@ def test_units_through_the_client_of_a_server_equal_those_by_sql(store: Any, mon
     by_client = load_units(reader)[0]
     assert by_client.cells.equals(by_sql.cells)
     assert by_client.finals[sorted(by_client.finals)].equals(by_sql.finals[sorted(by_sql.finals)])
-
-
-@pytest.mark.slow
-def test_200_runs_of_20_metrics_and_100_steps_are_read_in_under_10_seconds(scratch: Callable[[], Any]) -> None:
-    fake = scratch()
-    experiment = fake.experiment("big")
-    names = [f"{number:032x}" for number in range(200)]
-    with sqlite3.connect(fake.folder / "mlflow.db") as connection:
-        for place, name in enumerate(names):
-            connection.execute(
-                "insert into runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, artifact_uri, "
-                "experiment_id) values (?, ?, 'FINISHED', ?, ?, 'active', '', ?)",
-                (name, name, place, place + 1, experiment),
-            )
-            tags = {"kind": "cell", "study": "big", "variant": f"v{place // 5}", "seed": str(place % 5),
-                    "outcome": "finished", "protocol": "embedded", "preset": "embedded"}  # fmt: skip
-            rows = [(key, value, name) for key, value in tags.items()]
-            connection.executemany("insert into tags (key, value, run_uuid) values (?, ?, ?)", rows)
-            points = [(f"m{key}", step * 0.5, step, name, step) for key in range(20) for step in range(100)]
-            connection.executemany(
-                "insert into metrics (key, value, timestamp, run_uuid, step, is_nan) values (?, ?, ?, ?, ?, 0)", points
-            )
-    started = time.perf_counter()
-    (unit,) = load_units(Store(fake.uri))
-    assert len(unit.histories) == 400_000
-    assert time.perf_counter() - started < 10

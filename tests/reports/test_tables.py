@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import made_studies
 import pytest
 
-from reports import style, tables
+from reports import paper_tables, plan_tables, style, tables
+from reports.columns import caption
 from reports.paper import published
 from reports.summary import compare, headline
 from reports.unit import Unit
@@ -28,7 +31,7 @@ def scores() -> dict[str, dict[int, float]]:
 
 def test_table1_puts_the_papers_numbers_apart_beneath_ours(make_unit: Callable[..., Unit]) -> None:
     unit = make_unit(scores(), obstacles={"feat64": "needs 128 px"})
-    table = tables.table1(unit)
+    table = paper_tables.table1(unit)
     assert table is not None
     assert markdown(replace(table, notes=())) == (
         "### Table 1, with our numbers\n"
@@ -79,7 +82,7 @@ def test_a_collapsed_cell_enters_no_mean(make_unit: Callable[..., Unit]) -> None
         ({"none": {0: 24.0, 1: 26.0, 2: 25.0}, "feat32": {0: 22.0, 1: 24.1, 2: 22.9}},
          "feat32 beats none by 2.00 ± 0.25 FD embedded-v1, n = 3."),
         ({"none": {0: 24.0, 1: 26.0, 2: 25.0}, "feat32": {0: 22.0, 1: 28.0, 2: 23.0}},
-         "No difference that 3 seeds can show: the largest gain over none is feat32's, 0.7 ± 5.7 FD embedded-v1; "
+         "No difference that 3 seeds can show: the largest gain over none is 0.7 ± 5.7 FD embedded-v1, by feat32; "
          "about 97 seeds would show a gap of this size."),
         ({"none": {0: 24.0, 1: 26.0, 2: 25.0}, "feat32": {0: 27.0, 1: 29.1, 2: 27.9}},
          "none is not beaten; feat32 is worse by 3.00 ± 0.25 FD embedded-v1, n = 3."),
@@ -91,6 +94,30 @@ def test_the_headline_claims_what_the_seeds_show_and_no_more(
     make_unit: Callable[..., Unit], fid: dict[str, dict[int, float]], sentence: str
 ) -> None:
     assert headline(make_unit(fid)).removeprefix("So far (2 of 2 cells): ") == sentence
+
+
+def test_a_baseline_that_always_collapses_is_an_answer(make_unit: Callable[..., Unit]) -> None:
+    sentence = headline(made_studies.spectral_norm(make_unit))
+    assert sentence.startswith("All 3 runs of sn_d collapsed or diverged, so no difference to it can be taken; ")
+    assert "of the others sn_g_d_ttur scores lowest" in sentence
+
+
+def test_a_winner_with_collapsed_runs_is_named_with_them(make_unit: Callable[..., Unit]) -> None:
+    fid = {"none": {0: 24.0, 1: 26.0, 2: 25.0, 3: 25.5}, "feat32": {0: 22.0, 1: 24.1, 2: 22.9, 3: 900.0}}
+    sentence = headline(make_unit(fid, states={("feat32", 3): "collapsed"}))
+    assert sentence.startswith("feat32 (1 of its 4 runs collapsed or diverged) beats none by 2.00 ± 0.25")
+
+
+def test_a_lucky_single_seed_does_not_hide_what_three_show(make_unit: Callable[..., Unit]) -> None:
+    fid = {"none": {0: 24.0, 1: 26.0, 2: 25.0}, "feat32": {0: 22.0, 1: 24.1, 2: 22.9}, "feat8": {0: 3.0}}
+    assert "feat32 beats none by 2.00 ± 0.25" in headline(make_unit(fid))
+
+
+def test_a_search_claims_what_its_confirmation_found_and_not_what_it_saw(make_unit: Callable[..., Unit]) -> None:
+    sentence = headline(made_studies.search(make_unit))
+    assert re.match(r"trial01 \(best of 5 trials\) beats official by 3\.\d+ ±", sentence)
+    waiting = headline(made_studies.search(make_unit, confirmed=False))
+    assert waiting.startswith("Nothing confirmed yet: 5 trials are done")
 
 
 def test_holm_takes_back_a_claim_made_by_picking_among_many(make_unit: Callable[..., Unit]) -> None:
@@ -118,14 +145,81 @@ def test_names_from_the_store_are_text_in_latex_and_markdown() -> None:
     assert "<b>" not in markdown(table).replace(r"\<b\>", "")
 
 
+def every_table(make_unit: Callable[..., Unit]) -> Iterator[Table]:
+    units = [make_unit(scores(), obstacles={"feat64": "needs 128 px"}), *(make(make_unit) for make in made_studies.ALL)]
+    for unit in units:
+        yield from (found for _, make in tables.TABLES if (found := make(unit)) is not None)
+    assert plan_tables.grid in {make for _, make in tables.TABLES}
+
+
+def test_latex_tables_hold_nothing_that_plain_latex_cannot_set(make_unit: Callable[..., Unit]) -> None:
+    for table in every_table(make_unit):
+        assert latex(table).isascii(), table.name
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
 def test_latex_tables_compile_against_booktabs(make_unit: Callable[..., Unit], tmp_path: Path) -> None:
-    unit = make_unit(scores(), obstacles={"feat64": "needs 128 px"})
-    made = (make(unit) for _, make in tables.TABLES)
-    body = "\n".join(latex(table) for table in made if table is not None)
+    # \clearpage: LaTeX holds few floats at a time.
+    body = "\\clearpage\n".join(latex(table) for table in every_table(make_unit))
     source = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "t.tex").write_text(source, encoding="utf-8")
     subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_every_row_has_a_cell_for_every_column(make_unit: Callable[..., Unit]) -> None:
+    for table in every_table(make_unit):
+        assert {len(row.cells) for part in table.sections for row in part.rows} == {len(table.columns)}, table.name
+
+
+def test_the_best_of_a_run_stands_beside_the_last_step_and_in_no_other_table(make_unit: Callable[..., Unit]) -> None:
+    unit = made_studies.with_metrics(
+        make_unit({"none": {0: 20.0, 1: 22.0}, "feat32": {0: 19.0, 1: 21.0}}),
+        best__fid=lambda fid: fid - 7,
+        best__step=lambda fid: 100 * fid,
+    )
+    table = tables.best_of_run(unit)
+    assert table is not None
+    assert [row.cells for row in table.sections[0].rows] == [
+        ("none", "21.0 ± 12.7", "14.0 ± 12.7", "2,100"),
+        ("feat32", "20.0 ± 12.7", "13.0 ± 12.7", "2,000"),
+    ]
+    others = [found for _, make in tables.TABLES if (found := make(unit)) is not None and found.name != table.name]
+    assert not any(
+        "14" in cell for other in others for part in other.sections for row in part.rows for cell in row.cells
+    )
+    assert tables.best_of_run(make_unit(scores())) is None
+
+
+def test_shared_cells_are_marked_and_counted(make_unit: Callable[..., Unit]) -> None:
+    unit = made_studies.shared(make_unit({"none": {0: 1.0, 1: 2.0}, "sagan": {0: 1.0}}), "attention_position", "none")
+    none, sagan = tables.cells(unit).sections[0].rows
+    assert none.cells == ("none", *["finished, shared with attention_position"] * 2)
+    assert sagan.cells == ("sagan", "finished", "missing")
+    assert "2 of the 3 cells are shared with attention_position" in caption(unit)
+    assert "shared" not in caption(make_unit({"none": {0: 1.0}}))
+
+
+def test_a_single_seed_is_said_to_have_no_interval(make_unit: Callable[..., Unit]) -> None:
+    assert "n = 1. One seed has no interval." in caption(make_unit({"none": {0: 1.0}, "feat8": {0: 2.0}}))
+    assert "A figure without ± is one seed's, which has no interval." in caption(make_unit(scores()))
+    assert "no interval" not in caption(make_unit({"none": {0: 1.0, 1: 2.0}}))
+
+
+def test_what_a_variant_takes_is_counted_once_and_measured_over_seeds(make_unit: Callable[..., Unit]) -> None:
+    unit = made_studies.with_metrics(
+        make_unit({"none": {0: 1.0, 1: 3.0}, "feat8": {}}),
+        num_params_g=lambda fid: 884_213.0,
+        flops_per_image=lambda fid: 66_500_000.0,
+        images_per_sec=lambda fid: 10 * fid,
+    )
+    unit = replace(unit, finals=unit.finals.where(unit.cells["run_id"].notna()))
+    table = tables.costs(unit)
+    assert table is not None
+    assert table.columns == ("variant", "parameters of G", "operations an image, G + D", "images/s ↑")
+    assert [row.cells for row in table.sections[0].rows] == [
+        ("none", "884 k", "66.5 M", "20.0"),
+        ("feat8", "–", "–", "–"),
+    ]
 
 
 def test_the_papers_best_figures_are_the_ones_its_text_speaks_of() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from reports.measures import by_measure
 from reports.store import Store
-from reports.unit import Unit, by_measure, load_units
+from reports.unit import Unit, load_units
 
 
 def only(fake: Any) -> Unit:
@@ -117,3 +118,53 @@ def test_results_have_the_rows_of_the_cells(store: Any) -> None:
     run = store.client().get_run(row["run_id"])
     assert row["fid"] == run.data.metrics["fid"]
     assert pd.isna(joined.loc[joined["variant"] == "feat64", "fid"]).all()
+
+
+def test_a_shared_cell_shows_the_pictures_of_the_run_that_trained_it(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    trained = fake.cell("attention_position", "feat32", 0, [("fid", 9.0, 100)], pictures=True)
+    fake.launch("attention_where", ("none", "both"), (0,))
+    fake.cell("attention_where", "both", 0, [("fid", 9.0, 100)], shared_run=trained,
+              shared_study="attention_position")  # fmt: skip
+    alone = load_units(Store(fake.uri), "attention_where")
+    for (unit,) in (alone, [unit for unit in load_units(Store(fake.uri)) if unit.study == "attention_where"]):
+        assert {(item.variant, item.kind) for item in unit.pictures} == {("both", "samples"), ("both", "attention")}
+        assert all(picture.path.is_file() for picture in unit.pictures)
+        assert unit.finished("fid") == {"none": {}, "both": {0: 9.0}}
+        assert unit.cells.set_index("variant")["shared_study"].dropna().to_dict() == {"both": "attention_position"}
+
+
+def test_trials_of_a_search_are_read_but_never_compared(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    trials = [{"number": number, "variant": f"trial0{number}", "params": {"optim.lr_g": rate}, "value": value,
+               "state": state} for number, (rate, value, state) in
+              enumerate([(1e-4, 25.0, "complete"), (2e-4, 14.0, "complete"), (3e-4, None, "running")])]  # fmt: skip
+    stored = {"objective": "fid", "direction": "minimize", "seed": 100, "trials": trials, "importances": None,
+              "fields": {"optim.lr_g": {"low": 1e-4, "high": 1e-3, "log": True}}, "best": None}  # fmt: skip
+    plan = {"design": "search", "factors": [], "baseline": "official"}
+    launch = fake.launch("s", ("official", "trial00", "trial01", "trial02"), (0, 1), **plan)
+    fake.client().log_dict(launch, stored, "search.json")
+    for number in range(3):  # the last one has started since search.json was written
+        fake.cell("s", f"trial0{number}", 100, [("fid", 20.0, 100)], config_digest=f"digest-trial0{number}")
+    waiting = only(fake)
+    assert [variant.name for variant in waiting.variants] == ["official"] and waiting.seeds == (0, 1)
+    assert waiting.search is not None and [trial.value for trial in waiting.search.trials] == [25.0, 14.0, None]
+
+    launch = fake.launch("s", ("official", "best", "trial00", "trial01"), (0, 1), **plan)
+    fake.client().log_dict(launch, {**stored, "best": "trial01"}, "search.json")
+    fake.cell("s", "best", 0, [("fid", 15.0, 100)])
+    confirmed = only(fake)
+    assert confirmed.finished("fid") == {"official": {}, "best": {0: 15.0}}
+    assert confirmed.design == "search" and confirmed.search is not None and confirmed.search.best == "trial01"
+    assert not set(confirmed.histories["variant"]) & {"trial00", "trial01", "trial02"}
+
+
+def test_a_unit_has_the_design_of_its_newest_plan_and_the_params_of_its_runs(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.launch("s", ("none", "feat8"), (0,))
+    assert (only(fake).design, only(fake).factors) == ("one_at_a_time", ())
+    fake.launch("s", ("none", "feat8"), (0,), design="ladder", factors=["recipe"])
+    fake.cell("s", "feat8", 0, [("fid", 9.0, 100)])
+    unit = only(fake)
+    assert (unit.design, unit.factors) == ("ladder", ("recipe",))
+    assert [variant.params for variant in unit.variants] == [{}, {"optim.steps": "1000"}]
