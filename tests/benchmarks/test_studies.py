@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+import torch
 from benchmarks.results import Results
 
 from ablations.machine import usable_cores
@@ -65,13 +66,13 @@ class Launch:
         return mean(cell[part] for cell in self.cells)
 
 
-def launch(folder: Path, workers: int) -> Launch:
+def launch(folder: Path, workers: int, device: str = "cpu") -> Launch:
     folder.mkdir()
     preset, cores = PRESETS["embedded"], usable_cores()
     sizes = {"steps": preset.optim.steps // SHORTER, "every": preset.eval.every // SHORTER}
     (folder / "study.yaml").write_text(STUDY.format(seeds=list(range(cores)), **sizes))
     path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)])
-    command = [sys.executable, str(HERE / "timed_run.py"), "study.yaml", "--workers", str(workers)]
+    command = [sys.executable, str(HERE / "timed_run.py"), "study.yaml", "--workers", str(workers), "--device", device]
     started = time.perf_counter()
     subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True)
     seconds = time.perf_counter() - started
@@ -124,4 +125,19 @@ def test_one_thread_workers_against_one_worker(one_thread_workers: Launch, resul
         f"{many / one:.2f}x",
         "1.5x on 4 cores",
         many >= 1.5 * one if cores == 4 else None,
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_four_workers_on_one_gpu_against_one(results: Results, tmp_path: Path) -> None:
+    four, one = (launch(tmp_path / str(workers), workers, "cuda:0") for workers in (4, 1))
+    many, alone = 4 * 3600 / four.full_cell, 3600 / one.full_cell
+    results.add(
+        "studies, GPU",
+        f"cells an hour of the embedded preset on one {torch.cuda.get_device_name()}, extrapolated as above",
+        f"4 workers {many:.0f}",
+        f"1 worker {alone:.0f}",
+        f"{many / alone:.2f}x",
+        "",
+        None,
     )
