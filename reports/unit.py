@@ -21,13 +21,39 @@ CELL_TAGS = ("config_digest", "data_fingerprint", "metric_fingerprint", "device"
 
 @dataclass(frozen=True)
 class Variant:
-    """`obstacle` says why the preset cannot carry it ("needs 128 px"); such cells are never run."""
+    """`obstacle` says why the preset cannot carry it ("needs 128 px"); such cells are never run.
+
+    `params` is the whole config as its newest run stored it, each field as text; {} before one has started.
+    """
 
     name: str
     factors: dict[str, str] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     obstacle: str | None = None
     config_digest: str | None = None
+    params: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SearchTrial:
+    """`state` is complete, failed, running, collapsed or diverged; `value` is the objective's, None without one."""
+
+    number: int
+    variant: str
+    params: dict[str, Any]
+    value: float | None
+    state: str
+
+
+@dataclass(frozen=True)
+class Search:
+    """What search.json holds. A field has {"low", "high", "log"} or {"choices"}; `best` names a trial's variant."""
+
+    objective: str
+    fields: dict[str, dict[str, Any]]
+    trials: tuple[SearchTrial, ...]
+    importances: dict[str, float] | None
+    best: str | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +95,9 @@ class Unit:
     groups: dict[str, tuple[int, ...]]
     launched: int  # first launch, milliseconds since 1970
     notes: tuple[str, ...] = ()
+    design: str = "one_at_a_time"  # or grid, ladder, search
+    factors: tuple[str, ...] = ()  # names, in the study's order
+    search: Search | None = None
 
     @property
     def fingerprint(self) -> str:
