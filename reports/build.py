@@ -159,7 +159,8 @@ def state_of(unit: Any) -> str:
 
 def _part(unit: Any, number: int, formats: frozenset[str]) -> dict[str, Any]:
     """The tables and panels of one measure, by section. Names of the second and later measures end in their number."""
-    from reports import pictures, summary  # noqa: F401  (pictures registers its figures)
+    # The modules of figures register theirs.
+    from reports import classes, designs, pictures, searches, stabilisation, summary  # noqa: F401
     from reports.figures import FIGURES
     from reports.tables import TABLES
 
