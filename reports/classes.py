@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,13 +15,13 @@ from reports import style
 from reports.figures import (
     Drawn,
     basis,
+    difference_axis,
     difference_row,
     figure,
     legend,
     looks,
     name_rows,
     new_axes,
-    zero_line,
 )  # fmt: skip
 from reports.paper import published
 from reports.summary import compare
@@ -40,14 +41,13 @@ def geometry_texture(unit: Unit) -> Iterator[Drawn]:
     compared = {row.variant for rows in found.values() for row in rows}
     others = [item.name for item in unit.variants if item.name in compared]
     fig, axes = new_axes(height=0.75 + 0.4 * len(others))
-    zero_line(axes)
     marks = dict(zip(found, (("o", None), ("s", "white"), ("^", None), ("D", "white")), strict=False))
     for offset, (key, (marker, face)) in enumerate(marks.items()):
         for row in found[key]:
             place = others.index(row.variant) + 0.52 * ((offset + 0.5) / len(marks) - 0.5)
             difference_row(axes, unit, row, unit.finished(key), place, marker, face)
     name_rows(axes, others, margin=0.5)
-    axes.set_xlabel(f"difference to {unit.baseline} in {style.label('fid', unit.fingerprint)} (left is better)")
+    difference_axis(axes, unit, style.label("fid", unit.fingerprint))
     dark = "#4a515b"
     handles = [Line2D([], [], marker=marker, ls="", color=dark, mfc=face or dark, ms=5, label=key.partition("/")[2])
                for key, (marker, face) in marks.items()]  # fmt: skip
@@ -62,12 +62,12 @@ def classes(unit: Unit) -> Iterator[Drawn]:
     names = _scored(unit)
     rows = {name: [row for row in compare(unit, f"fid_class/{name}") if row.difference] for name in names}
     variants = list(dict.fromkeys(row.variant for group in rows.values() for row in group))
-    if len(names) > LARGEST:
+    if not variants or len(names) > LARGEST:
         return
-    for first in range(0, len(variants), AT_ONCE):
-        chosen = variants[first : first + AT_ONCE]
+    panels = math.ceil(len(variants) / AT_ONCE)
+    for number, chosen in enumerate(np.array_split(variants, panels), 1):
+        chosen = chosen.tolist()
         fig, axes = new_axes(height=0.6 + (0.16 + 0.1 * len(chosen)) * len(names), legend=chosen)
-        zero_line(axes)
         for place, name in enumerate(names):
             for row in rows[name]:
                 if row.difference is None or row.variant not in chosen:
@@ -78,11 +78,12 @@ def classes(unit: Unit) -> Iterator[Drawn]:
                               color=look.colour, ms=4, lw=1)  # fmt: skip
         name_rows(axes, names, margin=0.5)
         _group_bands(axes, unit, names)
-        axes.set_xlabel(f"difference to {unit.baseline} in intra-class {style.label('fid', unit.fingerprint)}")
+        difference_axis(axes, unit, f"intra-class {style.label('fid', unit.fingerprint)}")
         legend(fig, unit, chosen, dashes=False, markers=True)
-        caption = "Class by class, paired by seed: mean and 95 % t interval; left of zero is better."
-        part = f"_{first // AT_ONCE + 1}" if len(variants) > AT_ONCE else ""
-        yield Drawn(f"classes{part}", f"{caption} {basis(unit, f'fid_class/{names[0]}')}", fig)
+        caption = "Class by class, paired by seed: mean and 95 % t interval."
+        yield Drawn(
+            "classes" if panels == 1 else f"classes_{number}", f"{caption} {basis(unit, f'fid_class/{names[0]}')}", fig
+        )
 
 
 @figure("Geometry against texture")
@@ -119,13 +120,13 @@ def published_classes(unit: Unit) -> Iterator[Drawn]:
     gaps = np.array([score["sagan", name] - score["sngan_projection", name] for name in names])
     textures = {"stone wall", "geyser", "valley", "coral fungus"}
     fig, axes = new_axes(height=0.5 + 0.17 * len(names))
-    zero_line(axes)
+    axes.axvline(0, color=style.BASELINE_COLOUR, lw=1)
     axes.barh(range(len(names)), gaps, height=0.6, color=["white" if name in textures else "#9aa1ab" for name in names],
               edgecolor="#5f6670", lw=0.8)  # fmt: skip
     name_rows(axes, names)
-    axes.set_xlabel("the paper's: SAGAN minus SNGAN-projection in intra-class FID")
+    axes.set_xlabel("the paper's SAGAN minus its SNGAN-projection,\nintra-class FID (left is better)")
     origin = f"{records[0].source}, Figure 6; {records[0].dataset}, one run, so no interval."
-    yield Drawn("published_classes", f"Filled: geometry, open: texture; left is better. {origin}", fig)
+    yield Drawn("published_classes", f"Filled: geometry, open: texture. {origin}", fig)
 
 
 def _scored(unit: Unit) -> list[str]:

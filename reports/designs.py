@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -25,35 +24,34 @@ RATIOS = (1, 4)  # of D's rate to G's: equal ones, and the paper's TTUR
 def rates(unit: Unit) -> Iterator[Drawn]:
     """The final score over both learning rates; cells that collapsed are hatched and say so."""
     pairs = _pairs(unit)
-    values = unit.finished("fid")
+    values = {name: list(found.values()) for name, found in unit.finished("fid").items()}
     if pairs is None or not any(values.values()):
         return
     rows = sorted({lr_g for lr_g, _ in pairs.values()}, reverse=True)  # the highest rate on top
     columns = sorted({lr_d for _, lr_d in pairs.values()})
-    scores = np.full((len(rows), len(columns)), np.nan)
-    fig, axes = new_axes(height=0.7 + 0.42 * len(rows))
+    scores, texts = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns)), "", dtype=object)
+    digits = min(2, style.decimals(value for found in values.values() for value in found))
+    fig, axes = new_axes(height=0.7 + 0.46 * len(rows))
     for name, (lr_g, lr_d) in pairs.items():
-        row, column = rows.index(lr_g), columns.index(lr_d)
+        place = rows.index(lr_g), columns.index(lr_d)
+        state = ended_as(unit, name).replace(" collapsed", "\ncollapsed").replace(" diverged", "\ndiverged")
         if values[name]:
-            scores[row, column] = np.mean(list(values[name].values()))
-        _state(axes, unit, name, row, column, scored=bool(values[name]))
-    known = scores[~np.isnan(scores)]
-    digits = min(2, style.decimals(known))
-    sns.heatmap(
-        pd.DataFrame(scores, [f"{rate:.3g}" for rate in rows], [f"{rate:.3g}" for rate in columns]),
-        annot=[["" if np.isnan(score) else style.number(score, digits) for score in line] for line in scores],
-        fmt="", cmap="crest", cbar=False, norm=LogNorm() if known.max() > 10 * known.min() else None, linewidths=1,
-        ax=axes,
-    )  # fmt: skip
+            scores[place] = np.mean(values[name])
+            texts[place] = "\n".join(filter(None, (style.number(scores[place], digits), state)))
+        _hatch(axes, unit, name, place, state, scored=bool(values[name]))
+    norm = LogNorm() if np.nanmax(scores) > 10 * np.nanmin(scores) else None
+    labels = {"xticklabels": [*map(_short, columns)], "yticklabels": [*map(_short, rows)]}
+    sns.heatmap(scores, annot=texts, fmt="", cmap="crest", cbar=False, norm=norm, linewidths=1, ax=axes, **labels)
     drawn = [ratio for ratio in RATIOS if _ratio_line(axes, np.array(rows), np.array(columns), ratio)]
     axes.tick_params(length=0, rotation=0)
+    axes.grid(visible=False)
     axes.set_xlabel("learning rate of D")
     axes.set_ylabel("learning rate of G")
     caption = f"{style.label('fid', unit.fingerprint)}, mean over the seeds that finished; lighter is better."
     if unit.cells["state"].isin(ENDINGS).any():
         caption += " Hatched: runs that collapsed or diverged."
     if drawn:
-        caption += f" Dashed: D's rate is {' or '.join(map(str, drawn))} times G's."
+        caption += f" Lines: D's rate is {' or '.join(map(str, drawn))} times G's."
     yield Drawn("rates", f"{caption} {basis(unit, 'fid')}", fig)
 
 
@@ -67,31 +65,40 @@ def _pairs(unit: Unit) -> dict[str, tuple[float, float]] | None:
     return pairs if varied and len(set(pairs.values())) == len(pairs) else None
 
 
-def _state(axes: Axes, unit: Unit, name: str, row: int, column: int, scored: bool) -> None:
-    """Hatches a cell where runs ended early, and says what became of them; under the score where there is one."""
-    text = ended_as(unit, name)
-    if text:
+def _hatch(axes: Axes, unit: Unit, name: str, place: tuple[int, int], state: str, scored: bool) -> None:
+    """Marks a cell where runs ended early; one without a score says why it has none."""
+    row, column = place
+    if state:
         axes.add_patch(Rectangle((column, row), 1, 1, fill=False, hatch="////", ec="white" if scored else "#9aa1ab",
-                                 lw=0, alpha=0.5))  # fmt: skip
+                                 lw=0, alpha=0.4))  # fmt: skip
     if not scored:
-        text = text or str(unit.cells.loc[unit.cells["variant"] == name, "state"].iloc[0])
-        text = text.replace(" ", "\n", 1)
-    if text:
-        axes.text(column + 0.5, row + (0.83 if scored else 0.5), text, ha="center", va="center", fontsize=5.5,
-                  color="#2b3038", bbox={"fc": "white", "ec": "none", "pad": 0.8, "alpha": 0.85})  # fmt: skip
+        text = state or str(unit.cells.loc[unit.cells["variant"] == name, "state"].iloc[0]).replace(" ", "\n", 1)
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color="#2b3038",
+                  bbox={"fc": "white", "ec": "none", "pad": 0.8})  # fmt: skip
 
 
 def _ratio_line(axes: Axes, rows: np.ndarray, columns: np.ndarray, ratio: float) -> bool:
-    """Where D's rate is `ratio` times G's, through the centres of cells, and between them by logarithms."""
-    low, high = max(rows[-1], columns[0] / ratio), min(rows[0], columns[-1] / ratio)
+    """Where D's rate is `ratio` times G's, by logarithms between cells; it leaves room for the numbers in them."""
+    log_g, log_d = (np.concatenate([[1.5 * line[0] - 0.5 * line[1]], line, [1.5 * line[-1] - 0.5 * line[-2]]])
+                    for line in (np.log(rows[::-1]), np.log(columns)))  # fmt: skip
+    low, high = max(log_g[0], log_d[0] - np.log(ratio)), min(log_g[-1], log_d[-1] - np.log(ratio))
     if low >= high:
         return False
-    lr_g = np.unique(np.clip([*rows, *(columns / ratio)], low, high))
-    x = np.interp(np.log(lr_g * ratio), np.log(columns), np.arange(len(columns)) + 0.5)
-    y = np.interp(np.log(lr_g), np.log(rows[::-1]), len(rows) - 0.5 - np.arange(len(rows)))
-    axes.plot(x, y, "--", color="#d55e00", lw=1.1)
-    axes.text(x[-1], y[-1], f"ratio {ratio}", color="#d55e00", ha="left", va="bottom")
+    along = np.linspace(low, high, 400)
+    x, up = (np.interp(values, known, [0, *(np.arange(len(known) - 2) + 0.5), len(known) - 2])
+             for values, known in ((along + np.log(ratio), log_d), (along, log_g)))  # fmt: skip
+    y = len(rows) - up
+    near_number = (abs(x % 1 - 0.5) < 0.32) & (abs(y % 1 - 0.5) < 0.28)
+    axes.plot(np.where(near_number, np.nan, x), y, color="#d55e00", lw=1.2)
+    axes.annotate(f"ratio {ratio:g}", (x[-1], y[-1]), (3, 2), textcoords="offset points", color="#d55e00",
+                  va="center" if x[-1] >= len(columns) - 1e-6 else "bottom", annotation_clip=False)  # fmt: skip
     return True
+
+
+def _short(rate: float) -> str:
+    """ "2e-4", as a study file would name it."""
+    digits, _, power = f"{rate:.1e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 @figure("Answer")
@@ -103,7 +110,7 @@ def waterfall(unit: Unit) -> Iterator[Drawn]:
         return
     standing = {name: {seed: values[seed] for seed in seeds} for name, values in scored.items()}
     names = [variant.name for variant in unit.variants]
-    fig, axes = new_axes(height=0.6 + 0.28 * (len(names) + 1))
+    fig, axes = new_axes(height=0.6 + 0.32 * (len(names) + 1))
     before: str | None = None
     for place, variant in enumerate(unit.variants):
         if variant.name not in standing:
@@ -114,7 +121,8 @@ def waterfall(unit: Unit) -> Iterator[Drawn]:
             _step(axes, unit, standing, before, variant.name, place)
         before = variant.name if variant.name in standing else before
     _total(axes, unit, standing, list(standing)[-1], len(names))
-    name_rows(axes, [names[0], *(f"→ {name}" for name in names[1:]), list(standing)[-1]])
+    first, last = names.index(next(iter(standing))), list(standing)[-1]
+    name_rows(axes, [*names[: first + 1], *(f"→ {name}" for name in names[first + 1 :]), last])
     axes.set_xlabel(style.label("fid", unit.fingerprint, arrow=True))
     caption = (
         "From the first rung to the last. Bar: what a step changes in the mean, paired by seed, with its 95 % t "
@@ -130,7 +138,7 @@ def _total(axes: Axes, unit: Unit, standing: dict[str, dict[int, float]], name: 
     assert total is not None
     axes.errorbar(total.mean, place, xerr=total.half_width, fmt="D", color=looks(unit)[name].colour, ms=4.5, lw=1.2,
                   capsize=2)  # fmt: skip
-    _beside(axes, place, _amount(total))
+    _beside(axes, place, _amount(total), ended_as(unit, name) if place < len(unit.variants) else "")
 
 
 def _step(axes: Axes, unit: Unit, standing: dict[str, dict[int, float]], before: str, name: str, place: int) -> None:
@@ -141,12 +149,20 @@ def _step(axes: Axes, unit: Unit, standing: dict[str, dict[int, float]], before:
     axes.barh(place, step.mean, left=level - step.mean, height=0.5, color=looks(unit)[name].colour)
     axes.errorbar(level, place, xerr=step.half_width, color="#2b3038", lw=0.9, capsize=2)
     axes.plot([level, level], [place + 0.25, place + 0.75], color="#9aa1ab", lw=0.7)
-    _beside(axes, place, "\n".join(filter(None, (_amount(step, signed=True), ended_as(unit, name)))))
+    _beside(axes, place, _amount(step, signed=True), ended_as(unit, name))
 
 
-def _beside(axes: Axes, place: int, text: str) -> None:
+def _beside(axes: Axes, place: int, *lines: str) -> None:
     """In a column of its own at the right, where no bar can run into it."""
-    axes.text(1.03, place, text, transform=axes.get_yaxis_transform(), va="center", color="#2b3038", linespacing=1.0)
+    axes.text(
+        1.03,
+        place,
+        "\n".join(filter(None, lines)),
+        transform=axes.get_yaxis_transform(),
+        va="center",
+        color="#2b3038",
+        linespacing=1.15,
+    )
 
 
 def _amount(value: Estimate, signed: bool = False) -> str:

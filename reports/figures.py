@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from reports import style
+from reports.statistics import Estimate
 from reports.summary import Comparison, compare
 from reports.unit import Unit
 
@@ -63,7 +64,7 @@ def seeds(unit: Unit) -> Iterator[Drawn]:
         axes.plot(row.estimate.mean, place, "|", color=look.colour, ms=13, mew=2)
         points = list(values[row.variant].values())
         axes.plot(points, [place] * len(points), look.marker, color=look.colour, ms=4.5, mec="white", mew=0.6)
-    name_rows(axes, [row.variant for row in rows])
+    name_rows(axes, [_counted(unit, row.variant, row.estimate) for row in rows])
     axes.set_xlabel(style.label("fid", unit.fingerprint, arrow=True))
     caption = f"One point a training seed; bar: mean, whiskers: 95 % t interval. {basis(unit, 'fid')}"
     yield Drawn("seeds", caption, fig)
@@ -77,11 +78,10 @@ def differences(unit: Unit) -> Iterator[Drawn]:
         return
     values = unit.finished("fid")
     fig, axes = new_axes(height=0.55 + 0.3 * len(found))
-    zero_line(axes)
     for place, row in enumerate(found):
         difference_row(axes, unit, row, values, place)
-    name_rows(axes, [row.variant for row in found])
-    axes.set_xlabel(f"difference to {unit.baseline} in {style.label('fid', unit.fingerprint)} (left is better)")
+    name_rows(axes, [_counted(unit, row.variant, row.difference) for row in found])
+    difference_axis(axes, unit, style.label("fid", unit.fingerprint))
     caption = "Variant minus baseline on the same seed; bar: mean, whiskers: 95 % t interval."
     yield Drawn("differences", f"{caption} {basis(unit, 'fid')}", fig)
 
@@ -139,6 +139,11 @@ def traces(unit: Unit) -> Iterator[Drawn]:
         count = history.groupby("variant")["seed"].nunique()
         caption = f"{caption} {which}. Thin: a seed; thick: mean over seeds. n = {span(count)}."
         yield Drawn(name, caption, fig)
+
+
+def _counted(unit: Unit, name: str, estimate: Estimate | None) -> str:
+    """The name, with its n where that is not all seeds."""
+    return name if estimate is None or estimate.n == len(unit.seeds) else f"{name}\nn = {estimate.n}"
 
 
 ENDINGS = ("collapsed", "diverged")
@@ -233,6 +238,14 @@ def name_rows(axes: Axes, names: Sequence[str], margin: float = 0.6) -> None:
     axes.grid(axis="y", visible=False)
 
 
+def difference_axis(axes: Axes, unit: Unit, measure: str) -> None:
+    """Where the baseline stands among differences to it, and what they are in; lower is better."""
+    axes.axvline(0, color=style.BASELINE_COLOUR, lw=1)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    text = f"difference to {unit.baseline} in {measure} (left is better)"
+    axes.set_xlabel(text if len(text) < 45 else text.replace(" in ", "\nin ", 1))
+
+
 def difference_row(
     axes: Axes,
     unit: Unit,
@@ -268,8 +281,3 @@ def legend(fig: Figure, unit: Unit, variants: Sequence[str], dashes: bool = True
 def _columns(names: Sequence[str]) -> int:
     """As many columns of a legend as fit a column of the page, by the longest name (inches, at 7 points)."""
     return min(len(names), max(1, int(style.COLUMN / (0.38 + 0.056 * max(map(len, names))))))
-
-
-def zero_line(axes: Axes) -> None:
-    """Where the baseline stands among differences to it."""
-    axes.axvline(0, color=style.BASELINE_COLOUR, lw=1)

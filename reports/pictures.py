@@ -43,7 +43,7 @@ def samples(unit: Unit) -> Iterator[Drawn]:
             size = float(value.to_numpy()[0])
             text += f"   {style.label('fid', unit.fingerprint)} {style.number(size, style.decimals([size]))}"
         axes.set_title(text, loc="left", color=looks(unit)[picture.variant].colour)
-        caption = f"{picture.variant}, seed {picture.seed}, step {picture.step:,}; same z in every variant."
+        caption = f"{picture.variant}, one seed ({picture.seed}), step {picture.step:,}; same z in every variant."
         yield Drawn(f"samples_{_slug(picture.variant)}", caption, fig)
 
 
@@ -69,7 +69,7 @@ def stages(unit: Unit) -> Iterator[Drawn]:
         for step, axes in zip(chosen, line, strict=True):
             picture, score = at.get((name, step)), scores.get((name, step))
             if picture is None:
-                _no_picture(axes, unit, name, seed)
+                _no_picture(axes, unit, name, seed, step)
                 continue
             axes.imshow(_few_tiles(plt.imread(picture.path), picture.tile_px, len(unit.classes)))
             axes.set_xlabel("" if score is None else style.number(score, digits), labelpad=2)
@@ -91,11 +91,12 @@ def _few_tiles(image: np.ndarray, tile: int | None, classes: int) -> np.ndarray:
     return np.concatenate([image[row * tile : (row + 1) * tile, : columns * tile] for row in kept])
 
 
-def _no_picture(axes: Axes, unit: Unit, variant: str, seed: int) -> None:
-    """Where a run has no picture of a step: how it ended, or that it has not come so far."""
+def _no_picture(axes: Axes, unit: Unit, variant: str, seed: int, step: int) -> None:
+    """How a run ended that has no picture of a step."""
     cell = unit.cells[(unit.cells["variant"] == variant) & (unit.cells["seed"] == seed)].iloc[0]
-    ended = f"{cell['state']}\nat {int(cell['step']):,}" if cell["state"] in ENDINGS else "no picture"
-    axes.text(0.5, 0.5, ended, ha="center", va="center", color="#5f6670", transform=axes.transAxes)
+    ended = cell["state"] in ENDINGS and cell["step"] < step
+    text = f"{cell['state']}\nat {int(cell['step']):,}" if ended else "no picture"
+    axes.text(0.5, 0.5, text, ha="center", va="center", color="#5f6670", transform=axes.transAxes)
     axes.set_box_aspect(1)
 
 
@@ -134,7 +135,7 @@ def attention(unit: Unit) -> Iterator[Drawn]:
         fig.suptitle(title, x=0.01, ha="left", fontsize=8, color=looks(unit)[picture.variant].colour)
         caption = (
             f"{picture.variant}, seed {picture.seed}, step {picture.step:,}: query points on the sample, then what "
-            f"each looks at, framed in its colour: weights over {maps.shape[-2]} × {maps.shape[-1]} keys, brightest largest."
+            f"each looks at, framed in its colour: weights over {maps.shape[-2]} × {maps.shape[-1]} keys."
         )
         yield Drawn(f"attention_{_slug(picture.variant)}_{picture.name}", caption, fig)
 

@@ -36,11 +36,12 @@ def history(unit: Unit) -> Iterator[Drawn]:
         places = [trial.number for trial in trials if trial.state == state and trial.value is None]
         axes.plot(places, [0.04] * len(places), marker, color="#2b3038", ms=5, ls="", label=state,
                   transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
+    axes.margins(y=0.15)
     axes.set_xlim(-0.5, trials[-1].number + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_xlabel("trial")
     axes.set_ylabel(style.label(search.objective, unit.fingerprint, arrow=True))
-    fig.legend(loc="outside upper left", ncols=4, handlelength=1.4, handletextpad=0.4, columnspacing=1.0,
+    fig.legend(loc="outside upper left", ncols=3, handlelength=1.4, handletextpad=0.4, columnspacing=1.0,
                borderaxespad=0.1)  # fmt: skip
     count = f"{len(scored)} of {len(trials)} trials have a value"
     caption = f"{style.label(search.objective, unit.fingerprint)} by trial, one seed each; {count}."

@@ -43,7 +43,7 @@ def figure3(unit: Unit) -> Iterator[Drawn]:
         if key == "fid":
             log_where_wide(axes, history["value"])
         step_axis(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], integer=True))
         axes.set_title(style.label(key, unit.fingerprint, arrow=True), loc="left")
     records = [*published("figure3"), *published("figure4")]
     for key, axes in zip(KEYS, theirs, strict=True):
@@ -70,7 +70,8 @@ def _published(axes: Axes, unit: Unit, records: list[Published]) -> None:
             axes.plot(step / 1000, value, look.marker, color=look.colour, ms=4,
                       mfc=look.colour if certainty == "printed" else "white")  # fmt: skip
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}k")
+    axes.set_xticks([10, 100, 1000], ["10k", "100k", "1M"])
+    axes.set_xlim(7, 1400)
     axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("generator step")
     if records and records[0].metric == "fid":

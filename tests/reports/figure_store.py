@@ -55,11 +55,16 @@ def unit(
     values: dict[str, Any] = {
         "study": "made_up", "protocol": "embedded", "preset": "embedded", "question": "Which?", "paper": None,
         "baseline": baseline or next(iter(levels)), "seeds": tuple(seeds), "cells": pd.DataFrame(cells),
-        "variants": tuple(Variant(name, changes=changes.get(name, {})) for name in levels),
+        "variants": tuple(Variant(name, {}, changes.get(name, {}), _obstacle(ends, name)) for name in levels),
         "finals": pd.DataFrame(finals), "pictures": tuple(drawn), "classes": CLASSES, "groups": GROUPS, "launched": 0,
         "histories": pd.DataFrame(histories, columns=["variant", "seed", "key", "step", "value"]),
     }  # fmt: skip
     return Unit(**{**values, **fields})
+
+
+def _obstacle(ends: Mapping[tuple[str, int], tuple[str, int]], variant: str) -> str | None:
+    states = [state for (name, _), (state, _) in ends.items() if name == variant]
+    return next((state for state in states if state.startswith("needs")), None)
 
 
 def ladder(pictures: Path | None = None, **fields: Any) -> Unit:
@@ -106,13 +111,14 @@ def search(**fields: Any) -> Unit:
     rng = np.random.default_rng(0)
     states = {3: "failed", 5: "collapsed", 11: "running"}
     trials = tuple(
-        SearchTrial(number, f"trial{number:02}", {"optim.lr_g": 10 ** rng.uniform(-4, -3), "optim.d_steps": 1 + number % 2},
+        SearchTrial(number, f"trial{number:02}", {"optim.lr_g": 10 ** rng.uniform(-4, -3)},
                     None if number in states else float(60 * 0.85**number + rng.uniform(0, 25)),
                     states.get(number, "complete"))
         for number in range(12)
     )  # fmt: skip
-    found = Search("fid", {"optim.lr_g": {"low": 1e-4, "high": 1e-3, "log": True}, "optim.d_steps": {"choices": [1, 2]}},
-                   trials, {"optim.lr_g": 0.71, "optim.lr_d": 0.24, "optim.d_steps": 0.05}, "trial10")  # fmt: skip
+    space = {"optim.lr_g": {"low": 1e-4, "high": 1e-3, "log": True}}
+    shares = {"optim.lr_g": 0.71, "optim.lr_d": 0.24, "optim.d_steps": 0.05}
+    found = Search("fid", space, trials, shares, "trial10")
     return unit({"preset": 22.0, "best": 17.0}, design="search", search=found, **fields)
 
 
