@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 
 from reports import style
@@ -99,7 +100,8 @@ def class_scores(unit: Unit) -> Iterator[Drawn]:
         return
     fig, axes = new_axes(height=0.9 + 0.26 * len(table))
     digits = min(style.decimals(table.to_numpy().ravel()), 1 if table.to_numpy().max() >= 10 else 2)
-    sns.heatmap(table, annot=True, fmt=f".{digits}f", cmap="crest", cbar=False, linewidths=1, ax=axes)
+    norm = LogNorm() if table.to_numpy().max() > 10 * table.to_numpy().min() > 0 else None
+    sns.heatmap(table, annot=True, fmt=f".{digits}f", cmap="crest", cbar=False, norm=norm, linewidths=1, ax=axes)
     axes.tick_params(length=0, rotation=0)
     if len(names := "".join(table.columns)) > 34:
         axes.tick_params(axis="x", rotation=40 if len(names) < 90 else 90)

@@ -39,7 +39,7 @@ def rates(unit: Unit) -> Iterator[Drawn]:
             scores[place] = np.mean(values[name])
             texts[place] = "\n".join(filter(None, (style.number(scores[place], digits), state)))
         _hatch(axes, unit, name, place, state, scored=bool(values[name]))
-    norm = LogNorm() if np.nanmax(scores) > 10 * np.nanmin(scores) else None
+    norm = LogNorm() if np.nanmax(scores) > 10 * np.nanmin(scores) > 0 else None
     labels = {"xticklabels": [*map(_short, columns)], "yticklabels": [*map(_short, rows)]}
     sns.heatmap(scores, annot=texts, fmt="", cmap="crest", cbar=False, norm=norm, linewidths=1, ax=axes, **labels)
     drawn = [ratio for ratio in RATIOS if _ratio_line(axes, np.array(rows), np.array(columns), ratio)]

@@ -115,7 +115,7 @@ def curves(unit: Unit) -> Iterator[Drawn]:
 def traces(unit: Unit) -> Iterator[Drawn]:
     """Diagnostics over training: the gain of attention, how spread it is, singular values, logits."""
     kinds = (
-        ("gamma", "gamma/", "gain γ", "Gain of the attention branch: 0 is no attention."),
+        ("gamma", "gamma/", "gain γ", "Gain of the attention branch: 0 is no attention, its sign is arbitrary."),
         ("entropy", "attention_entropy/", "attention entropy", "Entropy of attention over that of uniform weights."),
         ("distance", "attention_distance/", "attention distance", "Mean distance of query and key; a map's side is 1."),
         ("sigma", "sigma_max/", "largest singular value", "Of a network's weights, before spectral norm."),
@@ -131,14 +131,17 @@ def traces(unit: Unit) -> Iterator[Drawn]:
             for key, lines in history[history["variant"] == variant].groupby("key", sort=False):
                 second = str(key).removeprefix(prefix).startswith(("d", "fake"))
                 look = replace(looks(unit)[variant], dash="--" if second else "-")
-                curve(axes, lines, look, set(), band=False)
+                if name == "gamma":  # its sign is arbitrary, so a mean over seeds would say nothing
+                    _seed_lines(axes, lines, look, set(), thin=False)
+                else:
+                    curve(axes, lines, look, set(), band=False)
         step_axis(axes)
         axes.set_ylabel(label)
         legend(fig, unit, names, dashes=False)
         which = "Solid: real, dashed: fake" if name == "logits" else "Solid: G, dashed: D"
         count = history.groupby("variant")["seed"].nunique()
-        caption = f"{caption} {which}. Thin: a seed; thick: mean over seeds. n = {span(count)}."
-        yield Drawn(name, caption, fig)
+        seeds = "One line a seed" if name == "gamma" else "Thin: a seed; thick: mean over seeds"
+        yield Drawn(name, f"{caption} {which}. {seeds}. n = {span(count)}.", fig)
 
 
 def _counted(unit: Unit, name: str, estimate: Estimate | None) -> str:
@@ -202,17 +205,22 @@ def ended_as(unit: Unit, variant: str) -> str:
 
 def curve(axes: Axes, history: pd.DataFrame, look: style.Look, ended: set[int], band: bool = True) -> None:
     """Seeds, and mean and range over those that did not end early, at the steps that all of them have reached."""
+    _seed_lines(axes, history, look, ended)
     wide = history.pivot(index="step", columns="seed", values="value")
-    for seed in wide:
-        line = wide[seed].dropna()
-        axes.plot(line.index, line, color=look.colour, ls=look.dash, lw=0.6, alpha=0.45)
-        if seed in ended:
-            axes.plot(line.index[-1], line.iloc[-1], "x", color=look.colour, ms=5, mew=1.4)
     going = wide.drop(columns=[seed for seed in wide if seed in ended]).dropna()
     if going.shape[1] and len(going):
         if band:
             axes.fill_between(going.index, going.min(axis=1), going.max(axis=1), color=look.colour, alpha=0.14, lw=0)
         axes.plot(going.index, going.mean(axis=1), color=look.colour, ls=look.dash)
+
+
+def _seed_lines(axes: Axes, history: pd.DataFrame, look: style.Look, ended: set[int], thin: bool = True) -> None:
+    """One line a seed, with a cross where a run ended early."""
+    for seed, line in history.groupby("seed"):
+        width, alpha = (0.6, 0.45) if thin else (1.0, 0.8)
+        axes.plot(line["step"], line["value"], color=look.colour, ls=look.dash, lw=width, alpha=alpha)
+        if seed in ended:
+            axes.plot(line["step"].iloc[-1], line["value"].iloc[-1], "x", color=look.colour, ms=5, mew=1.4)
 
 
 def step_axis(axes: Axes) -> None:

@@ -65,7 +65,8 @@ def stages(unit: Unit) -> Iterator[Drawn]:
     height = 0.15 + len(rows) * (style.COLUMN / len(chosen) + 0.1)
     fig, panels = plt.subplots(len(rows), len(chosen), squeeze=False, figsize=(style.COLUMN, height))
     for name, line in zip(rows, panels, strict=True):
-        line[0].set_ylabel(name, color=looks(unit)[name].colour)
+        folded = re.sub(r"(.{8,}?[_+])", r"\1\n", name, count=1) if len(name) > 16 else name
+        line[0].set_ylabel(folded, color=looks(unit)[name].colour)
         for step, axes in zip(chosen, line, strict=True):
             picture, score = at.get((name, step)), scores.get((name, step))
             if picture is None:
@@ -79,7 +80,8 @@ def stages(unit: Unit) -> Iterator[Drawn]:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.grid(visible=False)
-    caption = f"Samples while training, {style.label('fid', unit.fingerprint)} beneath; seed {seed}, same z everywhere."
+    score_name = style.label("fid", unit.fingerprint)
+    caption = f"Samples at steps of the run, {score_name} beneath; one seed ({seed}), same z and labels everywhere."
     yield Drawn("stages", caption + _published_stages(unit), fig)
 
 
