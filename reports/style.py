@@ -25,7 +25,7 @@ BASELINE_COLOUR = "#5f6670"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4b2e83", "#000000")
 # Colour never carries a variant alone.
 MARKERS = "osD^vPXp"
-DASHES = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)))
+DASHES = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)), (0, (6, 1, 1, 1, 1, 1)))
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def looks(variants: Iterable[str], baseline: str) -> dict[str, Look]:
         hues = COLOURS[:-1]  # a shade of black would be the baseline's grey
         rounds = [divmod(place, len(hues)) for place in range(len(others))]
         shades = _shades(1 + rounds[-1][0])
-        found = [Look(_shaded(hues[hue], shades[turn]), MARKERS[place % len(MARKERS)], DASHES[place % len(DASHES)])
+        found = [Look(_shaded(hues[hue], shades[turn]), MARKERS[place % len(MARKERS)], DASHES[hue])
                  for place, (turn, hue) in enumerate(rounds)]  # fmt: skip
     return {baseline: Look(BASELINE_COLOUR, "o", "-"), **dict(zip(others, found, strict=False))}
 
