@@ -183,7 +183,8 @@ def state_of(unit: Any) -> str:
 
 def _part(unit: Any, number: int, formats: frozenset[str]) -> dict[str, Any]:
     """The tables and panels of one measure, by section. Names of the second and later measures end in their number."""
-    from reports import paper_tables, pictures, plan_tables, summary  # noqa: F401  (they register what they make)
+    # These register the tables and figures that they make.
+    from reports import classes, designs, paper_tables, pictures, plan_tables, searches, stabilisation, summary  # noqa: F401
     from reports.figures import FIGURES
     from reports.tables import TABLES
 

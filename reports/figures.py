@@ -5,18 +5,19 @@ Each panel is a figure of its own: a page lays them out for its width, and a pap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from reports import style
+from reports.statistics import Estimate
 from reports.summary import Comparison, compare
 from reports.unit import Unit
 
@@ -52,23 +53,21 @@ def seeds(unit: Unit) -> Iterator[Drawn]:
         return
     values = unit.finished("fid")
     fig, axes = new_axes(height=0.55 + 0.3 * len(rows))
-    markers = style.markers(item.name for item in unit.variants)
     for place, (row, variant) in enumerate(zip(rows, unit.variants, strict=True)):
-        colour = colours(unit)[row.variant]
+        look = looks(unit)[row.variant]
         if row.estimate is None:
-            state = variant.obstacle or "nothing finished"
-            axes.text(0.02, place, state, transform=axes.get_yaxis_transform(), va="center", color="#8a919c")
+            text = variant.obstacle or ended_as(unit, row.variant) or "nothing finished"
+            axes.text(0.02, place, text, transform=axes.get_yaxis_transform(), va="center", color="#5f6670")
             continue
         if row.estimate.half_width is not None:
-            axes.errorbar(row.estimate.mean, place, xerr=row.estimate.half_width, color=colour, capsize=2, lw=1.2)
-        axes.plot(row.estimate.mean, place, "|", color=colour, ms=13, mew=2)
+            axes.errorbar(row.estimate.mean, place, xerr=row.estimate.half_width, color=look.colour, capsize=2, lw=1.2)
+        axes.plot(row.estimate.mean, place, "|", color=look.colour, ms=13, mew=2)
         points = list(values[row.variant].values())
-        axes.plot(points, [place] * len(points), markers[row.variant], color=colour, ms=4.5, mec="white", mew=0.6)
-    axes.set_yticks(range(len(rows)), [row.variant for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
+        axes.plot(points, [place] * len(points), look.marker, color=look.colour, ms=4.5, mec="white", mew=0.6)
+    name_rows(axes, [_counted(unit, row.variant, row.estimate) for row in rows])
     axes.set_xlabel(style.label("fid", unit.fingerprint, arrow=True))
-    yield Drawn("seeds", "One point a training seed at the last step; bar: mean, whiskers: 95 % t interval.", fig)
+    caption = f"One point a training seed; bar: mean, whiskers: 95 % t interval. {basis(unit, 'fid')}"
+    yield Drawn("seeds", caption, fig)
 
 
 @figure("Answer")
@@ -78,16 +77,13 @@ def differences(unit: Unit) -> Iterator[Drawn]:
     if not found:
         return
     values = unit.finished("fid")
-    fig, axes = new_axes(height=0.55 + 0.3 * len(unit.variants))
-    _zero_line(axes, unit)
-    markers = style.markers(item.name for item in unit.variants)
+    fig, axes = new_axes(height=0.55 + 0.3 * len(found))
     for place, row in enumerate(found):
-        _difference(axes, unit, row, values, place, markers[row.variant])
-    axes.set_yticks(range(len(found)), [row.variant for row in found])
-    axes.set_ylim(len(found) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"difference to {unit.baseline} in {style.label('fid', unit.fingerprint)} (left is better)")
-    yield Drawn("differences", "Variant minus baseline on the same seed; bar: mean, whiskers: 95 % t interval.", fig)
+        difference_row(axes, unit, row, values, place)
+    name_rows(axes, [_counted(unit, row.variant, row.difference) for row in found])
+    difference_axis(axes, unit, style.label("fid", unit.fingerprint))
+    caption = "Variant minus baseline on the same seed; bar: mean, whiskers: 95 % t interval."
+    yield Drawn("differences", f"{caption} {basis(unit, 'fid')}", fig)
 
 
 @figure("Training curves")
@@ -97,104 +93,29 @@ def curves(unit: Unit) -> Iterator[Drawn]:
         history = unit.history(key)
         if history.empty:
             continue
-        fig, axes = new_axes(height=2.3)
-        for variant in _shown(unit, history):
-            _curve(axes, history[history["variant"] == variant], colours(unit)[variant], _ended(unit, variant))
-        positive = history["value"][history["value"] > 0]
-        if key == "fid" and len(positive) and positive.max() > 10 * positive.min():
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("")
-        axes.set_xlabel("generator step")
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        names = shown(unit, history)
+        fig, axes = new_axes(height=2.2, legend=names)
+        bands = len(names) <= 6  # more would hide each other
+        for name in names:
+            curve(axes, history[history["variant"] == name], looks(unit)[name], ended(unit, name), bands)
+        step_axis(axes)
+        if key == "fid":
+            log_where_wide(axes, history["value"])
         axes.set_ylabel(style.label(key, unit.fingerprint, arrow=True))
-        _legend(fig, unit, _shown(unit, history))
+        legend(fig, unit, names)
         name = style.label(key, unit.fingerprint)
-        caption = f"{name[0].upper()}{name[1:]} while training. Line: mean over seeds; band: lowest to highest seed."
-        if unit.cells["state"].isin(_ENDINGS).any():
-            caption += " A cross ends a run that collapsed or diverged."
-        yield Drawn(f"curve_{key}", caption, fig)
-
-
-@figure("Geometry against texture")
-def geometry_texture(unit: Unit) -> Iterator[Drawn]:
-    """Differences to the baseline by group of classes."""
-    keys = [f"fid_group/{group}" for group in unit.groups]
-    found = {key: [row for row in compare(unit, key) if row.difference] for key in keys if key in unit.finals}
-    if len(found) < 2 or not any(found.values()):
-        return
-    compared = {row.variant for rows in found.values() for row in rows}
-    others = [item.name for item in unit.variants if item.name in compared]
-    fig, axes = new_axes(height=0.75 + 0.4 * len(others))
-    _zero_line(axes, unit)
-    for offset, (key, marker, face) in enumerate(zip(found, "os", (None, "white"), strict=False)):
-        for row in found[key]:
-            place = others.index(row.variant) + 0.26 * offset - 0.13
-            _difference(axes, unit, row, unit.finished(key), place, marker, face)
-    axes.set_yticks(range(len(others)), others)
-    axes.set_ylim(len(others) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"difference to {unit.baseline} in {style.label('fid', unit.fingerprint)} (left is better)")
-    handles = [Line2D([], [], marker=marker, ls="", color="#4a515b", mfc=face or "#4a515b", ms=5,
-                      label=key.partition("/")[2]) for key, marker, face in zip(found, "os", (None, "white"),
-                                                                               strict=False)]  # fmt: skip
-    fig.legend(handles=handles, loc="outside upper left", ncols=2, handletextpad=0.3)
-    yield Drawn("geometry_texture", "By group of classes, paired by seed; bar: mean, whiskers: 95 % t interval.", fig)
-
-
-@figure("Geometry against texture")
-def classes(unit: Unit) -> Iterator[Drawn]:
-    """The paper's Figure 6 with noise bars: which classes gain."""
-    order = [unit.classes[label] for labels in unit.groups.values() for label in labels] or list(unit.classes)
-    keys = [f"fid_class/{name}" for name in order if f"fid_class/{name}" in unit.finals]
-    rows = {key: [row for row in compare(unit, key) if row.difference] for key in keys}
-    variants = list(dict.fromkeys(row.variant for group in rows.values() for row in group))
-    if not variants or len(keys) > 20:
-        return
-    fig, axes = new_axes(height=0.7 + (0.16 + 0.1 * len(variants)) * len(keys))
-    _zero_line(axes, unit)
-    markers = style.markers(item.name for item in unit.variants)
-    for place, key in enumerate(keys):
-        for row in rows[key]:
-            assert row.difference is not None
-            y = place + 0.7 * ((variants.index(row.variant) + 0.5) / len(variants) - 0.5)
-            axes.errorbar(row.difference.mean, y, xerr=row.difference.half_width, fmt=markers[row.variant],
-                          color=colours(unit)[row.variant], ms=4, lw=1)  # fmt: skip
-    axes.set_yticks(range(len(keys)), [key.partition("/")[2] for key in keys])
-    axes.set_ylim(len(keys) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"difference to {unit.baseline} in intra-class {style.label('fid', unit.fingerprint)}")
-    _legend(fig, unit, variants)
-    yield Drawn("classes", "Class by class, paired by seed: mean and 95 % t interval; left of zero is better.", fig)
-
-
-@figure("Geometry against texture")
-def class_scores(unit: Unit) -> Iterator[Drawn]:
-    """Where each variant stands on each class: the level behind the differences."""
-    order = [unit.classes[label] for labels in unit.groups.values() for label in labels] or list(unit.classes)
-    table = pd.DataFrame(
-        {
-            name: {row.variant: row.estimate.mean for row in compare(unit, f"fid_class/{name}") if row.estimate}
-            for name in order
-            if f"fid_class/{name}" in unit.finals
-        }
-    )
-    if table.empty or table.shape[1] > 20:
-        return
-    fig, axes = new_axes(height=0.9 + 0.26 * len(table))
-    digits = style.decimals(table.to_numpy().ravel())
-    sns.heatmap(table, annot=True, fmt=f".{digits}f", cmap="crest", cbar=False, linewidths=1, ax=axes)
-    axes.tick_params(length=0, rotation=0)
-    axes.set_xlabel(f"intra-class {style.label('fid', unit.fingerprint, arrow=True)}")
-    axes.set_ylabel("")
-    yield Drawn("class_scores", "Class by class at the last step: mean over training seeds; lighter is better.", fig)
+        caption = f"{name[0].upper()}{name[1:]} while training. Thin: a seed; thick: mean over seeds"
+        caption += "; band: lowest to highest seed." if bands else "."
+        if unit.cells["state"].isin(ENDINGS).any():
+            caption += " A cross ends a run that collapsed or diverged; means are over the others."
+        yield Drawn(f"curve_{key}", f"{caption} {basis(unit, key)}", fig)
 
 
 @figure("Inside the networks")
 def traces(unit: Unit) -> Iterator[Drawn]:
     """Diagnostics over training: the gain of attention, how spread it is, singular values, logits."""
     kinds = (
-        ("gamma", "gamma/", "gain γ", "Gain of the attention branch: 0 is no attention."),
+        ("gamma", "gamma/", "gain γ", "Gain of the attention branch: 0 is no attention, its sign is arbitrary."),
         ("entropy", "attention_entropy/", "attention entropy", "Entropy of attention over that of uniform weights."),
         ("distance", "attention_distance/", "attention distance", "Mean distance of query and key; a map's side is 1."),
         ("sigma", "sigma_max/", "largest singular value", "Of a network's weights, before spectral norm."),
@@ -204,83 +125,167 @@ def traces(unit: Unit) -> Iterator[Drawn]:
         history = unit.histories[unit.histories["key"].str.startswith(prefix) & unit.histories["value"].notna()]
         if history.empty:
             continue
-        fig, axes = new_axes(height=2.1)
-        dashed = {"real": "-", "fake": "--"} if name == "logits" else {"g": "-", "d": "--"}
-        for (variant, _, key), line in history.groupby(["variant", "seed", "key"], sort=False):
-            first = str(key).removeprefix(prefix)
-            linestyle = dashed.get(first, dashed.get(first[:1], "-"))
-            axes.plot(line["step"], line["value"], linestyle, color=colours(unit)[str(variant)], lw=0.9, alpha=0.8)
-        axes.set_xlabel("generator step")
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        names = shown(unit, history)
+        fig, axes = new_axes(height=2.0, legend=names)
+        for variant in names:
+            for key, lines in history[history["variant"] == variant].groupby("key", sort=False):
+                second = str(key).removeprefix(prefix).startswith(("d", "fake"))
+                look = replace(looks(unit)[variant], dash="--" if second else "-")
+                if name == "gamma":  # its sign is arbitrary, so a mean over seeds would say nothing
+                    _seed_lines(axes, lines, look, set(), thin=False)
+                else:
+                    curve(axes, lines, look, set(), band=False)
+        step_axis(axes)
         axes.set_ylabel(label)
-        _legend(fig, unit, _shown(unit, history))
-        lines = "Solid: real, dashed: fake" if name == "logits" else "Solid: G, dashed: D"
-        yield Drawn(name, f"{caption} {lines}; one line a seed.", fig)
+        legend(fig, unit, names, dashes=False)
+        which = "Solid: real, dashed: fake" if name == "logits" else "Solid: G, dashed: D"
+        count = history.groupby("variant")["seed"].nunique()
+        seeds = "One line a seed" if name == "gamma" else "Thin: a seed; thick: mean over seeds"
+        yield Drawn(name, f"{caption} {which}. {seeds}. n = {span(count)}.", fig)
 
 
-_ENDINGS = ("collapsed", "diverged")
+def _counted(unit: Unit, name: str, estimate: Estimate | None) -> str:
+    """The name, with its n where that is not all seeds."""
+    return name if estimate is None or estimate.n == len(unit.seeds) else f"{name}\nn = {estimate.n}"
 
 
-def new_axes(height: float) -> tuple[Figure, Axes]:
-    """One panel, a column wide; `height` in inches."""
-    fig, axes = plt.subplots(figsize=(style.COLUMN, height))
+ENDINGS = ("collapsed", "diverged")
+
+
+def new_axes(height: float, legend: Sequence[str] = ()) -> tuple[Figure, Axes]:
+    """One panel, a column wide; `height` in inches, without the rows of a legend of these names."""
+    rows = math.ceil(len(legend) / _columns(legend)) if legend else 0
+    fig, axes = plt.subplots(figsize=(style.COLUMN, height + 0.14 * rows))
     return fig, axes
 
 
-def colours(unit: Unit) -> dict[str, str]:
-    """A colour for each variant of the plan, the same in every figure of it."""
-    return style.colours((item.name for item in unit.variants), unit.baseline)
+def looks(unit: Unit) -> dict[str, style.Look]:
+    """A look for each variant of the plan, the same in every figure of it."""
+    return style.looks((item.name for item in unit.variants), unit.baseline)
 
 
-def _shown(unit: Unit, history: pd.DataFrame) -> list[str]:
+def basis(unit: Unit, key: str, n: int | None = None) -> str:
+    """What the numbers of a figure rest on: "n = 2 to 3, embedded-v1 features, last step 2,000."."""
+    counts = [n] if n else [len(values) for values in unit.finished(key).values() if values]
+    extractor = style.extractor_of(unit.fingerprint)
+    steps = unit.cells.loc[unit.cells["state"] == "finished", "step"].dropna()
+    parts = [
+        f"n = {span(counts)}" if counts else "No seed has finished yet",
+        f"{extractor} features" if extractor else "",
+        f"last step {int(steps.max()):,}" if len(steps) else "",
+    ]
+    return ", ".join(part for part in parts if part) + "."
+
+
+def span(counts: Sequence[int] | pd.Series) -> str:
+    """ "3", or "2 to 3" where not every variant has as many."""
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def shown(unit: Unit, history: pd.DataFrame) -> list[str]:
+    """The variants that a history has, in the plan's order."""
     found = set(history["variant"])
     return [item.name for item in unit.variants if item.name in found]
 
 
-def _ended(unit: Unit, variant: str) -> set[int]:
-    cells = unit.cells[(unit.cells["variant"] == variant) & unit.cells["state"].isin(_ENDINGS)]
+def ended(unit: Unit, variant: str) -> set[int]:
+    """The seeds whose run collapsed or diverged."""
+    cells = unit.cells[(unit.cells["variant"] == variant) & unit.cells["state"].isin(ENDINGS)]
     return set(cells["seed"])
 
 
-def _curve(axes: Axes, history: pd.DataFrame, colour: str, ended: set[int]) -> None:
+def ended_as(unit: Unit, variant: str) -> str:
+    """ "1 of 3 collapsed", "2 diverged" where all did; "" where none ended early."""
+    states = unit.cells.loc[unit.cells["variant"] == variant, "state"]
+    counts = {state: int((states == state).sum()) for state in ENDINGS}
+    of = "" if sum(counts.values()) == len(states) else f" of {len(states)}"
+    return ", ".join(f"{count}{of} {state}" for state, count in counts.items() if count)
+
+
+def curve(axes: Axes, history: pd.DataFrame, look: style.Look, ended: set[int], band: bool = True) -> None:
     """Seeds, and mean and range over those that did not end early, at the steps that all of them have reached."""
+    _seed_lines(axes, history, look, ended)
     wide = history.pivot(index="step", columns="seed", values="value")
-    for seed in wide:
-        line = wide[seed].dropna()
-        axes.plot(line.index, line, color=colour, lw=0.6, alpha=0.45)
-        if seed in ended:
-            axes.plot(line.index[-1], line.iloc[-1], "x", color=colour, ms=5, mew=1.4)
     going = wide.drop(columns=[seed for seed in wide if seed in ended]).dropna()
     if going.shape[1] and len(going):
-        axes.fill_between(going.index, going.min(axis=1), going.max(axis=1), color=colour, alpha=0.14, lw=0)
-        axes.plot(going.index, going.mean(axis=1), color=colour)
+        if band:
+            axes.fill_between(going.index, going.min(axis=1), going.max(axis=1), color=look.colour, alpha=0.14, lw=0)
+        axes.plot(going.index, going.mean(axis=1), color=look.colour, ls=look.dash)
 
 
-def _difference(
+def _seed_lines(axes: Axes, history: pd.DataFrame, look: style.Look, ended: set[int], thin: bool = True) -> None:
+    """One line a seed, with a cross where a run ended early."""
+    for seed, line in history.groupby("seed"):
+        width, alpha = (0.6, 0.45) if thin else (1.0, 0.8)
+        axes.plot(line["step"], line["value"], color=look.colour, ls=look.dash, lw=width, alpha=alpha)
+        if seed in ended:
+            axes.plot(line["step"].iloc[-1], line["value"].iloc[-1], "x", color=look.colour, ms=5, mew=1.4)
+
+
+def step_axis(axes: Axes) -> None:
+    axes.set_xlabel("generator step")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def log_where_wide(axes: Axes, values: pd.Series) -> None:
+    """A logarithmic y axis where positive values span more than a factor of ten."""
+    positive = values[values > 0]
+    if len(positive) and positive.max() > 10 * positive.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+
+
+def name_rows(axes: Axes, names: Sequence[str], margin: float = 0.6) -> None:
+    """One row a name, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 1 + margin, -margin)
+    axes.grid(axis="y", visible=False)
+
+
+def difference_axis(axes: Axes, unit: Unit, measure: str) -> None:
+    """Where the baseline stands among differences to it, and what they are in; lower is better."""
+    axes.axvline(0, color=style.BASELINE_COLOUR, lw=1)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    text = f"difference to {unit.baseline} in {measure} (left is better)"
+    axes.set_xlabel(text if len(text) < 45 else text.replace(" in ", "\nin ", 1))
+
+
+def difference_row(
     axes: Axes,
     unit: Unit,
     row: Comparison,
     values: dict[str, dict[int, float]],
     place: float,
-    marker: str,
+    marker: str | None = None,
     face: str | None = None,
 ) -> None:
     """A row: one marker a pair of runs, the mean as a bar, its interval as whiskers."""
     assert row.difference is not None
     own, baseline = values[row.variant], values[unit.baseline]
     pairs = [own[seed] - baseline[seed] for seed in own if seed in baseline]
-    colour = colours(unit)[row.variant]
+    look = looks(unit)[row.variant]
     if row.difference.half_width is not None:
-        axes.errorbar(row.difference.mean, place, xerr=row.difference.half_width, color=colour, capsize=2, lw=1.2)
-    axes.plot(row.difference.mean, place, "|", color=colour, ms=10, mew=2)
-    axes.plot(pairs, [place] * len(pairs), marker, color=colour, mfc=face or colour, ms=4, mew=0.8)
+        axes.errorbar(row.difference.mean, place, xerr=row.difference.half_width, color=look.colour, capsize=2, lw=1.2)
+    axes.plot(row.difference.mean, place, "|", color=look.colour, ms=10, mew=2)
+    axes.plot(pairs, [place] * len(pairs), marker or look.marker, color=look.colour, mfc=face or look.colour,
+              ms=4, mew=0.8)  # fmt: skip
 
 
-def _legend(fig: Figure, unit: Unit, variants: list[str]) -> None:
-    handles = [Line2D([], [], color=colours(unit)[name], lw=2, label=name) for name in variants]
-    fig.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4), handlelength=1.1,
+def legend(fig: Figure, unit: Unit, variants: Sequence[str], dashes: bool = True, markers: bool = False) -> None:
+    drawn = looks(unit)
+    handles = [
+        Line2D([], [], color=drawn[name].colour, lw=1.6, label=name, ls=drawn[name].dash if dashes else "-",
+               marker=drawn[name].marker if markers else "", ms=4)
+        for name in variants
+    ]  # fmt: skip
+    fig.legend(handles=handles, loc="outside upper left", ncols=_columns(variants), handlelength=2.0,
                handletextpad=0.4, columnspacing=1.0, borderaxespad=0.1)  # fmt: skip
 
 
-def _zero_line(axes: Axes, unit: Unit) -> None:
-    axes.axvline(0, color=colours(unit)[unit.baseline], lw=1)
+def _columns(names: Sequence[str]) -> int:
+    """As many columns of a legend as fit a column of the page, by the longest name (inches, at 7 points)."""
+    return min(len(names), max(1, int(style.COLUMN / (0.38 + 0.056 * max(map(len, names))))))

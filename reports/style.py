@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import matplotlib
 import matplotlib.pyplot as plt
 from cycler import cycler
+from matplotlib.colors import to_hex, to_rgb
 
 matplotlib.use("agg")
 
@@ -17,10 +19,22 @@ COLUMN = 3.3  # inches, one column of a two-column paper
 PAGE = 6.9
 DPI = 220
 
-# Okabe and Ito 2008: told apart with every common form of colour blindness. The baseline is always the grey.
+# Okabe and Ito 2008, with a violet for their yellow, which is too light for lines: told apart without red or green
+# cones. The baseline is always the grey.
 BASELINE_COLOUR = "#5f6670"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d00", "#000000")
-MARKERS = "osD^vPXp"  # colour never carries a variant alone
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4b2e83", "#000000")
+# Colour never carries a variant alone.
+MARKERS = "osD^vPXp"
+DASHES = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)), (0, (6, 1, 1, 1, 1, 1)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a variant is drawn in every figure: a hex colour, and Matplotlib's names of a marker and a line style."""
+
+    colour: str
+    marker: str
+    dash: str | tuple[int, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -106,19 +120,51 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def colours(variants: Iterable[str], baseline: str) -> dict[str, str]:
-    """One colour a variant, by its place in the plan, so that it is the same in every figure."""
+def looks(variants: Iterable[str], baseline: str) -> dict[str, Look]:
+    """One look a variant, by its place in the plan.
+
+    More variants than hues are told apart by shade, dash and marker as well. Names of two parts, such as residual8 or
+    g1e-4+d4e-4, then share a hue and a dash by their first part, a shade and a marker by their second.
+    """
     others = [name for name in variants if name != baseline]
     if len(others) <= len(COLOURS):
-        palette = list(COLOURS)
+        found = [Look(colour, MARKERS[(place + 1) % len(MARKERS)], "-") for place, colour in enumerate(COLOURS)]
+    elif parts := _parts(others):
+        shades = _shades(1 + max(second for _, second in parts))
+        found = [Look(_shaded(COLOURS[first], shades[second]), MARKERS[second], DASHES[first])
+                 for first, second in parts]  # fmt: skip
     else:
-        palette = [matplotlib.colors.to_hex(colour) for colour in plt.get_cmap("viridis")(
-            [place / (len(others) - 1) for place in range(len(others))])]  # fmt: skip
-    return {baseline: BASELINE_COLOUR, **dict(zip(others, palette, strict=False))}
+        hues = COLOURS[:-1]  # a shade of black would be the baseline's grey
+        rounds = [divmod(place, len(hues)) for place in range(len(others))]
+        shades = _shades(1 + rounds[-1][0])
+        found = [Look(_shaded(hues[hue], shades[turn]), MARKERS[place % len(MARKERS)], DASHES[hue])
+                 for place, (turn, hue) in enumerate(rounds)]  # fmt: skip
+    return {baseline: Look(BASELINE_COLOUR, "o", "-"), **dict(zip(others, found, strict=False))}
 
 
-def markers(variants: Iterable[str]) -> dict[str, str]:
-    return {name: MARKERS[place % len(MARKERS)] for place, name in enumerate(variants)}
+def _parts(names: Sequence[str]) -> list[tuple[int, int]] | None:
+    """The places of each name's first and second part among all; None where not every name has two."""
+    pairs = []
+    for name in names:
+        match = re.fullmatch(r"([^+]+)\+(.+)", name) or re.fullmatch(r"(.*\D)(\d+)", name)
+        if match is None:
+            return None
+        pairs.append(match.groups())
+    first, second = (list(dict.fromkeys(part)) for part in zip(*pairs, strict=True))
+    if len(first) > len(DASHES) or len(second) > len(MARKERS):
+        return None
+    return [(first.index(head), second.index(tail)) for head, tail in pairs]
+
+
+def _shades(count: int) -> list[float]:
+    """Evenly from light (0.45 of the way to white) to dark (0.4 to black); the pure hue where it is one."""
+    return [0.45 - 0.85 * place / (count - 1) for place in range(count)] if count > 1 else [0.0]
+
+
+def _shaded(colour: str, shade: float) -> str:
+    towards = 1.0 if shade > 0 else 0.0
+    red, green, blue = (channel + abs(shade) * (towards - channel) for channel in to_rgb(colour))
+    return str(to_hex((red, green, blue)))
 
 
 @contextmanager

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import figure_store
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.axis import Tick
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from reports import classes, designs, figures, pictures, searches, stabilisation, style
+from reports.figures import FIGURES, Drawn
+from reports.paper import published
+from reports.unit import Unit
+
+KINDS = ("ladder", "recipe", "rate_grid", "residual", "comparison", "search")
+
+
+@pytest.fixture(autouse=True)
+def look() -> Iterator[None]:
+    with style.look():
+        yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Unit]:
+    painted = {kind: tmp_path_factory.mktemp(kind) for kind in ("ladder", "comparison")}
+    return {kind: getattr(figure_store, kind)(pictures=painted.get(kind)) if kind in painted else
+            getattr(figure_store, kind)() for kind in KINDS}  # fmt: skip
+
+
+def one(draw: Callable[[Unit], Iterator[Drawn]], unit: Unit) -> Drawn:
+    (drawn,) = draw(unit)
+    return drawn
+
+
+SPECIAL = {
+    "ladder": {"figure3", "stages", "waterfall"},
+    "recipe": {"waterfall"},
+    "rate_grid": {"rates"},
+    "residual": set(),
+    "comparison": {"stages", "published_classes"},
+    "search": {"search_history", "search_importances"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_study_gets_its_figures_with_whole_labels_and_a_caption(kind: str, units: dict[str, Unit]) -> None:
+    drawn = [item for _, draw in FIGURES for item in draw(units[kind])]
+    assert {item.name for item in drawn} & set().union(*SPECIAL.values()) == SPECIAL[kind]
+    for item in drawn:
+        assert re.search(r"n = \d|one seed|one run|, seed \d", item.caption), item.caption
+        assert re.search(r"step|one run|trial|n = ", item.caption), item.caption
+        if kind == "residual" or item.name in SPECIAL[kind]:
+            check_text(item)
+
+
+def check_text(drawn: Drawn) -> None:
+    """No text runs out of the picture or into another text, and none is too small to print."""
+    drawn.figure.draw_without_rendering()
+    width, height = drawn.figure.get_size_inches() * drawn.figure.dpi
+    boxes = []
+    for text in drawn_texts(drawn.figure):
+        box = text.get_window_extent()
+        assert -1 <= box.x0 < box.x1 <= width + 1 and -1 <= box.y0 < box.y1 <= height + 1, (drawn.name, text)
+        assert text.get_fontsize() >= 7, (drawn.name, text)
+        boxes.append((box.padded(-0.5), text.get_text()))
+    for (one, first), (other, second) in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other), (drawn.name, first, second)
+
+
+def drawn_texts(figure: Figure) -> list[Text]:
+    """All but the labels that Matplotlib keeps of ticks beyond the axes."""
+    of_ticks = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
+    texts = [text for text in figure.findobj(Text) if text not in of_ticks]
+    for axes in figure.axes:
+        (low, high), (bottom, top) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
+        if axes.axison:
+            texts += [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+            texts += [label for label in axes.get_yticklabels() if bottom <= label.get_position()[1] <= top]
+    return [text for text in texts if text.get_visible() and text.get_text().strip()]
+
+
+def test_a_collapsed_run_ends_in_a_cross_at_its_last_score(units: dict[str, Unit]) -> None:
+    unit = units["ladder"]
+    ours = one(stabilisation.figure3, unit).figure.axes[:2]
+    last = unit.history("fid").groupby(["variant", "seed"]).last()["value"]
+    ends = {(step, last[name, seed]) for (name, seed), step in
+            {("sn_d", 0): 500, ("sn_d", 1): 750, ("sn_d", 2): 1000, ("sn_g_d", 2): 1500}.items()}  # fmt: skip
+    crosses = {(line.get_xdata()[0], line.get_ydata()[0]) for line in ours[1].lines if line.get_marker() == "x"}
+    assert crosses == ends
+
+
+def test_the_papers_curves_share_no_axes_with_ours(units: dict[str, Unit]) -> None:
+    axes = one(stabilisation.figure3, units["ladder"]).figure.axes
+    theirs = {record.value for table in ("figure3", "figure4") for record in published(table)}
+    shown = [{float(value) for line in panel.lines for value in np.ravel(line.get_ydata())} for panel in axes]
+    assert not shown[0] & theirs and not shown[1] & theirs
+    assert shown[2] | shown[3] == theirs
+
+
+@pytest.mark.parametrize("kind, first", [("recipe", 0), ("ladder", 1)])
+def test_the_steps_of_a_waterfall_lead_from_its_first_total_to_its_last(
+    kind: str, first: int, units: dict[str, Unit]
+) -> None:
+    unit = units[kind]
+    finished = {name: values for name, values in unit.finished("fid").items() if values}
+    seeds = set.intersection(*(set(values) for values in finished.values()))
+    means = [np.mean([values[seed] for seed in seeds]) for values in finished.values()]
+    axes = one(designs.waterfall, unit).figure.axes[0]
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in axes.patches]
+    assert np.allclose(bars, [(before, after, first + place + 1) for place, (before, after)
+                              in enumerate(itertools.pairwise(means))])  # fmt: skip
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[first] == unit.variants[first].name and labels[-1] == unit.variants[-1].name
+
+
+def test_a_rung_that_collapsed_is_named_and_has_no_bar(units: dict[str, Unit]) -> None:
+    drawn = one(designs.waterfall, units["ladder"])
+    assert [text.get_text() for text in drawn.figure.axes[0].texts][0] == "3 collapsed"
+    assert "1 of 3 collapsed" in drawn.figure.axes[0].texts[1].get_text()
+    assert "seed 0, 1, which every rung shown here has finished. n = 2" in drawn.caption
+
+
+def test_the_heat_map_of_rates_has_each_mean_in_its_place(units: dict[str, Unit]) -> None:
+    unit = units["rate_grid"]
+    axes = one(designs.rates, unit).figure.axes[0]
+    written = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text().split("\n")
+               for text in axes.texts if not text.get_text().startswith("ratio")}  # fmt: skip
+    rates = [1e-4, 2e-4, 4e-4, 8e-4]
+    for variant in unit.variants:
+        place = 3 - rates.index(variant.changes["optim.lr_g"]), rates.index(variant.changes["optim.lr_d"])
+        scores = list(unit.finished("fid")[variant.name].values())
+        assert written[place][0] == (f"{np.mean(scores):.1f}" if scores else written[place][0])
+    assert written[0, 0] == ["3", "collapsed"] and written[0, 3] == ["missing"]
+    assert written[0, 1][1:] == ["1 of 3", "diverged"]
+    assert sorted((int(patch.get_y()), int(patch.get_x())) for patch in axes.patches) == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_the_lines_of_ratio_1_and_4_are_where_the_rates_have_that_ratio(units: dict[str, Unit]) -> None:
+    unit = units["rate_grid"]
+    lines = one(designs.rates, unit).figure.axes[0].lines
+    for line, ratio in zip(lines, (1, 4), strict=True):
+        x, y = np.array(line.get_xdata(), dtype=float), np.array(line.get_ydata(), dtype=float)
+        lr_d, lr_g = 1e-4 * 2 ** (x - 0.5), 1e-4 * 2 ** (3.5 - y)
+        assert np.allclose((lr_d / lr_g)[~np.isnan(x)], ratio)
+
+
+def test_a_grid_over_other_fields_gets_no_heat_map_of_rates(units: dict[str, Unit]) -> None:
+    unit = units["rate_grid"]
+    assert not list(designs.rates(replace(unit, design="one_at_a_time")))
+    switches = tuple(replace(variant, changes={"model.sn.g": True}) for variant in unit.variants)
+    assert not list(designs.rates(replace(unit, variants=switches)))
+
+
+def test_stages_show_each_score_at_its_step_and_how_a_run_ended(units: dict[str, Unit]) -> None:
+    unit = units["ladder"]
+    panels = one(pictures.stages, unit).figure.axes
+    history = unit.history("fid").set_index(["variant", "seed", "step"])["value"]
+    assert [panel.get_title() for panel in panels[:4]] == ["step 250", "step 750", "step 1,500", "step 2,000"]
+    assert panels[6].get_xlabel() == f"{history['sn_g_d', 0, 1500]:.1f}"
+    assert panels[1].texts[0].get_text() == "collapsed\nat 500" and not panels[1].images
+
+
+def test_attention_maps_are_those_of_the_last_layer_framed_in_their_points_colour(units: dict[str, Unit]) -> None:
+    drawn = list(pictures.attention(units["comparison"]))
+    assert [item.name for item in drawn] == [f"attention_{name}_g32" for name in ("acgan", "sngan_projection", "sagan")]
+    first, *maps = drawn[0].figure.axes[:4]
+    dots = [to_rgb(line.get_color()) for line in first.lines]
+    assert len(set(dots)) == 3 and dots == [to_rgb(panel.spines["top"].get_edgecolor()) for panel in maps]
+
+
+def test_class_differences_are_paired_means_with_textures_and_geometry_apart(units: dict[str, Unit]) -> None:
+    unit = units["comparison"]
+    axes = one(classes.classes, unit).figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["texture", "geometry"]
+    own, baseline = (unit.finished("fid_class/rings")[name] for name in ("sagan", "sngan_projection"))
+    mean = np.mean([own[seed] - baseline[seed] for seed in own])
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines
+              if line.get_color() == figures.looks(unit)["sagan"].colour]  # fmt: skip
+    assert any(abs(x - mean) < 1e-9 and 3.5 < y < 4.5 for x, y in points)
+
+
+def test_a_searchs_best_line_only_falls_and_ends_at_the_best_trial(units: dict[str, Unit]) -> None:
+    unit = units["search"]
+    assert unit.search is not None
+    best, trials, *ended = one(searches.history, unit).figure.axes[0].lines
+    values = [trial.value for trial in unit.search.trials if trial.value is not None]
+    assert (np.diff(best.get_ydata()) <= 0).all() and best.get_ydata()[-1] == min(values)
+    assert list(trials.get_ydata()) == values
+    assert [list(line.get_xdata()) for line in ended] == [[3], [5], [11]]
+
+
+def test_importances_are_drawn_as_given_the_largest_on_top(units: dict[str, Unit]) -> None:
+    axes = one(searches.importances, units["search"]).figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.05, 0.24, 0.71]
+    assert not list(searches.importances(replace(units["search"], search=None)))
+
+
+PLANS = {
+    "table 1": figure_store.RESIDUAL,
+    "rates": tuple(f"g{g}e-4+d{d}e-4" for g in (1, 2, 4, 8) for d in (1, 2, 4, 8)),
+    "block": ("official", "unpooled", "key1", "key2", "key4", "value8", "value1", "gamma_one", "scaled", "no_sn",
+              "paper", "deep"),
+    "all hues": tuple("abcdefghi"),
+    "small": ("none", "feat8", "feat16", "feat32", "feat64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variants", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("sight", ["normal", "deuteranopia", "protanopia"])
+def test_any_two_variants_can_be_told_apart_also_without_red_or_green(variants: tuple[str, ...], sight: str) -> None:
+    looks = style.looks(variants, variants[0])
+    assert list(looks) == list(variants)
+    for first, second in itertools.combinations(looks.values(), 2):
+        if np.linalg.norm(lab(first.colour, sight) - lab(second.colour, sight)) < 10:
+            assert first.dash != second.dash, (first, second)
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
+SIGHT = {
+    "normal": np.eye(3),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+}
+
+
+def lab(colour: str, sight: str) -> np.ndarray:
+    """CIE Lab (D65) of a colour as it is seen."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.clip(SIGHT[sight] @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4), 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.maximum(to_xyz @ linear / [0.9505, 1.0, 1.089], 1e-4))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
