@@ -9,11 +9,17 @@ import numpy as np
 from reports.unit import Unit
 
 
+# Parts of a metric fingerprint that name what is scored rather than what scores it, and the fields that decide them.
+_SCORED = {"optim.ema_decay": ("ema", "raw"), "eval.bn": ("bn running", "bn standing")}
+
+
 def by_measure(unit: Unit) -> list[Unit]:
     """The unit split so that each part holds one data set and one metric fingerprint: such numbers alone compare.
 
-    The part with most finished cells comes first. Cells that have not started belong to every part.
+    The part with most finished cells comes first. Cells that have not started belong to every part. Which weights are
+    scored is no part of the measure where the study's variants differ in just that.
     """
+    unit = _without_factors(unit)
     cells = unit.cells
     keys = cells["data_fingerprint"].fillna("") + "\n" + cells["metric_fingerprint"].fillna("")
     finished = keys[cells["state"] == "finished"].value_counts()
@@ -44,3 +50,19 @@ def by_measure(unit: Unit) -> list[Unit]:
             )
         )
     return parts
+
+
+def _without_factors(unit: Unit) -> Unit:
+    varied = {field for variant in unit.variants for field in variant.changes}
+    dropped = {part for field, parts in _SCORED.items() if field in varied for part in parts}
+    if not dropped:
+        return unit
+
+    def kept(fingerprint: object) -> object:
+        if not isinstance(fingerprint, str):
+            return fingerprint
+        return "; ".join(part for part in fingerprint.split("; ") if part not in dropped)
+
+    cells = unit.cells.assign(metric_fingerprint=unit.cells["metric_fingerprint"].map(kept))
+    note = f"Variants differ in what is scored ({', '.join(sorted(dropped))}): see their fields."
+    return replace(unit, cells=cells, notes=(*unit.notes, note))

@@ -116,9 +116,9 @@ def _equal_rate(unit: Unit) -> str:
     """What the paper leaves out: which rate its arms without TTUR share."""
     equal: dict[str, list[str]] = {}
     for item in unit.variants:
-        rate = item.params.get("optim.lr_g")
-        if rate is not None and rate == item.params.get("optim.lr_d"):
-            equal.setdefault(f"{float(rate):g}", []).append(item.name)
+        lr_g, lr_d = item.rates
+        if lr_g is not None and lr_g == lr_d:
+            equal.setdefault(f"{lr_g:g}", []).append(item.name)
     here = "; ".join(f"lr_G = lr_D = {rate} in {' and '.join(names)}" for rate, names in equal.items())
     if not here:
         return ""
@@ -126,8 +126,7 @@ def _equal_rate(unit: Unit) -> str:
 
 
 def _rates_text(variant: Variant) -> str:
-    rates = [variant.params.get(field) for field in ("optim.lr_g", "optim.lr_d")]
-    return " / ".join(ABSENT if rate is None else f"{float(rate):g}" for rate in rates)
+    return " / ".join(ABSENT if rate is None else f"{rate:g}" for rate in variant.rates)
 
 
 def _ours(unit: Unit, shown: Sequence[Variant], keys: Sequence[str]) -> Section:

@@ -104,8 +104,10 @@ class OptimConfig:
 
     loss: Literal["hinge"] = "hinge"
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: of activations in training; weights and scores stay fp32
+    ttur: bool = True  # two rates, lr_g and lr_d; else lr_equal for both
     lr_g: float = 1e-4
     lr_d: float = 4e-4
+    lr_equal: float = 2e-4  # not published; the geometric mean of the two
     beta1: float = 0.0
     beta2: float = 0.999
     adam_eps: float = 1e-8
@@ -118,6 +120,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _positive("optim.lr_g", self.lr_g)
         _positive("optim.lr_d", self.lr_d)
+        _positive("optim.lr_equal", self.lr_equal)
         _fraction("optim.beta1", self.beta1)
         _fraction("optim.beta2", self.beta2)
         _positive("optim.adam_eps", self.adam_eps)
@@ -128,6 +131,11 @@ class OptimConfig:
         _fraction("optim.ema_decay", self.ema_decay)
         if self.ema_start < 0:
             raise ValueError(f"optim.ema_start: must be 0 or more, got {self.ema_start}")
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Of G and of D."""
+        return (self.lr_g, self.lr_d) if self.ttur else (self.lr_equal, self.lr_equal)
 
 
 @dataclass(frozen=True)

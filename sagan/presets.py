@@ -23,7 +23,7 @@ _PAPER128 = Config(
 _EMBEDDED = Config(
     data=DataConfig(name="embedded", resolution=64),
     model=ModelConfig(width_g=8, width_d=8, z_dim=64),
-    optim=OptimConfig(lr_g=5e-4, lr_d=1e-3, batch_size=8, steps=2000, ema_decay=0.995, ema_start=100),
+    optim=OptimConfig(lr_g=5e-4, lr_d=1e-3, lr_equal=7e-4, batch_size=8, steps=1500, ema_decay=0.995, ema_start=100),
     eval=EvalConfig(every=250, num_samples=1200, extractor="embedded-v1", bn="standing"),
 )
 

@@ -94,8 +94,9 @@ class Trainer:
         # The moving average of G; a plain copy of it, taken at each evaluation, when ema_decay is 0.
         self.average = Generator(config.model, resolution, num_classes, seed=seed).to(self.device)
         self.average.requires_grad_(False)
-        self.optimizer_g = self._adam(self.generator, config.optim.lr_g)
-        self.optimizer_d = self._adam(self.discriminator, config.optim.lr_d)
+        lr_g, lr_d = config.optim.rates
+        self.optimizer_g = self._adam(self.generator, lr_g)
+        self.optimizer_d = self._adam(self.discriminator, lr_d)
         self.loss_d, self.loss_g = LOSSES[config.optim.loss]
         self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
         if compile_backend or self.device.type == "cuda":

@@ -168,8 +168,9 @@ class PlainTrainer:
         for mine, theirs in self.networks(fast):
             load(mine, theirs)
         betas, eps = (optim.beta1, optim.beta2), optim.adam_eps
-        self.optimizer_g = _adam(self.generator, optim.lr_g, betas, eps)
-        self.optimizer_d = _adam(self.discriminator, optim.lr_d, betas, eps)
+        lr_g, lr_d = optim.rates
+        self.optimizer_g = _adam(self.generator, lr_g, betas, eps)
+        self.optimizer_d = _adam(self.discriminator, lr_d, betas, eps)
         self.loss_d, self.loss_g = fast.loss_d, fast.loss_g
         self.losses: list[tuple[Tensor, Tensor]] = []
 
