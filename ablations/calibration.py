@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ablations.display import duration
 from ablations.machine import Team
 from ablations.plan import Cell
 from sagan.config import Config, digest, flatten, override
@@ -107,8 +108,9 @@ def calibrate(
     console: Console,
     data_root: Path | None = None,
     inception_weights: Path | None = None,
+    program: Sequence[str] = (sys.executable, "-m", "ablations.calibration"),
 ) -> Calibration:
-    """Measures each kind of config among `cells`.
+    """Measures each kind of config among `cells`; `program` is the command of a process that does.
 
     Raises ValueError where a measurement fails, with what it said, and SystemExit (130, 143) when told to stop.
     """
@@ -117,7 +119,8 @@ def calibrate(
 
     kinds = list({kind(cell.config): flatten(cell.config) for cell in cells}.values())
     rounds = math.ceil(len(kinds) / team.workers)
-    said = f"Calibrating: {len(kinds)} kinds of cell on {team}, about {20 + 15 * rounds} s at small scales."
+    counted = "1 kind" if len(kinds) == 1 else f"{len(kinds)} kinds"
+    said = f"Calibrating {counted} of cell on {team}: about {duration(20 + 15 * rounds)}, longer at large scales."
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="calibration-") as name, Interrupt() as interrupt:
         folder = Path(name)
@@ -139,7 +142,7 @@ def calibrate(
                 # Where kinds run out they come again: all are busy to the end, as they will be in the study.
                 turns = [kinds[(turn * team.workers + member) % len(kinds)] for turn in range(rounds)]
                 assignment = {**shared, "configs": turns, "device": team.place(member), "started": time.time()}
-                processes.append(_start(folder / f"member{member}", assignment))
+                processes.append(_start(program, folder / f"member{member}", assignment))
             _wait(processes, folder, rounds * team.workers, interrupt, console)
         finally:
             for process in processes:
@@ -148,17 +151,21 @@ def calibrate(
         return _gathered(folder, opening)
 
 
-def _start(folder: Path, assignment: dict[str, Any]) -> subprocess.Popen[bytes]:
+def _start(program: Sequence[str], folder: Path, assignment: dict[str, Any]) -> subprocess.Popen[bytes]:
     folder.mkdir()
     file = folder / "assignment.json"
     file.write_text(json.dumps(assignment, default=str))
     threads = str(assignment["threads"])
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    command = [sys.executable, "-m", "ablations.calibration", str(file)]
     with (folder / "log").open("wb") as log:
         # A session of its own, so that Ctrl-C reaches the parent alone.
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            [*program, str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
         )
 
 
@@ -178,10 +185,9 @@ def _wait(
         if process.returncode == -signal.SIGKILL:
             raise ValueError("--calibrate: a process was killed, most likely for want of memory; give fewer --workers")
         if process.returncode:
-            lines = (folder / f"member{member}" / "log").read_text(errors="replace").strip().splitlines()
-            raise ValueError(
-                f"--calibrate: a cell must train for some steps, but: {lines[-1] if lines else 'it ended'}"
-            )
+            log = (folder / f"member{member}" / "log").read_text(errors="replace").strip()
+            reason = log.splitlines()[-1] if log else f"status {process.returncode}"
+            raise ValueError(f"--calibrate: every kind of cell must train for some steps, but one ended with: {reason}")
 
 
 def _gathered(folder: Path, opening: float) -> Calibration:

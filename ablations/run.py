@@ -100,8 +100,7 @@ def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program
     inception_weights = _existing("--inception-weights", options.inception_weights)
     asked = _named("--workers", _count, options.workers)
     places = _named("--device", devices, options.device)
-    if not options.dry_run or options.calibrate:
-        _check_data(study)
+    _check_data(study, trains=not options.dry_run or options.calibrate)
     console = Console()
     team = choose_team(asked, [cell.config for cell in cells], places)
     if team.note:
@@ -131,14 +130,14 @@ def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program
     return run_cells(order, console) if program is None else run_cells(order, console, program)
 
 
-def _check_data(study: Study) -> None:
-    from sagan.data import DATASETS
+def _check_data(study: Study, trains: bool) -> None:
+    from sagan.data import DATASETS, NUM_CLASSES
 
-    needed = study.base.data.name
-    if needed not in DATASETS:
-        raise ValueError(
-            f"data.name: this version reads {', '.join(DATASETS)}, got {needed!r}; --dry-run shows what it would cost"
-        )
+    known, needed = DATASETS if trains else NUM_CLASSES, study.base.data.name
+    if needed not in known:
+        way_out = "; --dry-run shows what it would cost" if needed in NUM_CLASSES else ""
+        verb = "reads" if trains else "knows"
+        raise ValueError(f"data.name: this version {verb} {', '.join(known)}, got {needed!r}{way_out}")
 
 
 def _named(option: str, check: Callable[[str], T], value: str) -> T:
