@@ -9,8 +9,9 @@ from functools import partial
 from rich.console import Console
 from rich.table import Table
 
+from ablations.calibration import Calibration, makespan
 from ablations.display import duration
-from ablations.machine import workers_and_threads
+from ablations.machine import Team
 from ablations.plan import Cell, Study, Variant, show
 from ablations.preflight import sqlite_path
 from sagan.config import Config, diff
@@ -21,19 +22,28 @@ from sagan.data import NUM_CLASSES
 def show_plan(
     study: Study,
     cells: Sequence[Cell],
-    workers: int | None,
-    places: tuple[str, ...],
+    team: Team,
     tracking_uri: str,
     console: Console,
+    calibration: Calibration | None = None,
 ) -> None:
-    """Prints what each variant changes and costs, then the cells, and about how long they train on this machine."""
+    """Prints what each variant changes and costs, then the cells, and about how long they take on this machine."""
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
-    num_workers, threads = workers_and_threads(workers, len(cells), places)
-    costs = {v.name: count(v.config, NUM_CLASSES[v.config.data.name]) for v in variants if v.obstacle is None}
-    measured = _measured_rates(study, tracking_uri)
-    rate = None if measured.keys() >= costs.keys() else _flops_per_second(places[0], threads)
-    seconds = {v.name: _seconds(v, costs[v.name], measured, rate) for v in variants if v.name in costs}
+    buildable = [variant for variant in variants if variant.obstacle is None]
+    costs = {v.name: count(v.config, NUM_CLASSES[v.config.data.name]) for v in buildable}
+    planned = {cell.variant for cell in cells}
+    if calibration is not None:
+        seconds = {v.name: calibration.cell_seconds(v.config) for v in buildable if v.name in planned}
+        total = calibration.seconds([cell.config for cell in cells], team.workers)
+        said = _calibrated(calibration, team, total)
+    else:
+        measured = _measured_rates(study, tracking_uri)
+        rate = None if measured.keys() >= costs.keys() else _flops_per_second(team.places[0], team.threads)
+        seconds = {v.name: _seconds(v, costs[v.name], measured, rate) for v in buildable}
+        total = makespan([seconds[cell.variant] for cell in cells], team.workers)
+        basis = "at the speed of earlier runs in the store" if rate is None else _ROUGH
+        said = f"About {duration(total)} of training on {team}, {basis}. --calibrate does better: it measures."
 
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{study.name}: {study.question}\nprotocol: {study.protocol}\n")
@@ -49,12 +59,18 @@ def show_plan(
 
     names = ", ".join(cell.name for cell in cells)
     say(f"{len(cells)} cells: {names}")
-    total = sum(seconds[cell.variant] for cell in cells) / num_workers
-    basis = "from the speed of earlier runs in the store" if rate is None else _ROUGH
-    say(f"{num_workers} workers of {threads} threads on {', '.join(places)}: {duration(total)} of training, {basis}.")
+    say(said)
 
 
 _ROUGH = "if it ran at the speed of one large convolution; expect several times that at small widths"
+
+
+def _calibrated(calibration: Calibration, team: Team, total: float) -> str:
+    each = calibration.memory_mib / 1024
+    memory = f"{each:.1f} GiB of memory each, {each * team.workers:.1f} GiB in all"
+    if calibration.gpu_mib:
+        memory += f", and {calibration.gpu_mib / 1024:.1f} GiB of GPU memory each"
+    return f"About {duration(total)} on {team}, {memory}: measured just now."
 
 
 def _figures(variant: Variant, costs: dict[str, Cost], seconds: dict[str, float]) -> list[str]:
@@ -66,7 +82,7 @@ def _figures(variant: Variant, costs: dict[str, Cost], seconds: dict[str, float]
         f"{cost.num_params_d:,}",
         f"{cost.flops_per_image / 1e9:.3g}",
         f"{cost.memory_mib:,.0f}",
-        duration(seconds[variant.name]),
+        duration(seconds[variant.name]) if variant.name in seconds else "",
     ]
 
 

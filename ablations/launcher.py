@@ -59,7 +59,7 @@ class Crew:
         self._file = self._logs / f"launch-{uuid.uuid4().hex[:12]}.json"
         launch.write(self._file)
         self._members: dict[str, subprocess.Popen[bytes]] = {}
-        self._started = 0
+        self._place_of: dict[str, str] = {}
         self.departures = 0
         self.last_log: Path | None = None
 
@@ -68,7 +68,8 @@ class Crew:
 
     def start(self) -> None:
         token = f"worker-{uuid.uuid4().hex[:12]}"
-        place = self._places[self._started % len(self._places)]
+        # Where fewest are: in turn at first, and then where one has died.
+        place = min(self._places, key=[self._place_of[member] for member in self._members].count)
         threads = str(self._launch.threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
         command = [*self._program, str(self._file), token, "--device", place]
@@ -76,7 +77,7 @@ class Crew:
             self._members[token] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-        self._started += 1
+        self._place_of[token] = place
 
     def collect(self) -> None:
         """Forgets workers that have ended, and counts them."""

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
+
+from sagan.config import Config
+
+# Of a worker of the embedded preset at its peak: Python, torch, MLflow, the images, an evaluation.
+_PROCESS_MIB = 1300.0
 
 
 def usable_cores() -> int:
@@ -38,12 +47,74 @@ def devices(name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def workers_and_threads(asked: int | None, num_cells: int, places: tuple[str, ...]) -> tuple[int, int]:
-    """How many workers, and torch threads for each. Unasked: one a core, or one a GPU, and never more than cells."""
+@dataclass(frozen=True)
+class Team:
+    """Worker processes, torch threads for each, and the devices that they take in turn."""
+
+    workers: int
+    threads: int
+    places: tuple[str, ...]
+    note: str | None = None  # why "auto" chose fewer than the machine has cores or GPUs
+
+    def place(self, member: int) -> str:
+        return self.places[member % len(self.places)]
+
+    def __str__(self) -> str:
+        workers, threads = _counted(self.workers, "worker"), _counted(self.threads, "thread")
+        return f"{workers} of {threads} on {', '.join(self.places)}"
+
+
+def choose_team(asked: int | None, configs: Sequence[Config], places: tuple[str, ...]) -> Team:
+    """Workers for cells of `configs`. Unasked: one a core, or one a GPU, as far as memory goes. Never more than cells.
+
+    On a CPU one thread a worker is the rule: it is what gives most cells an hour (tests/benchmarks/test_studies.py).
+    """
     cores = usable_cores()
-    wanted = asked if asked is not None else (cores if places == ("cpu",) else len(places))
-    workers = max(1, min(wanted, num_cells))
-    return workers, max(1, cores // workers)
+    on_cpu = places == ("cpu",)
+    workers = max(1, min(asked or (cores if on_cpu else len(places)), len(configs)))
+    note = None
+    if asked is None and workers > 1:
+        free, need = free_memory_mib(), worker_memory_mib(configs, on_cpu)
+        if (held := max(1, int(free // need))) < workers:
+            note = (
+                f"--workers auto takes {held}, not {workers}: {free / 1024:.1f} GiB of memory are free, and a worker "
+                f"needs about {need / 1024:.1f}. --workers {workers} does it nevertheless."
+            )
+            workers = held
+    return Team(workers, max(1, cores // workers), places, note)
+
+
+def worker_memory_mib(configs: Sequence[Config], on_cpu: bool) -> float:
+    """About what one worker needs of the machine's memory. On a GPU the networks are elsewhere."""
+    if not on_cpu:
+        return _PROCESS_MIB
+    from sagan.cost import count
+    from sagan.data import NUM_CLASSES
+
+    largest = max(configs, key=_activations)
+    return _PROCESS_MIB + count(largest, NUM_CLASSES[largest.data.name]).memory_mib
+
+
+def free_memory_mib() -> float:
+    """Memory that can be had without swapping, cut to the limit of this process's container."""
+    free = float(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        counters = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # The page cache counts as used there, and is given up when asked for.
+        used = int((group / "memory.current").read_text()) - int(counters["inactive_file"])
+        free = min(free, int(limit) - used)
+    return max(0.0, free) / 2**20
+
+
+def _activations(config: Config) -> int:
+    """In proportion to what a step keeps, for telling which of several configs keeps most."""
+    model = config.model
+    return config.optim.batch_size * config.data.resolution**2 * (model.width_g + model.width_d)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def git_commit() -> str | None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from ablations.document import StudyError
-from ablations.machine import devices, workers_and_threads
+from ablations.machine import choose_team, devices
 from ablations.plan import Cell, Study
 from ablations.preflight import absolute, check_folder, check_storage, check_store
 from ablations.study import read_study
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tracking-uri", default="sqlite:///mlflow.db", metavar="URI", help="the MLflow store (default %(default)s)")
     add("--retry-failed", action="store_true", help="run cells again that failed before")
     add("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
+    add("--calibrate", action="store_true", help="with --dry-run: measure time and memory here, for a minute or two")
     return parser
 
 
@@ -88,6 +89,8 @@ def _cells(study: Study, only: str) -> list[Cell]:
 
 
 def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program: Sequence[str] | None) -> int:
+    if options.calibrate and not options.dry_run:
+        raise ValueError("--calibrate: must go with --dry-run, got it alone; add --dry-run, or leave it out to train")
     runs = Path("runs").resolve()
     _named("--storage", check_storage, options.storage)
     _named("--tracking-uri", check_store, options.tracking_uri)
@@ -97,35 +100,44 @@ def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program
     inception_weights = _existing("--inception-weights", options.inception_weights)
     asked = _named("--workers", _count, options.workers)
     places = _named("--device", devices, options.device)
+    _check_data(study, trains=not options.dry_run or options.calibrate)
     console = Console()
+    team = choose_team(asked, [cell.config for cell in cells], places)
+    if team.note:
+        console.print(team.note, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
+        from ablations.calibration import calibrate
         from ablations.dry_run import show_plan
 
-        show_plan(study, cells, asked, places, absolute(options.tracking_uri), console)
+        calibration = calibrate(cells, team, console, data_root, inception_weights) if options.calibrate else None
+        show_plan(study, cells, team, absolute(options.tracking_uri), console, calibration)
         return 0
     from ablations.launcher import Order, run_cells
-    from sagan.data import DATASETS
 
-    needed = study.base.data.name
-    if needed not in DATASETS:
-        raise ValueError(
-            f"data.name: this version reads {', '.join(DATASETS)}, got {needed!r}; --dry-run shows what it would cost"
-        )
-    workers, threads = workers_and_threads(asked, len(cells), places)
     order = Order(
         study=study,
         cells=cells,
         storage=absolute(options.storage),
         tracking_uri=absolute(options.tracking_uri),
         runs=runs,
-        places=places,
-        workers=workers,
-        threads=threads,
+        places=team.places,
+        workers=team.workers,
+        threads=team.threads,
         data_root=data_root,
         inception_weights=inception_weights,
         retry_failed=options.retry_failed,
     )
     return run_cells(order, console) if program is None else run_cells(order, console, program)
+
+
+def _check_data(study: Study, trains: bool) -> None:
+    from sagan.data import DATASETS, NUM_CLASSES
+
+    known, needed = DATASETS if trains else NUM_CLASSES, study.base.data.name
+    if needed not in known:
+        way_out = "; --dry-run shows what it would cost" if needed in NUM_CLASSES else ""
+        verb = "reads" if trains else "knows"
+        raise ValueError(f"data.name: this version {verb} {', '.join(known)}, got {needed!r}{way_out}")
 
 
 def _named(option: str, check: Callable[[str], T], value: str) -> T:

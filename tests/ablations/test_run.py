@@ -32,6 +32,15 @@ BAD = {
     "a store of files": (["--tracking-uri", "./mlruns"], "--tracking-uri: must be a sqlite, postgresql or http URI"),
     "a store that does not answer": (["--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri: does not answer"),
     "data that cannot be read": (["--preset", "official128"], "data.name: this version reads embedded, got 'imagenet'"),
+    "data that nobody knows": (
+        ["--set", "data.name=faces", "--dry-run"],
+        "this version knows embedded, imagenet, got ",
+    ),
+    "a calibration of nothing": (["--calibrate"], "--calibrate: must go with --dry-run, got it alone; add --dry-run"),
+    "a calibration without data": (
+        ["--preset", "official128", "--dry-run", "--calibrate"],
+        "data.name: this version reads embedded, got 'imagenet'",
+    ),
     "an unknown device": (["--device", "gpu"], "--device: must be cpu, cuda or cuda:N, got 'gpu'"),
     "an unknown preset": (["--preset", "embeded"], "--preset: must be one of .*did you mean 'embedded'?"),
 }
@@ -92,6 +101,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert "feat32 changes against none: model.attention.at [] -> [32]" in shown
     assert "needs 128 px" in shown
     assert "4 cells: none/seed0, feat32/seed0, none/seed1, feat32/seed1" in shown
+    assert "--calibrate does better" in shown
     assert list(work.iterdir()) == []
 
 

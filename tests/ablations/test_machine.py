@@ -1,0 +1,110 @@
+"""How many workers, on which devices: machines of all sizes, none of which is here."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from ablations import machine
+from ablations.launcher import Crew
+from ablations.machine import choose_team, devices, worker_memory_mib
+from ablations.worker import Launch
+from sagan.config import override
+from sagan.presets import PRESETS
+
+EMBEDDED = PRESETS["embedded"]
+MIB = {"much": 1e6, "little": 3000.0, "none": 0.0}
+
+
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Sixteen cores, two GPUs, a terabyte."""
+    monkeypatch.setattr(machine, "usable_cores", lambda: 16)
+    monkeypatch.setattr(machine, "free_memory_mib", lambda: MIB["much"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "cells", "workers", "threads", "places"),
+    [
+        (None, "cpu", 60, 16, 1, ("cpu",)),
+        (None, "cpu", 4, 4, 4, ("cpu",)),
+        (3, "cpu", 60, 3, 5, ("cpu",)),
+        (32, "cpu", 60, 32, 1, ("cpu",)),
+        (None, "cuda", 60, 2, 8, ("cuda:0", "cuda:1")),
+        (None, "cuda:1", 60, 1, 16, ("cuda:1",)),
+        (4, "cuda:0", 60, 4, 4, ("cuda:0",)),
+    ],
+)
+def test_workers_take_all_cores_and_the_devices_that_were_named(
+    box: pytest.MonkeyPatch,
+    asked: int | None,
+    device: str,
+    cells: int,
+    workers: int,
+    threads: int,
+    places: tuple[str, ...],
+) -> None:
+    team = choose_team(asked, [EMBEDDED] * cells, devices(device))
+    assert (team.workers, team.threads, team.places, team.note) == (workers, threads, places, None)
+    assert {team.place(member) for member in range(workers)} <= set(places)
+
+
+def test_a_gpu_that_is_not_there_is_refused(box: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="has cuda:0 to cuda:1, got 'cuda:2'"):
+        devices("cuda:2")
+
+
+def test_auto_takes_no_more_workers_than_memory_holds_and_says_so(box: pytest.MonkeyPatch) -> None:
+    need = worker_memory_mib([EMBEDDED], on_cpu=True)
+    box.setattr(machine, "free_memory_mib", lambda: 5.5 * need)
+    team = choose_team(None, [EMBEDDED] * 60, ("cpu",))
+    assert (team.workers, team.threads) == (5, 3)
+    assert team.note is not None and "auto takes 5, not 16" in team.note
+    box.setattr(machine, "free_memory_mib", lambda: MIB["none"])
+    assert choose_team(None, [EMBEDDED] * 60, ("cpu",)).workers == 1
+    assert choose_team(7, [EMBEDDED] * 60, ("cpu",)).workers == 7, "who asks for seven gets seven"
+
+
+def test_the_cell_that_needs_most_decides_how_many_fit(box: pytest.MonkeyPatch) -> None:
+    large = override(EMBEDDED, {"optim.batch_size": 512})
+    both = [EMBEDDED, large]
+    assert worker_memory_mib(both, on_cpu=True) == worker_memory_mib([large], on_cpu=True)
+    assert worker_memory_mib([large], on_cpu=True) > worker_memory_mib([EMBEDDED], on_cpu=True) + 500
+
+
+IDLE = (sys.executable, "-c", "import time; time.sleep(600)")
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[Crew]:
+    launch = Launch("", "", "", "", "study", (), tmp_path, launcher_pid=0, threads=4)
+    crew = Crew(launch, ("cuda:0", "cuda:1"), IDLE)
+    yield crew
+    crew.stop(patience=5)
+    crew.close()
+
+
+def places_of_workers() -> Counter[str]:
+    lines = [child.cmdline() for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return Counter(line[-1] for line in lines if "--device" in line)
+
+
+def test_workers_share_the_devices_evenly_also_after_one_has_died(crew: Crew) -> None:
+    for _ in range(4):
+        crew.start()
+    assert places_of_workers() == {"cuda:0": 2, "cuda:1": 2}
+    dying = next(child for child in psutil.Process().children() if child.cmdline()[-1] == "cuda:1")
+    assert dying.environ()["OMP_NUM_THREADS"] == "4"
+    dying.kill()
+    psutil.wait_procs([dying], timeout=5)
+    crew.collect()
+    crew.start()
+    assert len(crew) == 4 and places_of_workers() == {"cuda:0": 2, "cuda:1": 2}
