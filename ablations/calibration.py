@@ -41,9 +41,9 @@ _MEASURED = "member*/measured*.json"
 
 # Fields that change numbers and not operations: configs that differ in these alone take equally long a step.
 _FREE = (
-    *("optim.steps", "optim.lr_g", "optim.lr_d", "optim.beta1", "optim.beta2", "optim.adam_eps", "optim.ema_start"),
-    *("eval.every", "data.h_flip", "model.init", "model.bn_momentum", "model.final_bn_momentum", "model.bn_eps"),
-    *("model.attention.gamma", "model.sn.eps"),
+    *("optim.steps", "optim.ttur", "optim.lr_g", "optim.lr_d", "optim.lr_equal", "optim.ema_start"),
+    *("optim.beta1", "optim.beta2", "optim.adam_eps", "eval.every", "data.h_flip", "model.init"),
+    *("model.bn_momentum", "model.final_bn_momentum", "model.bn_eps", "model.attention.gamma", "model.sn.eps"),
 )
 
 

@@ -151,8 +151,7 @@ class _Checker:
             self._error(("factors",), f"must map factors to levels, got {factors!r}; see studies/smoke.yaml")
             return {}
         sound: Factors = {}
-        owner: dict[str, Position] = {name: ("set",) for name in self._content.get("set") or {}}
-        owner.update({name: ("--set",) for name in self._changes})
+        owner: dict[str, Position] = {name: ("--set",) for name in self._changes}
         for factor, levels in factors.items():
             self._check_name(("factors", factor))
             if not isinstance(levels, dict) or not levels:
@@ -175,12 +174,12 @@ class _Checker:
             self._error(path, f"{_NAME_RULE}, got {path[-1]!r}", at="key")
 
     def _check_owner(self, path: Position, changes: Changes, owner: dict[str, Position]) -> None:
-        """A field belongs to one factor, or to `set`: else one silently undoes the other."""
+        """A field belongs to one factor, or to `--set`: else one silently undoes the other."""
         for name in changes:
             first = owner.setdefault(name, path[:2])
             if first != path[:2]:
                 taken = f"is changed by {'.'.join(first)} already"
-                self._error((*path, name), f"{taken}; a field belongs to one factor or to set, drop one", at="key")
+                self._error((*path, name), f"{taken}; a field belongs to one factor or to --set, drop one", at="key")
 
     def _baseline(self, design: Design, factors: Factors) -> str:
         baseline = self._content.get("baseline")

@@ -42,9 +42,9 @@ MISTAKES = {
         {"question: Where": "question: !!python/name:os.system Where"},
         "2:11: question: cannot be read",
     ),
-    "a field set and varied": (
-        {"seeds:": "set: {model.attention.at: [8]}\nseeds:"},
-        "11:14: .*is changed by set already",
+    "a field of two factors": (
+        {"factors:\n": "factors:\n  other: {none: {}, feat8: {model.attention.at: [8]}}\n"},
+        "11:14: .*is changed by factors.other already",
     ),
 }
 
@@ -101,6 +101,12 @@ def test_command_line_overrides_are_checked_like_the_file(write_study: WriteStud
 def test_setting_what_a_factor_varies_is_refused(write_study: WriteStudy) -> None:
     with pytest.raises(StudyError, match="is changed by --set already"):
         read_study(write_study(), changes={"model.attention.at": "[8]"})
+
+
+def test_a_level_may_change_what_set_gives_to_every_variant(write_study: WriteStudy) -> None:
+    study = read_study(write_study({"seeds:": "set: {model.attention.at: [8]}\nseeds:"}))
+    at = {variant.name: variant.config.model.attention.at for variant in study.variants()}
+    assert at == {"none": (8,), "feat32": (32,), "feat64": (64,)}
 
 
 def test_numbers_that_yaml_reads_as_text_become_numbers(write_study: WriteStudy) -> None:

@@ -1,0 +1,48 @@
+"""The study files that ship, at every preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ablations.plan import Study
+from ablations.study import read_study
+from sagan.config import diff
+from sagan.presets import PRESETS
+
+HEADER = ("# Question", "# Expect", "# Cost")
+FILES = sorted(Path(__file__).parents[2].glob("studies/*.yaml"))
+
+
+@pytest.fixture(params=[(file, preset) for file in FILES for preset in PRESETS], ids=lambda p: f"{p[0].stem}-{p[1]}")
+def study(request: pytest.FixtureRequest) -> Study:
+    file, preset = request.param
+    return read_study(file, preset)
+
+
+def test_a_variant_differs_from_the_baseline_only_in_the_fields_of_its_factors(study: Study) -> None:
+    variants = study.variants()
+    baseline = next(variant for variant in variants if variant.name == study.baseline)
+    for variant in variants:
+        moved = [factor for factor, level in variant.factors.items() if level != baseline.factors[factor]]
+        named = {field for factor in moved for changes in study.factors[factor].values() for field in changes}
+        assert diff(baseline.config, variant.config).keys() <= named, variant.name
+        assert (variant is baseline) == (not moved)
+
+
+def test_no_two_variants_are_the_same_run(study: Study) -> None:
+    configs = [variant.config for variant in study.variants()]
+    assert len(set(configs)) == len(configs)
+
+
+def test_every_variant_can_be_built_at_the_papers_size(study: Study) -> None:
+    missing = [variant.name for variant in study.variants() if variant.obstacle]
+    assert all("64" in name for name in missing) and (not missing or study.base.data.resolution < 128)
+
+
+def test_a_file_is_named_as_its_study_and_opens_with_question_expectation_and_cost() -> None:
+    for file in FILES:
+        assert read_study(file).name == file.stem
+        lines = file.read_text().splitlines()
+        assert [line.split(":")[0] for line in lines if line.startswith(HEADER)] == list(HEADER), file.name
