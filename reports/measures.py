@@ -8,7 +8,6 @@ import numpy as np
 
 from reports.unit import Unit
 
-
 # Parts of a metric fingerprint that name what is scored rather than what scores it, and the fields that decide them.
 _SCORED = {"optim.ema_decay": ("ema", "raw"), "eval.bn": ("bn running", "bn standing")}
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sagan.config import Config
@@ -38,9 +41,9 @@ def count(config: Config, num_classes: int) -> Cost:
         discriminator = Discriminator(config.model, config.data.resolution, num_classes)
         z, labels = torch.empty(2, config.model.z_dim), torch.zeros(2, dtype=torch.long)
         kept_g, kept_d = _KeptBytes(), _KeptBytes()
-        with FlopCounterMode(display=False) as flops_g, kept_g:
+        with FlopCounterMode(display=False) as flops_g, kept_g, _FusedAttention():
             images = generator(z, labels)
-        with FlopCounterMode(display=False) as flops_d, kept_d:
+        with FlopCounterMode(display=False) as flops_d, kept_d, _FusedAttention():
             discriminator(images.detach(), labels)
     g, d = flops_g.get_total_flops() // 2, flops_d.get_total_flops() // 2
     optim = config.optim
@@ -49,6 +52,8 @@ def count(config: Config, num_classes: int) -> Cost:
     per_image = optim.d_steps * (g + 2 * 3 * d) + 3 * g + 2 * d
     num_g, num_d = num_parameters(generator), num_parameters(discriminator)
     kept = max(2 * kept_d.total, kept_g.total + kept_d.total) / 2 * optim.batch_size
+    if optim.precision == "bf16":
+        kept /= 2
     weights = _BYTES_PER_PARAMETER * (num_g + num_d) + 4 * num_g
     return Cost(num_g, num_d, g + d, per_image * optim.batch_size, (kept + weights) / 2**20)
 
@@ -68,3 +73,13 @@ class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):
     @property
     def total(self) -> int:
         return sum(storage.nbytes() for storage in self.seen.values())
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Without storage torch takes the form that keeps the N x M matrix; with it, a kernel that does not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+            return kernel(*args, None, True, scale=kwargs["scale"])[0]
+        return func(*args, **(kwargs or {}))

@@ -49,3 +49,13 @@ def test_memory_grows_with_the_batch_by_what_autograd_keeps(tiny: Config) -> Non
     measured = sum(storage.nbytes() for storage in kept.values()) / batch
     small, large = (count(override(config, {"optim.batch_size": n}), 6).memory_mib for n in (64, 128))
     assert (large - small) * 2**20 / 64 == pytest.approx(measured, rel=0.3)
+
+
+def test_the_memory_of_attention_does_not_count_a_matrix_that_is_never_stored() -> None:
+    """At feat64, batch 256, that matrix alone is 4 GiB in each network."""
+    base = override(PRESETS["official128"], {"optim.precision": "fp32"})
+    attention, control = (
+        count(override(base, {"model.attention.at": [64], "model.attention.kind": kind}), 1000).memory_mib
+        for kind in ("self_attention", "residual")
+    )
+    assert attention - control < 2 * 2048
