@@ -25,8 +25,11 @@ def show_plan(
     places: tuple[str, ...],
     tracking_uri: str,
     console: Console,
-) -> None:
-    """Prints what each variant changes and costs, then the cells, and about how long they train on this machine."""
+) -> float:
+    """Prints what each variant changes and costs, then the cells, and about how long they train on this machine.
+
+    Returns that time in seconds. The trials of a search are not known ahead: give its outline.
+    """
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
     num_workers, threads = workers_and_threads(workers, len(cells), places)
@@ -37,6 +40,9 @@ def show_plan(
 
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{study.name}: {study.question}\nprotocol: {study.protocol}\n")
+    if study.search is not None:
+        say(f"{study.search}, counted at the values of {baseline.name}")
+        variants = [baseline]
     for variant in variants:
         if variant is not baseline:
             say(f"{variant.name} changes against {baseline.name}: {_changes(baseline.config, variant)}")
@@ -52,6 +58,13 @@ def show_plan(
     total = sum(seconds[cell.variant] for cell in cells) / num_workers
     basis = "from the speed of earlier runs in the store" if rate is None else _ROUGH
     say(f"{num_workers} workers of {threads} threads on {', '.join(places)}: {duration(total)} of training, {basis}.")
+    return total
+
+
+def show_total(plans: Sequence[tuple[int, float]], console: Console) -> None:
+    """The sum over studies of (cells, seconds)."""
+    cells, seconds = (sum(column) for column in zip(*plans, strict=True))
+    console.print(f"\n{len(plans)} studies, {cells} cells: {duration(seconds)} of training.", highlight=False)
 
 
 _ROUGH = "if it ran at the speed of one large convolution; expect several times that at small widths"

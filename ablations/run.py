@@ -27,9 +27,8 @@ def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
     """`program` is the command that starts a worker, where it is not the installed one."""
     options = _parser().parse_args(arguments)
     try:
-        study = _study(options)
-        cells = _cells(study, options.only)
-        return _start(study, cells, options, program)
+        chosen = _choose(_studies(options), options.only)
+        return _start(chosen, options, program)
     except StudyError as error:
         messages = error.messages
     except ValueError as error:
@@ -41,10 +40,10 @@ def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ablations.run",
-        description="Train every cell of a study. The same command, given again, finishes what is left.",
+        description="Train every cell of one study after another. The same command, given again, finishes what is left.",
     )
     add = parser.add_argument
-    add("study", type=Path, metavar="STUDY.yaml")
+    add("studies", nargs="+", type=Path, metavar="STUDY.yaml")
     add("--preset", help="scale, in place of the study's own: embedded, official128, ...")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field in every variant; repeatable")
     add("--seeds", metavar="0,1,2", help="in place of the study's own")
@@ -56,19 +55,44 @@ def _parser() -> argparse.ArgumentParser:
     add("--storage", default="sqlite:///optuna.db", metavar="URL", help="the queue (default %(default)s)")
     add("--tracking-uri", default="sqlite:///mlflow.db", metavar="URI", help="the MLflow store (default %(default)s)")
     add("--retry-failed", action="store_true", help="run cells again that failed before")
+    add("--no-reuse", action="store_true", help="train cells again that another study has trained")
     add("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
     return parser
 
 
-def _study(options: argparse.Namespace) -> Study:
+def _studies(options: argparse.Namespace) -> list[Study]:
+    """All studies that were named, checked. Raises StudyError with the mistakes of all files at once."""
+    changes = _changes(options.set)
+    seeds = None if options.seeds is None else _seeds(options.seeds)
+    studies: dict[str, Study] = {}
+    messages: list[str] = []
+    for path in options.studies:
+        try:
+            study = read_study(path, options.preset, changes)
+        except StudyError as error:
+            messages += error.messages
+            continue
+        if seeds is not None:
+            if study.search is not None and study.search.seed in seeds:
+                messages.append(f"--seeds: {study.search.seed} trains the trials of {path}; confirm with other seeds")
+            study = study.at_seeds(seeds)
+        if study.name in studies:
+            first = studies[study.name].path
+            messages.append(f"{path}: name: {study.name!r} is the name of {first} too; rename one, or give it once")
+        studies[study.name] = study
+    if messages:
+        raise StudyError(list(dict.fromkeys(messages)))  # what is wrong on the command line is wrong in every file
+    return list(studies.values())
+
+
+def _changes(texts: Sequence[str]) -> dict[str, str]:
     changes = {}
-    for text in options.set:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set: must be KEY=VALUE, got {text!r}; write --set optim.steps=500")
         changes[name.strip()] = value.strip()
-    study = read_study(options.study, options.preset, changes)
-    return study if options.seeds is None else study.at_seeds(_seeds(options.seeds))
+    return changes
 
 
 def _seeds(text: str) -> list[int]:
@@ -78,32 +102,78 @@ def _seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _cells(study: Study, only: str) -> list[Cell]:
-    cells = study.cells(only)
-    if not cells:
-        shown = [f"{v.name} ({v.obstacle})" if v.obstacle else v.name for v in study.variants()]
-        matching = f"--only: no cell matches {only!r}" if only != "*" else f"{study.path}: no variant can be built"
-        raise ValueError(f"{matching}; variants are {', '.join(shown)}")
-    return cells
+def _choose(studies: list[Study], only: str) -> list[tuple[Study, list[Cell]]]:
+    """The studies that have cells to run, with these; the others are named. Trials of a search are counted ahead."""
+    chosen = [(study, study.outline().cells(only)) for study in studies]
+    skipped = [f"{_nothing_in(study, only)}" for study, cells in chosen if not cells]
+    if len(skipped) == len(chosen):
+        raise StudyError(skipped)
+    for reason in skipped:
+        print(f"Skipped: {reason}")
+    return [(study, cells) for study, cells in chosen if cells]
 
 
-def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program: Sequence[str] | None) -> int:
-    runs = Path("runs").resolve()
+def _nothing_in(study: Study, only: str) -> str:
+    shown = [f"{v.name} ({v.obstacle})" if v.obstacle else v.name for v in study.outline().variants()]
+    reason = f"--only: no cell matches {only!r}" if only != "*" else "no variant can be built"
+    return f"{study.path}: {reason}; variants are {', '.join(shown)}"
+
+
+def _start(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace, program: Sequence[str] | None) -> int:
     _named("--storage", check_storage, options.storage)
     _named("--tracking-uri", check_store, options.tracking_uri)
     if not options.dry_run:
-        check_folder(runs)
+        check_folder(Path("runs"))
     data_root = _existing("--data-root", options.data_root)
     inception_weights = _existing("--inception-weights", options.inception_weights)
     asked = _named("--workers", _count, options.workers)
     places = _named("--device", devices, options.device)
     console = Console()
     if options.dry_run:
-        from ablations.dry_run import show_plan
+        return _show(chosen, asked, places, absolute(options.tracking_uri), console)
+    from ablations.launcher import run_studies
+    from ablations.session import Order
 
-        show_plan(study, cells, asked, places, absolute(options.tracking_uri), console)
-        return 0
-    from ablations.launcher import Order, run_cells
+    orders = []
+    for study, cells in chosen:
+        _check_data(study)
+        workers, threads = workers_and_threads(asked, len(cells), places)
+        order = Order(
+            study=study,
+            only=options.only,
+            storage=absolute(options.storage),
+            tracking_uri=absolute(options.tracking_uri),
+            runs=Path("runs").resolve(),
+            places=places,
+            workers=workers,
+            threads=threads,
+            data_root=data_root,
+            inception_weights=inception_weights,
+            retry_failed=options.retry_failed,
+            reuse=not options.no_reuse,
+        )
+        orders.append(order)
+    return run_studies(orders, console) if program is None else run_studies(orders, console, program)
+
+
+def _show(
+    chosen: list[tuple[Study, list[Cell]]],
+    asked: int | None,
+    places: tuple[str, ...],
+    tracking_uri: str,
+    console: Console,
+) -> int:
+    from ablations.dry_run import show_plan, show_total
+
+    plans = []
+    for study, cells in chosen:
+        plans.append((len(cells), show_plan(study.outline(), cells, asked, places, tracking_uri, console)))
+    if len(plans) > 1:
+        show_total(plans, console)
+    return 0
+
+
+def _check_data(study: Study) -> None:
     from sagan.data import DATASETS
 
     needed = study.base.data.name
@@ -111,21 +181,6 @@ def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program
         raise ValueError(
             f"data.name: this version reads {', '.join(DATASETS)}, got {needed!r}; --dry-run shows what it would cost"
         )
-    workers, threads = workers_and_threads(asked, len(cells), places)
-    order = Order(
-        study=study,
-        cells=cells,
-        storage=absolute(options.storage),
-        tracking_uri=absolute(options.tracking_uri),
-        runs=runs,
-        places=places,
-        workers=workers,
-        threads=threads,
-        data_root=data_root,
-        inception_weights=inception_weights,
-        retry_failed=options.retry_failed,
-    )
-    return run_cells(order, console) if program is None else run_cells(order, console, program)
 
 
 def _named(option: str, check: Callable[[str], T], value: str) -> T:

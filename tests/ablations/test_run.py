@@ -21,7 +21,7 @@ BAD = {
     "a seed twice": (["--seeds", "1,1"], "--seeds: must be different"),
     "a glob that matches nothing": (
         ["--only", "feat9"],
-        "--only: no cell matches 'feat9'; variants are none, feat32, ",
+        "study.yaml: --only: no cell matches 'feat9'; variants are none, feat32, ",
     ),
     "a variant that cannot be built": (["--only", "feat64"], r"feat64 \(needs 128 px\)"),
     "no number of workers": (["--workers", "many"], "--workers: must be a whole number above 0 or auto, got 'many'"),

@@ -87,7 +87,7 @@ def test_a_cell_is_stored_with_everything_that_a_report_reads(store: Store, stud
     assert (picture[4:8, 8:12] == samples[1, 2]).all()
     arrays = np.load(store.client.download_artifacts(run.run_id, "attention/g32/step_0000005.npz"))
     assert set(arrays) == {"images", "queries", "maps"}
-    assert store.recorded(experiment_id) == {cell.key}
+    assert store.recorded(experiment_id).keys() == {cell.key}
 
 
 def test_a_paused_cell_goes_on_under_its_own_run(store: Store, study: Study) -> None:
