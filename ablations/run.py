@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
     """`program` is the command that starts a worker, where it is not the installed one."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     try:
         chosen = _choose(_studies(options), options.only)
         return _start(chosen, options, program)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ablations.run",
-        description="Train every cell of one study after another. The same command, given again, finishes what is left.",
+        description="Train every cell of each study. The same command, given again, finishes what is left.",
     )
     add = parser.add_argument
     add("studies", nargs="+", type=Path, metavar="STUDY.yaml")
