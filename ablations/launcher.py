@@ -14,6 +14,7 @@ from ablations.plan import Study, show
 from ablations.queue import CellState
 from ablations.search import Trials
 from ablations.session import Order, Session
+from ablations.space import BEST
 from ablations.storage import probe
 from ablations.tracking import Result, Store
 
@@ -73,39 +74,39 @@ def _run(session: Session, console: Console) -> None:
     if session.is_settled:  # not interrupted, and workers can run
         trials = study.search.proposed if study.search else {}
         session.run([cell for cell in study.cells(only) if cell.variant not in trials])
-    if not session.has_run:
+    if session.is_settled and not session.has_run:
         console.print("Nothing to run.", highlight=False)
 
 
 def _search(session: Session, console: Console) -> Study:
     """Runs the trials in rounds of as many as there are workers; returns the study with all of them and the best."""
     order = session.order
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     with Trials(order.storage, order.study) as trials:
         if order.retry_failed:
             trials.retry_failed()
-        while names := trials.propose(order.workers):
-            study = trials.study()
-            session.publish({"plan.json": study.plan(), "search.json": trials.report()})
-            assert study.search is not None
-            console.print(f"Search: {', '.join(names)} of {study.search.trials} trials", highlight=False)
-            states = session.run([cell for cell in study.cells() if cell.variant in names])
-            trials.settle(session.results(), {state.cell.variant for state in states if state.state == "failed"})
-            if not session.is_settled:
-                break
+        _run_trials(session, trials, trials.names())  # what earlier launches left without a result
+        while session.is_settled and (names := trials.propose(order.workers)):
+            say(f"Search: {', '.join(names)}")
+            _run_trials(session, trials, names)
         study = trials.study()
-        session.publish({"plan.json": study.plan(), "search.json": trials.report()})
-        assert study.search is not None
-        session.look([cell for cell in study.cells() if cell.variant in study.search.proposed])
-        _name_best(study, console)
-        return study
+    best = next((variant for variant in study.variants() if variant.name == BEST), None)
+    if best is not None:
+        say(f"Search: best is {', '.join(f'{name}={show(value)}' for name, value in best.changes.items())}")
+    elif session.is_settled:
+        say("Search: no trial has a value, so there is no best one")
+    return study
 
 
-def _name_best(study: Study, console: Console) -> None:
-    assert study.search is not None
-    if study.search.best is not None:
-        chosen = next(variant for variant in study.variants() if variant.name == study.search.best)
-        listed = ", ".join(f"{name}={show(value)}" for name, value in chosen.changes.items())
-        console.print(f"Search: {chosen.name} is best: {listed}", markup=False, highlight=False, soft_wrap=True)
+def _run_trials(session: Session, trials: Trials, names: Sequence[str]) -> None:
+    _publish(session, trials)
+    states = session.run([cell for cell in trials.study().cells() if cell.variant in names])
+    trials.settle(session.results(), {state.cell.variant for state in states if state.state == "failed"})
+    _publish(session, trials)
+
+
+def _publish(session: Session, trials: Trials) -> None:
+    session.publish({"plan.json": trials.study().plan(), "search.json": trials.report()})
 
 
 def _summary(session: Session) -> str:

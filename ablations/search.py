@@ -27,7 +27,7 @@ from ablations.storage import exclusive, open_storage
 from ablations.tracking import Result
 from sagan.config import digest
 
-_RANDOM_TRIALS = 10  # Optuna's default; a third of the trials where they are few
+_RANDOM_TRIALS = 10  # before TPE learns from their answers: Optuna's default; half of the trials where they are few
 _FEWEST_RANKED = 4  # trials with a value, before importances mean anything
 
 
@@ -88,6 +88,10 @@ class Trials:
                     )
                     self._optuna.add_trial(again)
 
+    def names(self) -> list[str]:
+        """The variants of all trials so far."""
+        return list(self._newest())
+
     def study(self) -> Study:
         """The study with the trials so far and, when all have an answer, the best."""
         proposed: dict[str, Changes] = {name: dict(trial.params) for name, trial in self._newest().items()}
@@ -122,7 +126,7 @@ class Trials:
         seed = np.random.SeedSequence([self._search.seed, len(self._newest())]).generate_state(1)[0]
         self._optuna.sampler = TPESampler(
             seed=int(seed),
-            n_startup_trials=min(_RANDOM_TRIALS, max(1, self._search.trials // 3)),
+            n_startup_trials=min(_RANDOM_TRIALS, max(1, self._search.trials // 2)),
             multivariate=True,
             constant_liar=True,  # trials of one round are asked for before any is answered
         )
