@@ -30,7 +30,7 @@ from ablations.plan import Cell
 from sagan.config import Config, digest, flatten, override
 
 if TYPE_CHECKING:
-    from ablations.launcher import Interrupt
+    from ablations.crew import Interrupt
     from sagan.training import Trainer
 
 STEP_SECONDS = 5.0  # of steps that are timed in one measurement
@@ -114,7 +114,7 @@ def calibrate(
 
     Raises ValueError where a measurement fails, with what it said, and SystemExit (130, 143) when told to stop.
     """
-    from ablations.launcher import Interrupt
+    from ablations.crew import Interrupt
     from ablations.tracking import Store
 
     kinds = list({kind(cell.config): flatten(cell.config) for cell in cells}.values())
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     import ablations.worker  # noqa: F401 - a worker holds it in memory, and waits for it
-    from ablations.tracking import open_client
+    from ablations.outbox import open_client
     from sagan.training import Trainer
 
     torch.set_num_threads(assignment["threads"])

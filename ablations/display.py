@@ -95,6 +95,8 @@ def duration(seconds: float) -> str:
 def _row(state: CellState) -> tuple[str, str, str, str, str, str]:
     progress = state.progress
     what = state.outcome or state.state
+    if "shared_study" in progress:
+        what = f"{what}, shared with {progress['shared_study']}"
     if state.error:
         what = f"failed: {state.error.splitlines()[0][:80]}"
     speed = f"{progress['images_per_sec']:.0f}" if "images_per_sec" in progress else ""

@@ -6,6 +6,7 @@ Nodes are composed, not loaded: their marks locate errors, and duplicate keys, w
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,3 +129,13 @@ class Document:
                 self._keys[(*path, key)] = key_node.start_mark
                 plain[key] = self._plain(value_node, (*path, key))
         return plain
+
+
+def did_you_mean(value: object, options: Iterable[str]) -> str:
+    return hint(value, options).removeprefix("; ") or f"choose from {', '.join(options)}"
+
+
+def hint(value: object, options: Iterable[str]) -> str:
+    """ "; did you mean 'grid'?", or nothing where no option is close."""
+    close = difflib.get_close_matches(str(value), list(options), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -26,8 +26,11 @@ def show_plan(
     tracking_uri: str,
     console: Console,
     calibration: Calibration | None = None,
-) -> None:
-    """Prints what each variant changes and costs, then the cells, and about how long they take on this machine."""
+) -> float:
+    """Prints what each variant changes and costs, then the cells, and about how long they take on this machine.
+
+    Returns that time in seconds. The trials of a search are not known ahead: give its outline.
+    """
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
     buildable = [variant for variant in variants if variant.obstacle is None]
@@ -47,6 +50,9 @@ def show_plan(
 
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{study.name}: {study.question}\nprotocol: {study.protocol}\n")
+    if study.search is not None:
+        say(f"{study.search}, counted at the values of {baseline.name}")
+        variants = [baseline]
     for variant in variants:
         if variant is not baseline:
             say(f"{variant.name} changes against {baseline.name}: {_changes(baseline.config, variant)}")
@@ -60,6 +66,13 @@ def show_plan(
     names = ", ".join(cell.name for cell in cells)
     say(f"{len(cells)} cells: {names}")
     say(said)
+    return total
+
+
+def show_total(plans: Sequence[tuple[int, float]], console: Console) -> None:
+    """The sum over studies of (cells, seconds)."""
+    cells, seconds = (sum(column) for column in zip(*plans, strict=True))
+    console.print(f"\n{len(plans)} studies, {cells} cells: about {duration(seconds)}.", highlight=False)
 
 
 _ROUGH = "if it ran at the speed of one large convolution; expect several times that at small widths"

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ablations.space import BEST, Changes, Search, trial_name
 from sagan.config import Config, diff, digest, flatten, override
 
 Design = Literal["one_at_a_time", "grid", "ladder"]
-Changes = dict[str, Any]
 Factors = dict[str, dict[str, Changes]]  # {factor: {level: {field: value}}}
 
 
@@ -77,7 +77,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study at one preset. `base` is the preset with the study's and the command line's `set` applied."""
+    """A checked study at one preset. `base` is the preset with the study's and the command line's `set` applied.
+
+    A search has no factors: its variants are the baseline, the trials proposed so far, and the best of them once known.
+    """
 
     name: str
     question: str
@@ -91,10 +94,11 @@ class Study:
     protocol: str
     path: Path
     text: str
+    search: Search | None = None
 
     def variants(self) -> list[Variant]:
         found = []
-        for arm in arms(self.design, self.factors, self.baseline):
+        for arm in [*arms(self.design, self.factors, self.baseline), *_searched(self.search)]:
             config = override(self.base, arm.changes)
             values = flatten(config)
             changes = {name: values[name] for name in arm.changes}
@@ -104,14 +108,28 @@ class Study:
     def cells(self, only: str = "*") -> list[Cell]:
         """The cells that can be trained and whose variant or `variant/seedK` matches the glob, seed by seed.
 
-        So a first complete table is there after the first seed.
+        So a first complete table is there after the first seed. Trials of a search come before, at its own seed.
         """
         buildable = [variant for variant in self.variants() if variant.obstacle is None]
-        cells = [self._cell(variant, seed) for seed in self.seeds for variant in buildable]
+        trials = self.search.proposed if self.search else {}
+        cells = [self._cell(v, self.search.seed) for v in buildable if self.search and v.name in trials]
+        cells += [self._cell(v, seed) for seed in self.seeds for v in buildable if v.name not in trials]
         return [cell for cell in cells if _matches(cell.variant, cell.name, pattern=only)]
 
     def at_seeds(self, seeds: Iterable[int]) -> Study:
         return replace(self, seeds=tuple(seeds))
+
+    def proposing(self, proposed: Mapping[str, Changes], best: str | None) -> Study:
+        """This search with the trials that it has come to, and the name of the best one."""
+        assert self.search is not None
+        return replace(self, search=replace(self.search, proposed=dict(proposed), best=best))
+
+    def outline(self) -> Study:
+        """The study with as many trials as it will have, all at the baseline's values: what can be planned ahead."""
+        if self.search is None:
+            return self
+        names = [trial_name(number) for number in range(self.search.trials)]
+        return self.proposing({name: {} for name in names}, best=names[0])
 
     def plan(self) -> dict[str, Any]:
         """plan.json: every variant, also those that cannot be built, and the seeds."""
@@ -129,6 +147,8 @@ class Study:
         return {
             "study": self.name,
             **{field: getattr(self, field) for field in fields},
+            "design": "search" if self.search else self.design,
+            "factors": list(self.factors),
             "variants": variants,
             "seeds": list(self.seeds),
         }
@@ -194,6 +214,15 @@ def _ladder(factors: Factors, baseline: str) -> Iterator[Arm]:
     for level, step in levels.items():
         changes = {**changes, **step}
         yield Arm(level, {factor: level}, changes)
+
+
+def _searched(search: Search | None) -> Iterator[Arm]:
+    if search is None:
+        return
+    if search.best is not None:
+        yield Arm(BEST, {}, search.proposed[search.best])
+    for name, changes in search.proposed.items():
+        yield Arm(name, {}, changes)
 
 
 def _merged(factors: Factors, chosen: Mapping[str, str]) -> Changes:

@@ -1,41 +1,37 @@
-"""The only user of Optuna: cells claimed exactly once by any number of workers, and taken back from dead ones.
+"""The queue, kept in Optuna: cells claimed exactly once by any number of workers, and taken back from dead ones.
 
 A trial is one attempt at a cell, and the newest trial of a cell decides its state. Optuna moves a trial from WAITING
-to RUNNING and from RUNNING to COMPLETE or FAIL by compare-and-set: a row lock on PostgreSQL, and BEGIN IMMEDIATE, which
-Optuna does not ask for itself, on SQLite. What takes more than one step (look, then add or claim) runs under
-`_exclusive`. Optuna's own `ask` and heartbeats are not used: `ask` invents a trial when none waits, and its heartbeats
-miss a worker that dies before the first of them.
+to RUNNING and from RUNNING to COMPLETE or FAIL by compare-and-set (see storage.py). What takes more than one step
+(look, then add or claim) runs under `exclusive`. Optuna's own `ask` and heartbeats are not used here: `ask` invents a
+trial when none waits, and its heartbeats miss a worker that dies before the first of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import platform
 import time
 import uuid
-import zlib
 from collections.abc import Container, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
 import psutil
 import sqlalchemy
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ablations.plan import Cell
+from ablations.storage import exclusive, open_storage
 
 GRACE = 120.0  # seconds without a sign of life; only for workers whose process cannot be looked up from here
 MAX_DEATHS = 3  # of workers at one cell; then it counts as failed, because the cell is what kills them
 
 State = Literal["new", "waiting", "running", "done", "failed"]
-logging.getLogger("optuna").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class CellQueue:
         self._grace = grace
         self._beats: dict[int, tuple[Any, float]] = {}
         with self._exclusive():  # two processes that create the tables at once would both fail
-            self._storage = _open_storage(self._url)
+            self._storage = open_storage(self._url)
             with contextlib.suppress(DuplicatedStudyError):
                 self._storage.create_new_study([StudyDirection.MINIMIZE], study)
             self._study_id = self._storage.get_study_id_from_name(study)
@@ -202,32 +198,8 @@ class CellQueue:
         attrs = {"cell": cell.key, "spec": cell.to_json(), "deaths": deaths}
         self._storage.create_new_trial(self._study_id, create_trial(state=TrialState.WAITING, user_attrs=attrs))
 
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One process at a time. Both kinds of lock fall with the process that holds them."""
-        if self._url.get_backend_name() == "sqlite":
-            with filelock.FileLock(f"{self._url.database}.lock"):
-                yield
-        else:
-            engine = sqlalchemy.create_engine(self._url, poolclass=sqlalchemy.NullPool)
-            with engine.begin() as connection:
-                lock = sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)")
-                connection.execute(lock, {"key": zlib.crc32(self._study.encode())})
-                yield
-
-
-def probe(url: str) -> None:
-    """Raises ValueError where a database that should be at `url` does not answer; makes no SQLite file."""
-    parsed = sqlalchemy.make_url(url)
-    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
-        return
-    try:
-        with sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool).connect() as connection:
-            sqlalchemy.inspect(connection).get_table_names()
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0][:300]
-        shown = parsed.render_as_string(hide_password=True)
-        raise ValueError(f"does not answer, got {shown!r} ({reason}); start the database or correct it") from None
+    def _exclusive(self) -> AbstractContextManager[None]:
+        return exclusive(self._url, self._study)
 
 
 @contextlib.contextmanager
@@ -259,25 +231,6 @@ def _state(cell: Cell, trial: FrozenTrial | None) -> CellState:
     return CellState(
         cell, names[trial.state], attrs.get("progress", {}), attrs.get("outcome"), attrs.get("error"), worker
     )
-
-
-def _open_storage(url: sqlalchemy.URL) -> RDBStorage:
-    if url.get_backend_name() != "sqlite":
-        return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
-    storage = RDBStorage(url.render_as_string(), engine_kwargs={"connect_args": {"timeout": 60}})
-
-    @sqlalchemy.event.listens_for(storage.engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    @sqlalchemy.event.listens_for(storage.engine, "begin")
-    def _begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    storage.engine.dispose()  # connections made before the listeners stood
-    return storage
 
 
 def _host() -> str:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from ablations.document import StudyError
-from ablations.machine import choose_team, devices
+from ablations.machine import Team, choose_team, devices
 from ablations.plan import Cell, Study
 from ablations.preflight import absolute, check_folder, check_storage, check_store
 from ablations.study import read_study
@@ -25,11 +25,10 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
     """`program` is the command that starts a worker, where it is not the installed one."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     try:
-        study = _study(options)
-        cells = _cells(study, options.only)
-        return _start(study, cells, options, program)
+        chosen = _choose(_studies(options), options.only)
+        return _start(chosen, options, program)
     except StudyError as error:
         messages = error.messages
     except ValueError as error:
@@ -41,10 +40,10 @@ def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ablations.run",
-        description="Train every cell of a study. The same command, given again, finishes what is left.",
+        description="Train every cell of each study. The same command, given again, finishes what is left.",
     )
     add = parser.add_argument
-    add("study", type=Path, metavar="STUDY.yaml")
+    add("studies", nargs="+", type=Path, metavar="STUDY.yaml")
     add("--preset", help="scale, in place of the study's own: embedded, official128, ...")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field in every variant; repeatable")
     add("--seeds", metavar="0,1,2", help="in place of the study's own")
@@ -56,20 +55,45 @@ def _parser() -> argparse.ArgumentParser:
     add("--storage", default="sqlite:///optuna.db", metavar="URL", help="the queue (default %(default)s)")
     add("--tracking-uri", default="sqlite:///mlflow.db", metavar="URI", help="the MLflow store (default %(default)s)")
     add("--retry-failed", action="store_true", help="run cells again that failed before")
+    add("--no-reuse", action="store_true", help="train cells again that another study has trained")
     add("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
     add("--calibrate", action="store_true", help="with --dry-run: measure time and memory here, for a minute or two")
     return parser
 
 
-def _study(options: argparse.Namespace) -> Study:
+def _studies(options: argparse.Namespace) -> list[Study]:
+    """All studies that were named, checked. Raises StudyError with the mistakes of all files at once."""
+    changes = _changes(options.set)
+    seeds = None if options.seeds is None else _seeds(options.seeds)
+    studies: dict[str, Study] = {}
+    messages: list[str] = []
+    for path in options.studies:
+        try:
+            study = read_study(path, options.preset, changes)
+        except StudyError as error:
+            messages += error.messages
+            continue
+        if seeds is not None:
+            if study.search is not None and study.search.seed in seeds:
+                messages.append(f"--seeds: {study.search.seed} trains the trials of {path}; confirm with other seeds")
+            study = study.at_seeds(seeds)
+        if study.name in studies:
+            first = studies[study.name].path
+            messages.append(f"{path}: name: {study.name!r} is the name of {first} too; rename one, or give it once")
+        studies[study.name] = study
+    if messages:
+        raise StudyError(list(dict.fromkeys(messages)))  # what is wrong on the command line is wrong in every file
+    return list(studies.values())
+
+
+def _changes(texts: Sequence[str]) -> dict[str, str]:
     changes = {}
-    for text in options.set:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set: must be KEY=VALUE, got {text!r}; write --set optim.steps=500")
         changes[name.strip()] = value.strip()
-    study = read_study(options.study, options.preset, changes)
-    return study if options.seeds is None else study.at_seeds(_seeds(options.seeds))
+    return changes
 
 
 def _seeds(text: str) -> list[int]:
@@ -79,16 +103,24 @@ def _seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _cells(study: Study, only: str) -> list[Cell]:
-    cells = study.cells(only)
-    if not cells:
-        shown = [f"{v.name} ({v.obstacle})" if v.obstacle else v.name for v in study.variants()]
-        matching = f"--only: no cell matches {only!r}" if only != "*" else f"{study.path}: no variant can be built"
-        raise ValueError(f"{matching}; variants are {', '.join(shown)}")
-    return cells
+def _choose(studies: list[Study], only: str) -> list[tuple[Study, list[Cell]]]:
+    """The studies that have cells to run, with these; the others are named. Trials of a search are counted ahead."""
+    chosen = [(study, study.outline().cells(only)) for study in studies]
+    skipped = [f"{_nothing_in(study, only)}" for study, cells in chosen if not cells]
+    if len(skipped) == len(chosen):
+        raise StudyError(skipped)
+    for reason in skipped:
+        print(f"Skipped: {reason}")
+    return [(study, cells) for study, cells in chosen if cells]
 
 
-def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program: Sequence[str] | None) -> int:
+def _nothing_in(study: Study, only: str) -> str:
+    shown = [f"{v.name} ({v.obstacle})" if v.obstacle else v.name for v in study.outline().variants()]
+    reason = f"--only: no cell matches {only!r}" if only != "*" else "no variant can be built"
+    return f"{study.path}: {reason}; variants are {', '.join(shown)}"
+
+
+def _start(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace, program: Sequence[str] | None) -> int:
     if options.calibrate and not options.dry_run:
         raise ValueError("--calibrate: must go with --dry-run, got it alone; add --dry-run, or leave it out to train")
     runs = Path("runs").resolve()
@@ -100,34 +132,60 @@ def _start(study: Study, cells: list[Cell], options: argparse.Namespace, program
     inception_weights = _existing("--inception-weights", options.inception_weights)
     asked = _named("--workers", _count, options.workers)
     places = _named("--device", devices, options.device)
-    _check_data(study, trains=not options.dry_run or options.calibrate)
+    for study, _ in chosen:
+        _check_data(study, trains=not options.dry_run or options.calibrate)
     console = Console()
-    team = choose_team(asked, [cell.config for cell in cells], places)
-    if team.note:
-        console.print(team.note, markup=False, highlight=False, soft_wrap=True)
+    teams = [choose_team(asked, [cell.config for cell in cells], places) for _, cells in chosen]
+    for note in dict.fromkeys(team.note for team in teams if team.note):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
-        from ablations.calibration import calibrate
-        from ablations.dry_run import show_plan
+        return _show(chosen, teams, options, data_root, inception_weights, console)
+    from ablations.launcher import run_studies
+    from ablations.session import Order
 
-        calibration = calibrate(cells, team, console, data_root, inception_weights) if options.calibrate else None
-        show_plan(study, cells, team, absolute(options.tracking_uri), console, calibration)
-        return 0
-    from ablations.launcher import Order, run_cells
+    orders = [
+        Order(
+            study=study,
+            only=options.only,
+            storage=absolute(options.storage),
+            tracking_uri=absolute(options.tracking_uri),
+            runs=runs,
+            places=team.places,
+            workers=team.workers,
+            threads=team.threads,
+            data_root=data_root,
+            inception_weights=inception_weights,
+            retry_failed=options.retry_failed,
+            reuse=not options.no_reuse,
+        )
+        for (study, _), team in zip(chosen, teams, strict=True)
+    ]
+    return run_studies(orders, console) if program is None else run_studies(orders, console, program)
 
-    order = Order(
-        study=study,
-        cells=cells,
-        storage=absolute(options.storage),
-        tracking_uri=absolute(options.tracking_uri),
-        runs=runs,
-        places=team.places,
-        workers=team.workers,
-        threads=team.threads,
-        data_root=data_root,
-        inception_weights=inception_weights,
-        retry_failed=options.retry_failed,
-    )
-    return run_cells(order, console) if program is None else run_cells(order, console, program)
+
+def _show(
+    chosen: list[tuple[Study, list[Cell]]],
+    teams: list[Team],
+    options: argparse.Namespace,
+    data_root: Path | None,
+    inception_weights: Path | None,
+    console: Console,
+) -> int:
+    from ablations.calibration import calibrate
+    from ablations.dry_run import show_plan, show_total
+
+    calibration = None
+    if options.calibrate:
+        all_cells = [cell for _, cells in chosen for cell in cells]
+        largest = max(teams, key=lambda team: team.workers)
+        calibration = calibrate(all_cells, largest, console, data_root, inception_weights)
+    plans = []
+    for (study, cells), team in zip(chosen, teams, strict=True):
+        seconds = show_plan(study.outline(), cells, team, absolute(options.tracking_uri), console, calibration)
+        plans.append((len(cells), seconds))
+    if len(plans) > 1:
+        show_total(plans, console)
+    return 0
 
 
 def _check_data(study: Study, trains: bool) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from ablations.document import Document, Position, StudyError
-from ablations.plan import Changes, Design, Factors, Study, arms, describe_protocol
+from ablations.document import Document, Position, StudyError, did_you_mean, hint
+from ablations.plan import Design, Factors, Study, arms, describe_protocol
+from ablations.space import BEST, MAX_SEED, Changes, is_trial_name, read_search
 from sagan.config import Config, override
 from sagan.presets import PRESETS
 
-_REQUIRED = ("name", "question", "preset", "seeds", "baseline", "factors")
-_FIELDS = (*_REQUIRED, "paper", "design", "set")
+_REQUIRED = ("name", "question", "preset", "seeds", "baseline")
+_FIELDS = (*_REQUIRED, "factors", "paper", "design", "set", "search")
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}")
 _NAME_RULE = "must be 1 to 64 letters, digits or any of _ - + . and not begin with a dot, because it names files"
-_MAX_SEED = 2**31 - 1
 
 
 def read_study(path: Path, preset: str | None = None, changes: Mapping[str, str] | None = None) -> Study:
@@ -49,8 +48,13 @@ class _Checker:
         # A wrong preset must not hide the mistakes below it: they are looked for at any preset.
         original = PRESETS[preset] if preset in PRESETS else next(iter(PRESETS.values()))
         base = self._base(original)
-        factors = self._factors(base)
-        baseline = self._baseline(design, factors) if design and factors else ""
+        owner: dict[str, Position] = {name: ("--set",) for name in self._changes}
+        factors = self._factors(base, owner)
+        search = read_search(self._document, base, owner) if "search" in self._content else None
+        if search is not None:
+            baseline = self._baseline_of_search()
+        else:
+            baseline = self._baseline(design, factors) if design and factors else ""
         if errors := self._command_errors + self._document.errors():
             raise StudyError(errors)
         assert design is not None
@@ -67,6 +71,7 @@ class _Checker:
             protocol=describe_protocol(preset, original, base),
             path=self._document.path,
             text=self._document.text,
+            search=search,
         )
 
     def _error(self, path: Position, message: str, at: Literal["key", "value"] = "value") -> None:
@@ -75,10 +80,16 @@ class _Checker:
     def _check_fields(self) -> None:
         for field in self._content:
             if field not in _FIELDS:
-                self._error((field,), f"no such field; {_did_you_mean(field, _FIELDS)}", at="key")
+                self._error((field,), f"no such field; {did_you_mean(field, _FIELDS)}", at="key")
         for field in _REQUIRED:
             if field not in self._content:
                 self._error((field,), "is missing; a study must have it")
+        if "search" in self._content:
+            for field in ("factors", "design"):
+                if field in self._content:
+                    self._error((field,), "has no place beside search, which chooses the variants; drop one", at="key")
+        elif "factors" not in self._content:
+            self._error(("factors",), "is missing; a study must have it, or search in its place")
 
     def _text(self, path: Position) -> str:
         value = self._content.get(path[0], "")
@@ -95,11 +106,11 @@ class _Checker:
     def _preset_name(self) -> str:
         own = self._content.get("preset")
         if "preset" in self._content and own not in (names := tuple(PRESETS)):
-            self._error(("preset",), f"must be one of {', '.join(names)}, got {own!r}{_hint(own, names)}")
+            self._error(("preset",), f"must be one of {', '.join(names)}, got {own!r}{hint(own, names)}")
         if self._preset is not None and self._preset not in PRESETS:
             choices = ", ".join(PRESETS)
-            hint = _hint(self._preset, PRESETS)
-            self._command_errors.append(f"--preset: must be one of {choices}, got {self._preset!r}{hint}")
+            close = hint(self._preset, PRESETS)
+            self._command_errors.append(f"--preset: must be one of {choices}, got {self._preset!r}{close}")
         return self._preset if self._preset is not None else str(own)
 
     def _seeds(self) -> tuple[int, ...]:
@@ -108,8 +119,8 @@ class _Checker:
             self._error(("seeds",), f"must be a list with a whole number or more, got {seeds!r}; write [0, 1, 2]")
             return ()
         for index, seed in enumerate(seeds):
-            if type(seed) is not int or not 0 <= seed <= _MAX_SEED:
-                self._error(("seeds", str(index)), f"must be a whole number in 0..{_MAX_SEED}, got {seed!r}")
+            if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+                self._error(("seeds", str(index)), f"must be a whole number in 0..{MAX_SEED}, got {seed!r}")
             elif seed in seeds[:index]:
                 self._error(("seeds", str(index)), f"each seed once, got {seed} again; drop it")
         return tuple(seeds)
@@ -118,7 +129,7 @@ class _Checker:
         design = self._content.get("design", "one_at_a_time")
         choices = get_args(Design)
         if design not in choices:
-            self._error(("design",), f"must be one of {', '.join(choices)}, got {design!r}{_hint(design, choices)}")
+            self._error(("design",), f"must be one of {', '.join(choices)}, got {design!r}{hint(design, choices)}")
             return None
         return cast(Design, design)
 
@@ -145,13 +156,12 @@ class _Checker:
                 self._error((*path, name), rule, at="key" if rule.startswith("no such field") else "value")
         return config
 
-    def _factors(self, base: Config) -> Factors:
+    def _factors(self, base: Config, owner: dict[str, Position]) -> Factors:
         factors = self._content.get("factors", {})
         if "factors" in self._content and (not isinstance(factors, dict) or not factors):
             self._error(("factors",), f"must map factors to levels, got {factors!r}; see studies/smoke.yaml")
             return {}
         sound: Factors = {}
-        owner: dict[str, Position] = {name: ("--set",) for name in self._changes}
         for factor, levels in factors.items():
             self._check_name(("factors", factor))
             if not isinstance(levels, dict) or not levels:
@@ -181,11 +191,26 @@ class _Checker:
                 taken = f"is changed by {'.'.join(first)} already"
                 self._error((*path, name), f"{taken}; a field belongs to one factor or to --set, drop one", at="key")
 
-    def _baseline(self, design: Design, factors: Factors) -> str:
+    def _baseline_name(self) -> str:
         baseline = self._content.get("baseline")
-        if not isinstance(baseline, str) or not baseline:
-            if "baseline" in self._content:
-                self._error(("baseline",), f"must name a variant, got {baseline!r}; put the name in quotes")
+        if isinstance(baseline, str) and baseline:
+            return baseline
+        if "baseline" in self._content:
+            self._error(("baseline",), f"must name a variant, got {baseline!r}; put the name in quotes")
+        return ""
+
+    def _baseline_of_search(self) -> str:
+        """The name of the variant that changes nothing: the study's to give."""
+        baseline = self._baseline_name()
+        if baseline == BEST or is_trial_name(baseline):
+            self._error(("baseline",), f"must not be a name that the search gives, got {baseline!r}; write preset")
+        elif baseline and not _NAME.fullmatch(baseline):
+            self._error(("baseline",), f"{_NAME_RULE}, got {baseline!r}")
+        return baseline
+
+    def _baseline(self, design: Design, factors: Factors) -> str:
+        baseline = self._baseline_name()
+        if not baseline:
             return ""
         if design == "ladder" and len(factors) > 1:
             self._error(("factors",), f"a ladder climbs one factor, got {', '.join(factors)}; choose grid, or keep one")
@@ -195,7 +220,7 @@ class _Checker:
             return baseline
         names = [arm.name for arm in arms(design, factors, baseline)]
         if baseline not in names:
-            self._error(("baseline",), f"must name a variant, got {baseline!r}; {_did_you_mean(baseline, names)}")
+            self._error(("baseline",), f"must name a variant, got {baseline!r}; {did_you_mean(baseline, names)}")
         for name in {name for name in names if names.count(name) > 1}:
             self._error(("factors",), f"two variants would be named {name!r}; rename a level")
         return baseline
@@ -204,19 +229,10 @@ class _Checker:
         seen: dict[str, str] = {}
         for factor, levels in factors.items():
             if baseline not in levels:
-                hint = _did_you_mean(baseline, levels)
-                self._error(("baseline",), f"must be a level of every factor, got {baseline!r}; {factor}: {hint}")
+                close = did_you_mean(baseline, levels)
+                self._error(("baseline",), f"must be a level of every factor, got {baseline!r}; {factor}: {close}")
             for level in levels:
                 if level != baseline and level in seen:
                     path = ("factors", factor, level)
                     self._error(path, f"is a level of {seen[level]} too; rename one, levels name variants", at="key")
                 seen[level] = factor
-
-
-def _did_you_mean(value: str, options: Iterable[str]) -> str:
-    return _hint(value, options).removeprefix("; ") or f"choose from {', '.join(options)}"
-
-
-def _hint(value: object, options: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(value), list(options), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

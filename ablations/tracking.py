@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 import sqlite3
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
-from functools import partial
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image
 
-from ablations.outbox import Outbox
+from ablations.outbox import Outbox, open_client
+from ablations.pictures import picture_files
 from ablations.plan import Cell, Study, show
 from ablations.preflight import sqlite_path
+from ablations.sharing import Source, find_source
 from sagan.config import flatten
 
 if TYPE_CHECKING:
@@ -33,6 +32,15 @@ if TYPE_CHECKING:
 
 _FLUSH_SECONDS = 1.0
 _MAX_BATCH = 1000  # metrics in one call, a limit of MLflow's
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the store says of a cell that has ended; `shared_study` is the study that trained it, if not its own."""
+
+    outcome: str
+    metrics: dict[str, float]  # last values
+    shared_study: str | None = None
 
 
 class Store:
@@ -52,11 +60,15 @@ class Store:
                 with contextlib.closing(sqlite3.connect(path)) as connection:
                     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers do not block writers
 
-    def open_experiment(self, study: Study) -> str:
-        """The id of the study's experiment, made now if there is none, with its question as description."""
+    def check_experiment(self, study: Study) -> None:
+        """Raises ValueError where the study can have no experiment."""
         found = self.client.get_experiment_by_name(study.name)
         if found is not None and found.lifecycle_stage == "deleted":
             raise ValueError(f"experiment {study.name!r} is deleted in this store; restore it, or rename the study")
+
+    def open_experiment(self, study: Study) -> str:
+        """The id of the study's experiment, made now if there is none, with its question as description."""
+        self.check_experiment(study)
         experiment_id = self.find_experiment(study) or self._create_experiment(study)
         tags = {"question": study.question, "mlflow.note.content": study.question, "paper": study.paper}
         for key, value in tags.items():
@@ -96,13 +108,22 @@ class Store:
         self.client.log_dict(run_id, study.plan(), "plan.json")
         return run_id
 
+    def log_document(self, run_id: str, name: str, content: dict[str, Any]) -> None:
+        """A JSON artifact, in place of an earlier one of that name."""
+        self.client.log_dict(run_id, content, name)
+
     def end_run(self, run_id: str, status: str) -> None:
         self.client.set_terminated(run_id, status)
 
-    def recorded(self, experiment_id: str) -> set[str]:
-        """The keys of the cells whose outcome stands in the store."""
-        runs = self.runs(experiment_id, "tags.kind = 'cell'")
-        return {_key(run) for run in runs if "outcome" in run.data.tags}
+    def recorded(self, experiment_id: str, shared: bool = True) -> dict[str, Result]:
+        """{cell's key: result} of the cells whose outcome stands in the store; `shared` counts copies of other runs."""
+        results: dict[str, Result] = {}
+        for run in self.runs(experiment_id, "tags.kind = 'cell'"):
+            tags = run.data.tags
+            trained = "shared_run" not in tags
+            if "outcome" in tags and (trained or (shared and _key(run) not in results)):
+                results[_key(run)] = Result(tags["outcome"], run.data.metrics, tags.get("shared_study"))
+        return results
 
     def end_abandoned(self, experiment_id: str, living: Container[str]) -> None:
         """Ends the runs still marked RUNNING whose cell (by key) nobody trains: their process died."""
@@ -124,13 +145,23 @@ class Store:
 
 
 class CellRun:
-    """The run of one cell, made or resumed. Raises what MLflow raises when the store is away at the start."""
+    """The run of one cell, made or resumed; a copy of another run is taken for it only if `shared`.
+
+    Raises what MLflow raises when the store is away at the start.
+    """
 
     def __init__(
-        self, client: MlflowClient, experiment_id: str, parent: str, cell: Cell, about: Mapping[str, str]
+        self,
+        client: MlflowClient,
+        experiment_id: str,
+        parent: str,
+        cell: Cell,
+        about: Mapping[str, str],
+        shared: bool = True,
     ) -> None:
         self.cell = cell
-        found = self._find(client, experiment_id)
+        self._client = client
+        found = self._find(client, experiment_id, shared)
         self.outcome = found.data.tags.get("outcome") if found else None
         self.run_id = str(found.info.run_id if found else self._create(client, experiment_id, parent, about))
         self._outbox = Outbox(client)
@@ -159,13 +190,13 @@ class CellRun:
 
     def log_images(self, step: int, images: Mapping[str, NDArray[Any]], directory: Path) -> None:
         """Sample grids and attention maps: written to the cell's directory, then sent."""
+        for name, content in picture_files(step, images).items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            self._put("log_artifact", local_path=str(path), artifact_path=str(Path(name).parent))
         if "samples" in images:
-            samples = images["samples"]
-            self._file(directory, f"samples/step_{step:07d}.png", lambda path: _grid(samples).save(path))
-            self._put("set_tag", key="tile_px", value=str(samples.shape[2]))
-        for name in sorted({key.rpartition("/")[0] for key in images if key.startswith("attention/")}):
-            arrays = {part: images[f"{name}/{part}"] for part in ("images", "queries", "maps")}
-            self._file(directory, f"{name}/step_{step:07d}.npz", partial(_save_arrays, arrays))
+            self._put("set_tag", key="tile_px", value=str(images["samples"].shape[2]))
         self._outbox.send()
 
     def finish(self, outcome: str, last_step: int, directory: Path) -> bool:
@@ -175,6 +206,20 @@ class CellRun:
             self._put("log_artifact", local_path=str(directory / "generator.safetensors"))
         self._put("set_tag", key="last_step", value=str(last_step))
         self._put("set_tag", key="outcome", value=outcome)
+        return self._end("FINISHED")
+
+    def find_source(self, data_fingerprint: str, metric_fingerprint: str) -> Source | None:
+        """Another study's result of this cell."""
+        return find_source(self._client, self.cell, data_fingerprint, metric_fingerprint)
+
+    def share(self, source: Source) -> bool:
+        """Ends as a copy of `source`. Its tags arrive in one call and last: half a copy has no outcome."""
+        from mlflow.entities import RunTag
+
+        self._metrics = list(source.points)
+        self._flush()
+        tags = {**source.about, "shared_run": source.run_id, "shared_study": source.study, "outcome": source.outcome}
+        self._put("log_batch", tags=[RunTag(key, value) for key, value in tags.items()])
         return self._end("FINISHED")
 
     def fail(self, traceback: str) -> None:
@@ -188,14 +233,14 @@ class CellRun:
         self._flush()
         self._end("KILLED")
 
-    def _find(self, client: MlflowClient, experiment_id: str) -> Run | None:
+    def _find(self, client: MlflowClient, experiment_id: str, shared: bool) -> Run | None:
         cell = self.cell
         condition = (
             f"tags.kind = 'cell' and tags.variant = '{cell.variant}' and tags.seed = '{cell.seed}' "
             f"and tags.config_digest = '{cell.config_digest}'"
         )
         runs = client.search_runs([experiment_id], condition, order_by=["attributes.start_time DESC"])
-        same = [run for run in runs if _key(run) == cell.key]
+        same = [run for run in runs if _key(run) == cell.key and (shared or "shared_run" not in run.data.tags)]
         return max(same, key=lambda run: "outcome" in run.data.tags, default=None)
 
     def _create(self, client: MlflowClient, experiment_id: str, parent: str, about: Mapping[str, str]) -> str:
@@ -230,49 +275,15 @@ class CellRun:
         self._sent = time.monotonic()
         self._outbox.send()
 
-    def _file(self, directory: Path, name: str, write: Callable[[Path], Any]) -> None:
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-        self._put("log_artifact", local_path=str(path), artifact_path=str(Path(name).parent))
-
     def _end(self, status: str) -> bool:
         self._put("set_terminated", status=status)
         return self._outbox.close()
-
-
-def open_client(uri: str) -> MlflowClient:
-    """A client with bounded waits (MLflow's own are four minutes a call) that reports no usage to its makers."""
-    settings = {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri)
 
 
 def _key(run: Run) -> str:
     """Cell.key, from the tags of a run."""
     tags = run.data.tags
     return "|".join(tags.get(name, "") for name in ("study", "protocol", "variant", "seed", "config_digest"))
-
-
-def _save_arrays(arrays: dict[str, NDArray[Any]], path: Path) -> None:
-    np.savez_compressed(path, allow_pickle=False, **arrays)
-
-
-def _grid(samples: NDArray[np.uint8]) -> Image.Image:
-    """uint8 [rows, columns, H, W, 3] as one picture without gaps."""
-    rows, columns, height, width, channels = samples.shape
-    return Image.fromarray(samples.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels))
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

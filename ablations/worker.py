@@ -21,9 +21,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ablations.outbox import open_client
 from ablations.plan import Cell
 from ablations.queue import CellQueue, Claim, ClaimLost, Worker
-from ablations.tracking import CellRun, open_client
+from ablations.tracking import CellRun
 
 if TYPE_CHECKING:
     from sagan.training import Event, Trainer
@@ -45,6 +46,7 @@ class Launch:
     runs: Path
     launcher_pid: int
     threads: int
+    reuse: bool  # what another study has trained
     data_root: Path | None = None
     inception_weights: Path | None = None
     git_commit: str | None = None
@@ -121,7 +123,7 @@ def work(launch: Launch, token: str, device: str, stop: Stop, trainer: Callable[
         run: CellRun | None = None
         try:
             with Heartbeat(queue, claim) as heartbeat:
-                run = CellRun(client, launch.experiment_id, launch.parent_run, claim.cell, about)
+                run = CellRun(client, launch.experiment_id, launch.parent_run, claim.cell, about, launch.reuse)
                 if run.outcome is not None:  # recorded by a worker that died before it told the queue
                     queue.complete(claim, run.outcome)
                     continue
@@ -167,6 +169,18 @@ def _train(
         }
     )
     heartbeat.progress = {"since": training.step, "step": training.step}
+    # Nothing of it trained here yet: half of one run and half of another would be neither.
+    if (
+        launch.reuse
+        and training.step == 0
+        and (source := run.find_source(training.data_fingerprint, training.metric_fingerprint))
+    ):
+        heartbeat.progress = {"step": int(source.about["last_step"]), "shared_study": source.study}
+        queue.beat(claim, heartbeat.progress)
+        queue.complete(claim, source.outcome)
+        run.share(source)
+        _log.info("%s: shared with %s", cell.name, source.study)
+        return
     last = _follow(training.run(), run, heartbeat, stop, directory)
     if heartbeat.lost:
         raise ClaimLost(cell.name)

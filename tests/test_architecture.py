@@ -18,12 +18,12 @@ FORBIDDEN = {
 }
 ONLY_IN = {
     "torch_fidelity": ("sagan/metrics/",),
-    "optuna": ("ablations/queue.py",),
+    "optuna": ("ablations/storage.py", "ablations/queue.py", "ablations/search.py"),
     "yaml": ("ablations/document.py", "reports/"),
-    "mlflow": ("ablations/tracking.py", "ablations/outbox.py", "reports/store.py"),
+    "mlflow": ("ablations/tracking.py", "ablations/outbox.py", "ablations/sharing.py", "reports/store.py"),
 }
 # Imported while a bad study file or --help is answered, which takes under a second.
-QUICK = ("document", "machine", "plan", "preflight", "run", "study")
+QUICK = ("document", "machine", "plan", "preflight", "run", "space", "study")
 HEAVY = {"torch", "mlflow", "optuna", "numpy", "sqlalchemy"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -213,6 +214,79 @@ def test_two_launchers_share_one_study(lab: Lab, write_study: WriteStudy) -> Non
     assert [process.returncode for process in both] == [0, 0], said
     assert results(lab, study) == ALL
     assert all(sittings == [0] for sittings in lab.sittings().values())
+
+
+def test_studies_run_one_after_another_and_share_what_they_have_in_common(lab: Lab, write_study: WriteStudy) -> None:
+    study = write_study(
+        {
+            "seeds:": "set: {optim.steps: 4}\nseeds:",
+            "feat32: {model.attention.at: [32]}": "raises: {optim.d_steps: 7}",
+            "feat64: {model.attention.at: [64]}": "collapses: {optim.d_steps: 9}",
+        }
+    )
+    other = study.with_name("other.yaml")
+    other.write_text(study.read_text().replace("name: position", "name: other"))
+    status, said = lab.run(study, str(other), "--seeds", "0")
+    assert status == 1, said
+    assert "other: 3 cells: 1 finished, 1 failed, 1 collapsed; 2 shared with position." in said
+    assert results(lab, other) == results(lab, study)
+    sat_down = {path.parts[-3] for path in (lab.folder / "runs" / "other").glob("*/*/sittings.txt")}
+    assert sat_down == {"raises"}, "what failed is trained again, the rest is not"
+
+    assert lab.run(other, "--seeds", "0", "--only", "none")[1].count("Nothing to run.") == 1
+    status, said = lab.run(other, "--seeds", "0", "--only", "none", "--no-reuse")
+    assert (status, "1 cells: 1 finished.\n" in said) == (0, True)
+    assert len(list((lab.folder / "runs" / "other" / "none").glob("*/sittings.txt"))) == 1
+
+
+SEARCH = """
+    name: rates
+    question: Which rates?
+    preset: embedded
+    seeds: [0]
+    baseline: preset
+    set: {optim.steps: 25}
+    search:
+      seed: 100
+      trials: 3
+      fields:
+        optim.lr_g: {low: 1e-4, high: 2e-3, log: true}
+"""
+
+
+def test_a_search_whose_launcher_is_killed_goes_on_and_confirms_its_best_trial(
+    lab: Lab, write_study: WriteStudy
+) -> None:
+    study = write_study(text=SEARCH)
+    launcher = lab.start(study)
+    lab.wait_until(lambda: len(lab.sittings()) == 2)
+    launcher.kill()
+    launcher.communicate()
+    lab.wait_until(lambda: not lab.workers())
+    status, said = lab.run(study)
+    assert status == 0, said
+    assert "5 cells: 5 finished." in said
+
+    store = Store(f"sqlite:///{lab.folder}/mlflow.db")
+    experiment_id = store.find_experiment(read_study(study))
+    assert experiment_id is not None
+    launches = store.runs(experiment_id, "tags.kind = 'launch' and attributes.status = 'FINISHED'")
+    (launch,) = [run.info.run_id for run in launches]
+    search, plan = (
+        json.loads(Path(store.client.download_artifacts(launch, name)).read_text())
+        for name in ("search.json", "plan.json")
+    )
+    fids = {name: fid for name, _, fid in results(lab, study)}
+    assert {f"{trial['variant']}/seed100": trial["value"] for trial in search["trials"]} == {
+        name: fid for name, fid in fids.items() if name.startswith("trial")
+    }
+    assert fids[f"{search['best']}/seed100"] == min(fid for name, fid in fids.items() if name.startswith("trial"))
+    names = [variant["name"] for variant in plan["variants"]]
+    assert names == ["preset", "best", "trial00", "trial01", "trial02"]
+    changes = {variant["name"]: variant["changes"] for variant in plan["variants"]}
+    assert changes["best"] == changes[search["best"]]
+    assert fids["preset/seed0"] == 100.0 and fids["best/seed0"] == fids[f"{search['best']}/seed100"] - 100
+    assert "Nothing to run." in lab.run(study)[1]
 
 
 def test_the_smoke_study_trains_for_real(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ablations import machine
-from ablations.launcher import Crew
+from ablations.crew import Crew
 from ablations.machine import choose_team, devices, worker_memory_mib
 from ablations.worker import Launch
 from sagan.config import override

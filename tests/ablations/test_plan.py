@@ -38,6 +38,7 @@ def test_an_impossible_variant_stays_in_the_plan_with_its_reason(write_study: Wr
     plan = read_study(write_study()).plan()
     assert [variant["obstacle"] for variant in plan["variants"]] == [None, None, "needs 128 px"]
     assert plan["seeds"] == [0, 1]
+    assert (plan["design"], plan["factors"]) == ("one_at_a_time", ["attention"])
 
 
 def test_a_larger_preset_carries_the_variant_that_the_small_one_cannot(write_study: WriteStudy) -> None:
@@ -56,6 +57,8 @@ def test_a_grid_is_the_product_of_its_factors(write_study: WriteStudy) -> None:
     assert [variant.name for variant in variants] == ["off+slow", "off+fast", "both+slow", "both+fast"]
     assert variants[3].factors == {"norm": "both", "rate": "fast"}
     assert variants[3].changes == {"model.sn.g": True, "optim.lr_d": 4e-4}
+    plan = read_study(write_study(text=TWO_FACTORS)).plan()
+    assert (plan["design"], plan["factors"]) == ("grid", ["norm", "rate"])
 
 
 def test_a_ladder_adds_its_levels_up(write_study: WriteStudy) -> None:
@@ -81,6 +84,15 @@ def test_a_cell_survives_json_with_its_key(write_study: WriteStudy) -> None:
     for cell in read_study(write_study()).cells():
         assert Cell.from_json(cell.to_json()) == cell
         assert Cell.from_json(cell.to_json()).key == cell.key
+
+
+def test_the_outline_of_a_search_has_the_cells_that_it_will_have() -> None:
+    study = read_study(Path(__file__).parents[2] / "studies" / "ttur_search.yaml")
+    names = [cell.name for cell in study.outline().cells()]
+    assert names[:2] == ["trial00/seed100", "trial01/seed100"]
+    assert len(names) == 8 + 2 * 3
+    assert study.plan()["design"] == "search"
+    assert study.outline().cells("best/seed1")[0].name == "best/seed1"
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

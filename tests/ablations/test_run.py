@@ -21,7 +21,7 @@ BAD = {
     "a seed twice": (["--seeds", "1,1"], "--seeds: must be different"),
     "a glob that matches nothing": (
         ["--only", "feat9"],
-        "--only: no cell matches 'feat9'; variants are none, feat32, ",
+        "study.yaml: --only: no cell matches 'feat9'; variants are none, feat32, ",
     ),
     "a variant that cannot be built": (["--only", "feat64"], r"feat64 \(needs 128 px\)"),
     "no number of workers": (["--workers", "many"], "--workers: must be a whole number above 0 or auto, got 'many'"),
@@ -103,6 +103,54 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert "4 cells: none/seed0, feat32/seed0, none/seed1, feat32/seed1" in shown
     assert "--calibrate does better" in shown
     assert list(work.iterdir()) == []
+
+
+def test_the_mistakes_of_all_studies_are_told_at_once(
+    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    good, twin = write_study(), tmp_path / "twin.yaml"
+    twin.write_text(good.read_text())
+    bad, worse = tmp_path / "bad.yaml", tmp_path / "worse.yaml"
+    bad.write_text(good.read_text().replace("name: position", "name: bad").replace("embedded", "embeded"))
+    worse.write_text(good.read_text().replace("name: position", "name: worse").replace("[0, 1]", "[]"))
+    assert main([str(good), str(bad), str(worse), str(twin), "--set", "optim.stepz=1"]) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.startswith("--set optim.stepz: no such field"), "once, not once a file"
+    assert second.startswith(f"{bad}:3:9: preset")
+    assert third.startswith(f"{worse}:5:8: seeds")
+    assert main([str(good), str(twin)]) == 2
+    expected = f"{twin}: name: 'position' is the name of {good} too; rename one, or give it once\n"
+    assert capsys.readouterr().err == expected
+    assert list(work.iterdir()) == []
+
+
+def test_seeds_that_confirm_a_search_are_not_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[2] / "studies" / "ttur_search.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert main([str(path), "--seeds", "0,100"]) == 2
+    assert capsys.readouterr().err == f"--seeds: 100 trains the trials of {path}; confirm with other seeds\n"
+
+
+def test_a_dry_run_of_several_studies_skips_those_without_a_cell_and_ends_with_the_sum(
+    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = Path(__file__).parents[2] / "studies" / "ttur_search.yaml"
+    study, other = write_study(), tmp_path / "other.yaml"
+    other.write_text(study.read_text().replace("name: position", "name: other"))
+    monkeypatch.chdir(tmp_path)
+    assert main([str(search), str(study), "--only", "feat*", "--dry-run", str(other), "--workers", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Skipped: {search}: --only: no cell matches 'feat*'" in shown
+    assert "2 studies, 4 cells: " in shown
+    assert main([str(search), "--dry-run", "--workers", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 trials at seed 100 for the lowest fid over optim.lr_g in 0.0001..0.002 (log), " in shown
+    assert "14 cells: trial00/seed100, " in shown
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["no_such_study.yaml"]])

@@ -6,9 +6,74 @@ from pathlib import Path
 import pytest
 
 from ablations.document import StudyError
+from ablations.space import Range
 from ablations.study import read_study
 
 WriteStudy = Callable[..., Path]
+
+SEARCH = """
+    name: rates
+    question: Which rates?
+    preset: embedded
+    seeds: [0, 1]
+    baseline: preset
+    search:
+      seed: 100
+      trials: 8
+      objective: fid
+      fields:
+        optim.lr_g: {low: 1e-4, high: 2e-3, log: true}
+        optim.d_steps: [1, 2]
+"""
+
+SEARCH_MISTAKES = {
+    "a seed that confirms": ({"seed: 100": "seed: 1"}, "7:9: search.seed: must not be among seeds"),
+    "a typo in a key": ({"objective:": "objectiv:"}, "9:3: search.objectiv: no such .* did you mean 'objective'?"),
+    "a missing key": ({"  trials: 8\n": ""}, "7:3: search.trials: is missing"),
+    "no trials": ({"trials: 8": "trials: 0"}, "8:11: search.trials: must be a whole number above 0, got 0"),
+    "an objective that rises": ({"objective: fid": "objective: is_mean"}, "9:14: search.objective: must be one of fid"),
+    "a field that is none": ({"lr_g": "lr_h"}, "11:5: search.fields.optim.lr_h: no such field; did you mean 'optim.lr"),
+    "one choice": ({"[1, 2]": "[1]"}, "12:20: search.fields.optim.d_steps: must be a list of two choices or more"),
+    "a choice twice": ({"[1, 2]": "[1, 1]"}, "12:24: search.fields.optim.d_steps.1: each choice once"),
+    "a choice that the field refuses": ({"[1, 2]": "[1, -1]"}, "12:24: .*d_steps.1: must be above 0, got -1"),
+    "a choice that cannot be built": (
+        {"optim.d_steps: [1, 2]": "model.attention.at: [[8], [64]]"},
+        r"12:31: .*at.1: needs 128 px, got \[64\]",
+    ),
+    "a range of a word": (
+        {"optim.d_steps: [1, 2]": "model.init: {low: 1, high: 2}"},
+        "12:17: .*holds no number",
+    ),
+    "an open range": ({"high: 2e-3, ": ""}, "11:17: search.fields.optim.lr_g.high: is missing"),
+    "a range upside down": ({"high: 2e-3": "high: 1e-5"}, "11:17: .*low must be below high, got 0.0001 and 1e-05"),
+    "a bound that is a word": ({"high: 2e-3": "high: fast"}, "11:35: .*lr_g.high: must be a finite number, got 'fast'"),
+    "factors beside a search": (
+        {"search:\n": "factors: {a: {preset: {}}}\nsearch:\n"},
+        "6:1: factors: has no place beside search",
+    ),
+    "a baseline that the search names": ({"baseline: preset": "baseline: best"}, "5:11: baseline: must not be a name"),
+    "a field that is set": (
+        {"search:\n": "set: {optim.d_steps: 1}\nsearch:\n"},
+        "13:5: .*is changed by set already",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", SEARCH_MISTAKES)
+def test_a_mistake_in_a_search_is_told_with_line_and_column(mistake: str, write_study: WriteStudy) -> None:
+    changes, message = SEARCH_MISTAKES[mistake]
+    path = write_study(changes, text=SEARCH)
+    with pytest.raises(StudyError, match=f"^{path}:{message}") as caught:
+        read_study(path)
+    assert len(caught.value.messages) == 1
+
+
+def test_a_search_is_read_with_the_types_of_its_fields(write_study: WriteStudy) -> None:
+    study = read_study(write_study({"[1, 2]": "{low: 1, high: 4}"}, text=SEARCH))
+    assert study.search is not None
+    assert study.search.fields == {"optim.lr_g": Range(1e-4, 2e-3, True), "optim.d_steps": Range(1, 4)}
+    assert [variant.name for variant in study.variants()] == ["preset"]
+
 
 MISTAKES = {
     "a typo in a key": ({"question:": "qestion:"}, "2:1: qestion: no such field; did you mean 'question'?"),

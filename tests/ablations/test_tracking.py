@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from ablations import outbox
 from ablations.outbox import Outbox
 from ablations.plan import Study
+from ablations.sharing import find_source
 from ablations.study import read_study
 from ablations.tracking import CellRun, Store
 
@@ -87,7 +89,108 @@ def test_a_cell_is_stored_with_everything_that_a_report_reads(store: Store, stud
     assert (picture[4:8, 8:12] == samples[1, 2]).all()
     arrays = np.load(store.client.download_artifacts(run.run_id, "attention/g32/step_0000005.npz"))
     assert set(arrays) == {"images", "queries", "maps"}
-    assert store.recorded(experiment_id) == {cell.key}
+    assert store.recorded(experiment_id).keys() == {cell.key}
+
+
+def share_with(store: Store, study: Study, name: str) -> tuple[CellRun, str]:
+    """The run of another study's first cell, which is the same but for its study, and that study's experiment."""
+    other = replace(study, name=f"{study.name}_{name}")
+    experiment_id = store.open_experiment(other)
+    run = CellRun(store.client, experiment_id, "parent", other.cells()[0], {"device": "cuda:0"})
+    run.describe({"data_fingerprint": study.name, "metric_fingerprint": "m"})
+    return run, experiment_id
+
+
+def train(store: Store, study: Study, directory: Path, outcome: str = "finished") -> CellRun:
+    experiment_id = store.open_experiment(study)
+    run = CellRun(store.client, experiment_id, "parent", study.cells()[0], {"device": "cpu", "git_commit": "abc"})
+    run.describe({"data_fingerprint": study.name, "metric_fingerprint": "m"})  # one store for all tests
+    for step in (1, 2, 2):  # the last one replayed after a resume
+        run.log(step, {"fid": 10.0 / step, "loss_g": 1.0}, now=True)
+    run.finish(outcome, 2, directory)
+    return run
+
+
+@pytest.mark.parametrize("outcome", ["finished", "collapsed"])
+def test_a_shared_cell_holds_every_point_of_its_source_once(
+    outcome: str, store: Store, study: Study, tmp_path: Path
+) -> None:
+    source = train(store, study, tmp_path, outcome)
+    copy, experiment_id = share_with(store, study, "copy")
+    found = copy.find_source(study.name, "m")
+    assert found is not None and found.run_id == source.run_id
+    copy.share(found)
+    again, _ = share_with(store, study, "copy")  # whoever comes after a crash does it over
+    assert again.run_id == copy.run_id
+    again.share(found)
+
+    stored = store.client.get_run(copy.run_id)
+    expected = {
+        "shared_run": source.run_id,
+        "shared_study": study.name,
+        "outcome": outcome,
+        "last_step": "2",
+        "device": "cpu",
+        "git_commit": "abc",
+        "study": f"{study.name}_copy",
+        "metric_fingerprint": "m",
+    }
+    assert expected.items() <= stored.data.tags.items()
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["model.attention.at"] == "[]"
+    for key in ("fid", "loss_g"):
+        points = [
+            sorted((point.step, point.timestamp, point.value) for point in store.client.get_metric_history(run_id, key))
+            for run_id in (source.run_id, copy.run_id)
+        ]
+        assert points[0] == points[1]
+    (result,) = store.recorded(experiment_id).values()
+    assert (result.outcome, result.metrics["fid"], result.shared_study) == (outcome, 5.0, study.name)
+    assert store.recorded(experiment_id, shared=False) == {}
+
+
+def test_a_cell_is_shared_only_where_all_that_decides_it_is_the_same(
+    store: Store, study: Study, tmp_path: Path
+) -> None:
+    train(store, study, tmp_path)
+    copy, _ = share_with(store, study, "copy")
+    assert copy.find_source("other data", "m") is None
+    assert copy.find_source(study.name, "other metrics") is None
+    for cell in (study.cells()[1], study.cells()[2]):  # another config, another seed
+        assert find_source(store.client, replace(cell, study="other"), study.name, "m") is None
+    assert find_source(store.client, study.cells()[0], study.name, "m") is None, "the study itself is no other study"
+
+
+def test_a_copy_and_a_run_that_failed_are_no_sources(store: Store, study: Study, tmp_path: Path) -> None:
+    failed, _ = share_with(store, study, "failed")
+    failed.fail("RuntimeError: out of memory")
+    waiting, _ = share_with(store, study, "waiting")
+    assert waiting.find_source(study.name, "m") is None
+    source = train(store, study, tmp_path)
+    copy, _ = share_with(store, study, "copy")
+    found = copy.find_source(study.name, "m")
+    assert found is not None
+    copy.share(found)
+    second = waiting.find_source(study.name, "m")
+    assert second is not None and second.run_id == source.run_id
+    store.client.delete_run(source.run_id)
+    assert waiting.find_source(study.name, "m") is None, "a copy is not copied: its pictures are gone"
+
+
+def test_a_copy_is_not_taken_for_a_trained_run_where_none_may_be_shared(
+    store: Store, study: Study, tmp_path: Path
+) -> None:
+    train(store, study, tmp_path)
+    copy, experiment_id = share_with(store, study, "copy")
+    found = copy.find_source(study.name, "m")
+    assert found is not None
+    copy.share(found)
+    own = CellRun(store.client, experiment_id, "parent", copy.cell, {}, shared=False)
+    assert own.run_id != copy.run_id
+    own.log(2, {"fid": 7.0})
+    own.finish("finished", 2, tmp_path)
+    (result,) = store.recorded(experiment_id).values()
+    assert (result.metrics["fid"], result.shared_study) == (7.0, None), "what was trained counts, also beside a copy"
 
 
 def test_a_paused_cell_goes_on_under_its_own_run(store: Store, study: Study) -> None:

@@ -1,0 +1,33 @@
+"""An event's pictures as files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def picture_files(step: int, images: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+    """{"samples/step_0000500.png": ..., "attention/g32/step_0000500.npz": ...}."""
+    files = {}
+    if "samples" in images:
+        files[f"samples/step_{step:07d}.png"] = _grid(images["samples"])
+    for name in sorted({key.rpartition("/")[0] for key in images if key.startswith("attention/")}):
+        arrays = {part: images[f"{name}/{part}"] for part in ("images", "queries", "maps")}
+        file = io.BytesIO()
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+        files[f"{name}/step_{step:07d}.npz"] = file.getvalue()
+    return files
+
+
+def _grid(samples: NDArray[np.uint8]) -> bytes:
+    """uint8 [rows, columns, H, W, 3] as one PNG without gaps."""
+    rows, columns, height, width, channels = samples.shape
+    tiles = samples.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    file = io.BytesIO()
+    Image.fromarray(tiles).save(file, "PNG")
+    return file.getvalue()

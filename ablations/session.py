@@ -1,0 +1,183 @@
+"""One study of a launch: its experiment, its parent run, and cells handed to workers until each has ended.
+
+Any number of launchers may run one study at once: they share its queue. What survives a launcher that is killed is in
+the two stores, so the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ablations.crew import Crew, Interrupt, Program
+from ablations.display import LiveTable, PlainLines
+from ablations.machine import git_commit
+from ablations.plan import Cell, Study
+from ablations.queue import MAX_DEATHS, CellQueue, CellState, Worker
+from ablations.tracking import Result, Store
+from ablations.worker import Launch
+
+TICK_SECONDS = 1.0
+STOP_SECONDS = 60.0  # for workers to finish a step or an evaluation, and save
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for, checked: one study, and how to run it."""
+
+    study: Study
+    only: str  # glob of cells
+    storage: str
+    tracking_uri: str
+    runs: Path
+    places: tuple[str, ...]  # devices that workers take in turn
+    workers: int
+    threads: int  # of torch, for each worker
+    data_root: Path | None
+    inception_weights: Path | None
+    retry_failed: bool
+    reuse: bool  # results of the same cell in another study
+
+
+class Session:
+    """Runs cells of one study, as often as asked. The parent run is made once there is something to run."""
+
+    def __init__(self, order: Order, store: Store, interrupt: Interrupt, console: Console, program: Program) -> None:
+        self.order = order
+        self.states: dict[str, CellState] = {}  # of all cells that were asked for, by key
+        self._store, self._interrupt = store, interrupt
+        self._console, self._program = console, program
+        self._experiment_id = store.open_experiment(order.study)
+        self._parent: str | None = None
+        self._documents: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if self._parent is not None:
+            failed = kind is not None or any(state.state != "done" for state in self.states.values())
+            status = "KILLED" if self._interrupt.status else "FAILED" if failed else "FINISHED"
+            self._store.end_run(self._parent, status)
+
+    @property
+    def has_run(self) -> bool:
+        return self._parent is not None
+
+    def results(self) -> dict[str, Result]:
+        return self._store.recorded(self._experiment_id, self.order.reuse)
+
+    def publish(self, documents: Mapping[str, dict[str, Any]]) -> None:
+        """JSON artifacts of the parent run, by name; they wait for it where there is none yet."""
+        for name, content in documents.items():
+            if self._documents.get(name) != content:
+                self._documents[name] = content
+                if self._parent is not None:
+                    self._store.log_document(self._parent, name, content)
+
+    def run(self, cells: Sequence[Cell]) -> list[CellState]:
+        """Until each of these cells has a result or has failed, or the launch is interrupted."""
+        with contextlib.closing(CellQueue(self.order.storage, self.order.study.name, cells)) as queue:
+            self._bury(queue)
+            queue.enqueue(self.results(), self.order.retry_failed)
+            states = _settled(queue.states(), self.results())
+            if self._interrupt.status is None and any(state.state in ("waiting", "running") for state in states):
+                self._train(queue, cells)
+        return self.look(cells)
+
+    def look(self, cells: Sequence[Cell]) -> list[CellState]:
+        """How these cells stand, without running them."""
+        with contextlib.closing(CellQueue(self.order.storage, self.order.study.name, cells)) as queue:
+            states = _settled(queue.states(), self.results())
+        self.states.update({state.cell.key: state for state in states})
+        return states
+
+    @property
+    def is_settled(self) -> bool:
+        """Every cell that was asked for has ended, well or not."""
+        return all(state.state in ("done", "failed") for state in self.states.values())
+
+    def _train(self, queue: CellQueue, cells: Sequence[Cell]) -> None:
+        parent = self._parent = self._parent or self._start()
+        crew = Crew(self._launch(cells, parent), self.order.places, self._program)
+        try:
+            self._watch(queue, crew)
+        finally:
+            with contextlib.suppress(KeyboardInterrupt):
+                crew.stop(STOP_SECONDS)
+            crew.close()
+            self._bury(queue)
+
+    def _start(self) -> str:
+        me = Worker.here("ablations.run")
+        parent = self._store.start_launch(self._experiment_id, self.order.study, asdict(me), git_commit())
+        for name, content in self._documents.items():
+            self._store.log_document(parent, name, content)
+        return parent
+
+    def _watch(self, queue: CellQueue, crew: Crew) -> None:
+        """Until all have ended: show, take cells back from the dead, keep as many workers as there is work for."""
+        workers, console = self.order.workers, self._console
+        display = LiveTable(console) if console.is_terminal else PlainLines(console)
+        ended, departures_before = 0, 0
+        try:
+            while self._interrupt.status is None:
+                crew.collect()
+                queue.reap()
+                states = queue.states()
+                counts = Counter(state.state for state in states)
+                display.update(states, workers)
+                if ended != (ended := counts["done"] + counts["failed"]):
+                    departures_before = crew.departures
+                if crew.departures - departures_before > MAX_DEATHS * workers:
+                    said = f"Workers leave without ending a cell; see {crew.last_log}"
+                    console.print(said, markup=False, highlight=False, soft_wrap=True)
+                    return
+                for _ in range(min(workers - len(crew), counts["waiting"])):
+                    crew.start()
+                if not counts["waiting"] and not counts["running"] and not len(crew):
+                    # A worker may have died between telling the queue and telling the store.
+                    if not queue.enqueue(self.results()):
+                        return
+                time.sleep(TICK_SECONDS)
+        finally:
+            display.close()
+
+    def _bury(self, queue: CellQueue) -> None:
+        """Takes the cells of dead workers back, and ends the runs that dead processes left running."""
+        queue.reap()
+        running = {state.cell.key for state in queue.states() if state.state == "running"}
+        self._store.end_abandoned(self._experiment_id, running)
+        for run_id, process in self._store.running_launches(self._experiment_id).items():
+            if Worker(**process).is_dead():
+                self._store.end_run(run_id, "KILLED")
+
+    def _launch(self, cells: Sequence[Cell], parent: str) -> Launch:
+        return Launch(
+            storage=self.order.storage,
+            tracking_uri=self.order.tracking_uri,
+            experiment_id=self._experiment_id,
+            parent_run=parent,
+            study=self.order.study.name,
+            cells=tuple(cells),
+            runs=self.order.runs,
+            launcher_pid=os.getpid(),
+            threads=self.order.threads,
+            reuse=self.order.reuse,
+            data_root=self.order.data_root,
+            inception_weights=self.order.inception_weights,
+            git_commit=git_commit(),
+        )
+
+
+def _settled(states: Sequence[CellState], recorded: Container[str]) -> list[CellState]:
+    """A cell whose outcome is in the store is done, whatever the queue knows of it."""
+    return [replace(state, state="done") if state.cell.key in recorded else state for state in states]
