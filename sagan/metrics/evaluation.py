@@ -84,10 +84,12 @@ class Evaluator:
 def frechet(generated: Features, reference: Reference) -> dict[str, float]:
     """`real_floor` is what as many real images would score: no generator gets below it but by chance."""
     split = torch.Generator().manual_seed(0)
+    real, other = reference.pooled, fit(generated.features)
+    distance = frechet_distance(real, other)
     return {
-        "fid": frechet_distance(reference.pooled, fit(generated.features)),
-        "fid_se": frechet_standard_error(reference.pooled, generated.features, generated.labels),
-        "fid_extrapolated": frechet_extrapolated(reference.pooled, generated.features, generated.labels, split),
+        "fid": distance,
+        "fid_se": frechet_standard_error(real, other, generated.features, generated.labels),
+        "fid_extrapolated": frechet_extrapolated(real, distance, generated.features, generated.labels, split),
         "fid_local": frechet_distance(reference.local, fit(generated.local)),
         "real_floor": reference.floor(len(generated.labels)),
     }
