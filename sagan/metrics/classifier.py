@@ -38,11 +38,11 @@ class Classifier(nn.Module):
         self.head = nn.Linear(_LAYERS[-1][1], num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = _resize(images.float()) / 127.5 - 1
-        x = x.contiguous(memory_format=torch.channels_last)
+        # Subtracting takes uint8 to float in the same pass; what is left is done in place.
+        x = (_resize(images) - 127.5).contiguous(memory_format=torch.channels_last).mul_(1 / 127.5)
         local = x
         for depth, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
-            x = F.relu(norm(conv(x)))
+            x = F.relu_(norm(conv(x)))
             if depth == _LOCAL_DEPTH:
                 local = x
         features = x.mean((2, 3))
@@ -53,7 +53,7 @@ def _resize(images: Tensor) -> Tensor:
     side = images.shape[-1]
     if side == SIDE:
         return images
-    return F.interpolate(images, size=(SIDE, SIDE), mode="nearest" if side < SIDE else "area")
+    return F.interpolate(images.float(), size=(SIDE, SIDE), mode="nearest" if side < SIDE else "area")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -22,8 +23,7 @@ from sagan.metrics.frechet import (
     frechet_standard_error,
 )
 from sagan.metrics.inception_score import inception_score
-from sagan.metrics.kernel import kernel_distance
-from sagan.metrics.neighbours import neighbours
+from sagan.metrics.pairs import between
 from sagan.metrics.reference import PAIRWISE_SAMPLES, Reference, load_reference, pairwise_subset, reference_size
 
 Metric = Callable[[Features, Reference], dict[str, float]]
@@ -84,10 +84,12 @@ class Evaluator:
 def frechet(generated: Features, reference: Reference) -> dict[str, float]:
     """`real_floor` is what as many real images would score: no generator gets below it but by chance."""
     split = torch.Generator().manual_seed(0)
+    real, other = reference.pooled, fit(generated.features)
+    distance = frechet_distance(real, other)
     return {
-        "fid": frechet_distance(reference.pooled, fit(generated.features)),
-        "fid_se": frechet_standard_error(reference.pooled, generated.features, generated.labels),
-        "fid_extrapolated": frechet_extrapolated(reference.pooled, generated.features, generated.labels, split),
+        "fid": distance,
+        "fid_se": frechet_standard_error(real, other, generated.features, generated.labels),
+        "fid_extrapolated": frechet_extrapolated(real, distance, generated.features, generated.labels, split),
         "fid_local": frechet_distance(reference.local, fit(generated.local)),
         "real_floor": reference.floor(len(generated.labels)),
     }
@@ -126,26 +128,16 @@ def frechet_by_group(generated: Features, reference: Reference) -> dict[str, flo
 
 
 @metric
-def kid(generated: Features, reference: Reference) -> dict[str, float]:
-    """Where class counts are fixed and not drawn, as good as real images score a little below 0.
+def pairs(generated: Features, reference: Reference) -> dict[str, float]:
+    """KID, precision, recall, density and coverage, together for they look at the same pairs.
 
-    Pairs within a set then hold slightly fewer of one class than pairs across: about -0.003 at 2,000 embedded samples.
+    Where class counts are fixed and not drawn, images as good as real ones have a `kid` a little below 0: pairs within
+    a set then hold slightly fewer of one class than pairs across (about -0.003 at 2,000 embedded samples). Recall and
+    coverage rise with the number of generated images: compare at equal counts only.
     """
     few = generated.features[pairwise_subset(len(generated.labels))]
-    return {"kid": kernel_distance(few, reference.pairwise, float(reference.tensors["pairs"]))}
-
-
-@metric
-def manifolds(generated: Features, reference: Reference) -> dict[str, float]:
-    """Recall and coverage rise with the number of generated images: compare at equal counts only."""
-    few = generated.features[pairwise_subset(len(generated.labels))]
-    found = neighbours(few, reference.pairwise, reference.tensors["radii"])
-    return {
-        "precision": found.precision,
-        "recall": found.recall,
-        "density": found.density,
-        "coverage": found.coverage,
-    }
+    kid, found = between(few, reference.pairwise, reference.within_pairwise)
+    return {"kid": kid, **asdict(found)}
 
 
 @metric

@@ -38,11 +38,11 @@ def extract(extractor: Extractor, images: Iterable[Tensor], labels: Tensor, devi
             stop = start + len(batch)
             assert stop <= len(labels), f"more images than the {len(labels)} labels"
             x, y, tokens = extractor(batch.to(device))
-            cells = tokens.flatten(2)  # [B, dl, h w]
-            index = (choices[start:stop].to(device) * cells.shape[2]).long()[:, None].expand(-1, cells.shape[1], -1)
+            cells = tokens.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, dl]
+            chosen = (choices[start:stop].to(device) * cells.shape[1]).long()
             pooled.append(x.float().cpu())
             logits.append(y.float().cpu())
-            local.append(cells.gather(2, index).transpose(1, 2).flatten(0, 1).float().cpu())
+            local.append(cells[torch.arange(len(cells), device=device)[:, None], chosen].flatten(0, 1).float().cpu())
             start = stop
     assert start == len(labels), f"{start} images for {len(labels)} labels"
     return Features(torch.cat(pooled), torch.cat(logits), torch.cat(local), labels.cpu())

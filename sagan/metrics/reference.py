@@ -20,8 +20,7 @@ from sagan.data import ImageDataset
 from sagan.metrics.extractor import Extractor
 from sagan.metrics.features import extract
 from sagan.metrics.frechet import RealGaussian, fit, fit_real, frechet_distance, halves
-from sagan.metrics.kernel import mean_of_pairs
-from sagan.metrics.neighbours import squared_radii
+from sagan.metrics.pairs import Within, within
 
 REFERENCE_SAMPLES = 50_000  # the paper compares with 50,000 training images
 PAIRWISE_SAMPLES = 5_000  # KID, precision, recall, density and coverage look at pairs: 5,000 by 5,000 at most
@@ -58,6 +57,10 @@ class Reference:
     @property
     def pairwise(self) -> Tensor:
         return self.features[pairwise_subset(len(self.features))]
+
+    @property
+    def within_pairwise(self) -> Within:
+        return Within(float(self.tensors["pairs"]), self.tensors["radii"])
 
     @cached_property
     def by_class(self) -> dict[int, Tensor]:
@@ -126,7 +129,7 @@ def _measure(dataset: ImageDataset, extractor: Extractor, device: torch.device) 
     pooled, local = fit_real(real.features), fit_real(real.local)
     one, other = halves(real.labels, torch.Generator().manual_seed(0))
     between_halves = frechet_distance(fit_real(real.features[one]), fit(real.features[other]))
-    few = real.features[pairwise_subset(len(chosen))]
+    pairs = within(real.features[pairwise_subset(len(chosen))])
     return {
         "features": real.features,
         "labels": real.labels,
@@ -134,8 +137,8 @@ def _measure(dataset: ImageDataset, extractor: Extractor, device: torch.device) 
         "root": pooled.root,
         "local_mean": local.mean,
         "local_root": local.root,
-        "radii": squared_radii(few),
-        "pairs": torch.tensor(mean_of_pairs(few), dtype=torch.float64),
+        "radii": pairs.radii,
+        "pairs": torch.tensor(pairs.mean_kernel, dtype=torch.float64),
         "halves": torch.tensor(between_halves, dtype=torch.float64),
     }
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
+from sagan.metrics import frechet
 from sagan.metrics.frechet import (
     fit,
     fit_real,
@@ -35,6 +36,16 @@ def published(real: Tensor, generated: Tensor) -> float:
 def test_distance_equals_torch_fidelity(d: int, rng: torch.Generator) -> None:
     real, generated = sample(1500, d, rng), sample(900, d, rng, shift=0.1, scale=1.2)
     assert distance(real, generated) == pytest.approx(published(real, generated), rel=1e-6)
+
+
+def test_products_in_strips_give_the_covariance_and_the_distance(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, generated = sample(300, 50, rng), sample(200, 50, rng, shift=0.1)
+    expected = distance(real, generated)
+    monkeypatch.setattr(frechet, "_STRIP", 16)
+    torch.testing.assert_close(fit(real).cov, real.T.cov())
+    assert distance(real, generated) == pytest.approx(expected, rel=1e-9)
 
 
 def test_float32_features_give_the_distance_of_their_float64_copies(rng: torch.Generator) -> None:
@@ -73,14 +84,14 @@ def test_standard_error_is_the_spread_over_repeated_samples_with_the_same_labels
     real = fit_real(sample(6000, 8, rng) + offsets[torch.arange(6000) % 3])
     draws = [sample(400, 8, rng, shift=0.3) + offsets[labels] for _ in range(200)]
     spread = torch.tensor([frechet_distance(real, fit(draw)) for draw in draws]).std()
-    predicted = torch.tensor([frechet_standard_error(real, draw, labels) for draw in draws]).mean()
+    predicted = torch.tensor([frechet_standard_error(real, fit(draw), draw, labels) for draw in draws]).mean()
     assert float(predicted / spread) == pytest.approx(1, abs=0.15)  # the spread itself is known to 5 %
 
 
 def test_standard_error_of_a_collapsed_generator_is_zero(rng: torch.Generator) -> None:
     same = torch.ones(50, 8, dtype=torch.float64)
     real = fit_real(sample(500, 8, rng))
-    assert frechet_standard_error(real, same, torch.zeros(50)) == pytest.approx(0, abs=1e-9)
+    assert frechet_standard_error(real, fit(same), same, torch.zeros(50)) == pytest.approx(0, abs=1e-9)
 
 
 def test_extrapolation_is_less_biased_than_the_plain_distance(rng: torch.Generator) -> None:
@@ -88,8 +99,10 @@ def test_extrapolation_is_less_biased_than_the_plain_distance(rng: torch.Generat
     truth = frechet_distance(real, fit(sample(200_000, 16, rng, shift=0.1)))
     draws = [sample(200, 16, rng, shift=0.1) for _ in range(60)]
     plain = torch.tensor([frechet_distance(real, fit(draw)) for draw in draws]).mean()
-    extrapolated = torch.tensor([frechet_extrapolated(real, draw, torch.zeros(200), rng) for draw in draws]).mean()
-    assert abs(extrapolated - truth) < 0.25 * abs(plain - truth)
+    extrapolated = [
+        frechet_extrapolated(real, frechet_distance(real, fit(draw)), draw, torch.zeros(200), rng) for draw in draws
+    ]
+    assert abs(torch.tensor(extrapolated).mean() - truth) < 0.25 * abs(plain - truth)
 
 
 def test_halves_share_every_class_evenly_and_hold_each_row_once(rng: torch.Generator) -> None:

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from sagan.metrics import blocks
+from sagan.metrics.neighbours import Neighbours, _largest
+from sagan.metrics.pairs import between, within
+
+
+def pair(rng: torch.Generator, n: int = 700, m: int = 900) -> tuple[Tensor, Tensor]:
+    generated = torch.randn(n, 12, generator=rng, dtype=torch.float64) * 0.8 + 0.3
+    return generated, torch.randn(m, 12, generator=rng, dtype=torch.float64)
+
+
+def kernel_distance(generated: Tensor, real: Tensor) -> float:
+    return between(generated, real)[0]
+
+
+def neighbours(generated: Tensor, real: Tensor) -> Neighbours:
+    return between(generated, real)[1]
+
+
+def by_definition(generated: Tensor, real: Tensor) -> float:
+    """The kernel distance with all matrices stored, in float64."""
+
+    def kernel(one: Tensor, other: Tensor) -> Tensor:
+        return (one.double() @ other.double().T / one.shape[1] + 1) ** 3
+
+    def off_diagonal(k: Tensor) -> Tensor:
+        return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
+
+    inside = off_diagonal(kernel(generated, generated)) + off_diagonal(kernel(real, real))
+    return float(inside - 2 * kernel(generated, real).mean())
+
+
+def test_kernel_distance_of_subsets_equals_torch_fidelity(rng: torch.Generator) -> None:
+    generated, real = pair(rng)
+    published = kid_features_to_metric(generated, real, kid_subsets=10, kid_subset_size=100, rng_seed=5, verbose=False)
+    draw = np.random.RandomState(5)
+    values = []
+    for _ in range(10):
+        rows, others = (torch.from_numpy(draw.choice(len(x), 100, replace=False)) for x in (generated, real))
+        values.append(kernel_distance(generated[rows], real[others]))
+    assert np.mean(values) == pytest.approx(published["kernel_inception_distance_mean"], rel=1e-6)
+    assert np.std(values) == pytest.approx(published["kernel_inception_distance_std"], rel=1e-6)
+
+
+def test_kernel_distance_equals_the_sum_over_all_pairs(rng: torch.Generator) -> None:
+    generated, real = pair(rng, 1100, 1300)
+    assert kernel_distance(generated, real) == pytest.approx(by_definition(generated, real), rel=1e-9)
+
+
+def test_kernel_distance_from_float32_products_is_that_of_float64(rng: torch.Generator) -> None:
+    generated, real = (features.float().relu() for features in pair(rng, 1100, 1300))
+    assert kernel_distance(generated, real) == pytest.approx(by_definition(generated, real), rel=1e-5)
+
+
+def test_kernel_distance_between_samples_of_one_law_is_zero_on_average(rng: torch.Generator) -> None:
+    values = torch.tensor(
+        [kernel_distance(torch.randn(60, 8, generator=rng), torch.randn(90, 8, generator=rng)) for _ in range(300)]
+    )
+    assert abs(values.mean()) < 3 * values.std() / 300**0.5
+
+
+def test_precision_and_recall_equal_torch_fidelity(rng: torch.Generator) -> None:
+    generated, real = pair(rng)
+    published = prc_features_to_metric(generated, real, prc_neighborhood=3, verbose=False)
+    found = neighbours(generated, real)
+    assert 0.1 < found.recall < 0.9 and 0.1 < found.precision < 0.99
+    assert found.precision == pytest.approx(published["precision"], rel=1e-6)
+    assert found.recall == pytest.approx(published["recall"], rel=1e-6)
+
+
+def test_density_and_coverage_equal_their_definition(rng: torch.Generator) -> None:
+    generated, real = pair(rng)
+    radii = torch.cdist(real, real).sort(1).values[:, 5]
+    inside = torch.cdist(generated, real) <= radii
+    found = neighbours(generated, real)
+    assert found.density == pytest.approx(float(inside.double().sum(1).mean() / 5))
+    assert found.coverage == pytest.approx(float(inside.any(0).double().mean()))
+
+
+def test_block_size_and_kept_figures_change_nothing(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, real = pair(rng)
+    distance, found = between(generated, real)
+    monkeypatch.setattr(blocks, "_ROWS", 37)
+    again, found_again = between(generated, real, within(real))
+    assert found_again == found and again == pytest.approx(distance, rel=1e-9)
+
+
+def test_dropping_half_the_modes_halves_coverage_and_spares_precision(rng: torch.Generator) -> None:
+    modes = torch.tensor([[-50.0], [50.0]]).expand(2, 4)
+    real = torch.randn(800, 4, generator=rng) + modes[torch.arange(800) % 2]
+    found = neighbours(torch.randn(400, 4, generator=rng) + modes[0], real)
+    assert found.precision > 0.9
+    assert found.coverage < 0.52 and found.recall < 0.52
+
+
+@pytest.mark.parametrize("columns", [6, 119, 120, 257, 1000])
+def test_largest_values_are_those_of_topk(columns: int, rng: torch.Generator) -> None:
+    values = torch.randint(50, (200, columns), generator=rng).float()  # with ties
+    values[0] = 1
+    assert torch.equal(_largest(values, 6), values.topk(6).values)
