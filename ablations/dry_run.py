@@ -22,6 +22,7 @@ from sagan.data import NUM_CLASSES
 def show_plan(
     study: Study,
     cells: Sequence[Cell],
+    shared: int,
     team: Team,
     tracking_uri: str,
     console: Console,
@@ -29,7 +30,8 @@ def show_plan(
 ) -> float:
     """Prints what each variant changes and costs, then the cells, and about how long they take on this machine.
 
-    Returns that time in seconds. The trials of a search are not known ahead: give its outline.
+    Returns that time in seconds, in which the first `shared` of the cells cost nothing: a study before has trained
+    them. The trials of a search are not known ahead: give its outline.
     """
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
@@ -38,13 +40,13 @@ def show_plan(
     planned = {cell.variant for cell in cells}
     if calibration is not None:
         seconds = {v.name: calibration.cell_seconds(v.config) for v in buildable if v.name in planned}
-        total = calibration.seconds([cell.config for cell in cells], team.workers)
+        total = calibration.seconds([cell.config for cell in cells[shared:]], team.workers)
         said = _calibrated(calibration, team, total)
     else:
         measured = _measured_rates(study, tracking_uri)
         rate = None if measured.keys() >= costs.keys() else _flops_per_second(team.places[0], team.threads)
         seconds = {v.name: _seconds(v, costs[v.name], measured, rate) for v in buildable}
-        total = makespan([seconds[cell.variant] for cell in cells], team.workers)
+        total = makespan([seconds[cell.variant] for cell in cells[shared:]], team.workers)
         basis = "at the speed of earlier runs in the store" if rate is None else _ROUGH
         said = f"About {duration(total)} of training on {team}, {basis}. --calibrate does better: it measures."
 
@@ -57,22 +59,23 @@ def show_plan(
         if variant is not baseline:
             say(f"{variant.name} changes against {baseline.name}: {_changes(baseline.config, variant)}")
     table = Table()
-    for title in ("variant", "G params", "D params", "GFLOPs/image", "memory MiB", "time a cell"):
+    for title in ("variant", "G params", "D params", "GFLOPs/image", "memory MiB", "a cell"):
         table.add_column(title, justify="left" if title == "variant" else "right", no_wrap=True)
     for variant in variants:
         table.add_row(variant.name, *_figures(variant, costs, seconds))
     console.print(table)
 
     names = ", ".join(cell.name for cell in cells)
-    say(f"{len(cells)} cells: {names}")
+    say(f"{len(cells)} cells{f', the first {shared} shared with studies above' if shared else ''}: {names}")
     say(said)
     return total
 
 
-def show_total(plans: Sequence[tuple[int, float]], console: Console) -> None:
-    """The sum over studies of (cells, seconds)."""
-    cells, seconds = (sum(column) for column in zip(*plans, strict=True))
-    console.print(f"\n{len(plans)} studies, {cells} cells: about {duration(seconds)}.", highlight=False)
+def show_total(plans: Sequence[tuple[int, int, float]], console: Console) -> None:
+    """The sum over studies of (cells, shared ones, seconds)."""
+    cells, shared, seconds = (sum(column) for column in zip(*plans, strict=True))
+    said = f"{len(plans)} studies, {cells} cells, {shared} of them shared: about {duration(seconds)}."
+    console.print(f"\n{said}", markup=False, highlight=False, soft_wrap=True)
 
 
 _ROUGH = "if it ran at the speed of one large convolution; expect several times that at small widths"

@@ -179,10 +179,16 @@ def _show(
         all_cells = [cell for _, cells in chosen for cell in cells]
         largest = max(teams, key=lambda team: team.workers)
         calibration = calibrate(all_cells, largest, console, data_root, inception_weights)
-    plans = []
+    plans, seen = [], set[tuple[str, int]]()
     for (study, cells), team in zip(chosen, teams, strict=True):
-        seconds = show_plan(study.outline(), cells, team, absolute(options.tracking_uri), console, calibration)
-        plans.append((len(cells), seconds))
+        # What a search will train is not known, so none of it can be known to be shared.
+        reuse = study.search is None and not options.no_reuse
+        shared = [cell for cell in cells if reuse and (cell.config_digest, cell.seed) in seen]
+        seen.update((cell.config_digest, cell.seed) for cell in cells)
+        ordered = [*shared, *(cell for cell in cells if cell not in shared)]
+        uri = absolute(options.tracking_uri)
+        seconds = show_plan(study.outline(), ordered, len(shared), team, uri, console, calibration)
+        plans.append((len(cells), len(shared), seconds))
     if len(plans) > 1:
         show_total(plans, console)
     return 0
