@@ -67,7 +67,7 @@ class Sampler:
         generator.eval()
 
     @torch.no_grad()
-    def images(self, generator: Generator, purpose: str = "scored", batch_size: int = 100) -> Iterator[Tensor]:
+    def images(self, generator: Generator, purpose: str = "scored", batch_size: int = 50) -> Iterator[Tensor]:
         """uint8 batches (B, 3, R, R) of the classes `labels`; another `purpose` draws another z."""
         for start in range(0, len(self.labels), batch_size):
             labels = self.labels[start : start + batch_size]
