@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from sagan.metrics.extractor import Extractor
 
 TOKENS_PER_IMAGE = 4
 _TOKEN_SEED = 17
+_CPU_ROWS = 50  # a CPU's cache does not hold the activations of more: a tenth slower
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def extract(extractor: Extractor, images: Iterable[Tensor], labels: Tensor, devi
     pooled, logits, local, start = [], [], [], 0
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
-        for batch in images:
+        for batch in _parts(images, device):
             stop = start + len(batch)
             assert stop <= len(labels), f"more images than the {len(labels)} labels"
             x, y, tokens = extractor(batch.to(device))
@@ -46,3 +47,8 @@ def extract(extractor: Extractor, images: Iterable[Tensor], labels: Tensor, devi
             start = stop
     assert start == len(labels), f"{start} images for {len(labels)} labels"
     return Features(torch.cat(pooled), torch.cat(logits), torch.cat(local), labels.cpu())
+
+
+def _parts(images: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    for batch in images:
+        yield from batch.split(_CPU_ROWS) if device.type == "cpu" else [batch]

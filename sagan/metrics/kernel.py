@@ -16,7 +16,7 @@ def kernel_sum(block: Block, width: int) -> float:
 
     Terms may be float32: their rounding is as often up as down, and rows are added up in float64.
     """
-    terms = block.inner_products().add_(width)
+    terms = block.inner_products(shift=width)
     return float(terms.square().mul_(terms).sum(1).double().sum()) / width**3
 
 
