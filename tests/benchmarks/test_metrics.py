@@ -75,7 +75,7 @@ def test_metrics_against_torch_fidelity(results: Results, tmp_path: Path) -> Non
         kid=True,
         prc=True,
         cuda=False,
-        batch_size=50,  # as ours: faster than its 64, and than 100
+        batch_size=50,  # as many as ours passes through the network at a time on a CPU
         verbose=False,
     )
     # Its best form for us to beat: the real side cached, as ours is, and no processes to load what is in memory.
