@@ -14,7 +14,7 @@ from sagan.streams import stream
 from sagan.training import Event, Trainer, load_generator
 
 # The scores of the second evaluation are worse at such a rate, without a moving average.
-WORSENING = {"optim.ema_decay": 0, "optim.lr_g": 0.2}
+WORSENING = {"optim.ema_decay": 0, "optim.lr_g": 1.0}
 
 
 def run(trainer: Trainer) -> tuple[dict[int, float], Event]:

@@ -48,7 +48,7 @@ def assert_same_bits(one: dict[str, Any], other: dict[str, Any]) -> None:
         {
             "optim.d_steps": 2,
             "optim.ema_decay": 0,
-            "optim.lr_g": 0.2,  # the first evaluation is the best: resumed after it, the best is in the checkpoint
+            "optim.lr_g": 1.0,  # the first evaluation is the best: resumed after it, the best is in the checkpoint
             "data.h_flip": True,
             "model.conditioning": "auxiliary_classifier",
             "model.attention.kind": "residual",

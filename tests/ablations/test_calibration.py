@@ -126,7 +126,7 @@ def test_a_study_takes_its_start_and_its_longest_queue() -> None:
         kind(large): Speed(step=0.2, memory_mib=1000, **parts),
     }
     calibration = Calibration(10.0, speeds)
-    assert calibration.seconds([small, large, small, large], 2) == 10 + 400 + 400
+    assert calibration.seconds([small, large, small, large], 2) == 10 + 2 * 0.2 * EMBEDDED.optim.steps
     assert calibration.memory_mib == 1000
 
 

@@ -85,7 +85,7 @@ IDLE = (sys.executable, "-c", "import time; time.sleep(600)")
 
 @pytest.fixture
 def crew(tmp_path: Path) -> Iterator[Crew]:
-    launch = Launch("", "", "", "", "study", (), tmp_path, launcher_pid=0, threads=4)
+    launch = Launch("", "", "", "", "study", (), tmp_path, launcher_pid=0, threads=4, reuse=True)
     crew = Crew(launch, ("cuda:0", "cuda:1"), IDLE)
     yield crew
     crew.stop(patience=5)

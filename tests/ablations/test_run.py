@@ -146,7 +146,7 @@ def test_a_dry_run_of_several_studies_skips_those_without_a_cell_and_ends_with_t
     assert main([str(search), str(study), "--only", "feat*", "--dry-run", str(other), "--workers", "1"]) == 0
     shown = capsys.readouterr().out
     assert f"Skipped: {search}: --only: no cell matches 'feat*'" in shown
-    assert "2 studies, 4 cells: " in shown
+    assert "2 studies, 4 cells, 2 of them shared: " in shown
     assert main([str(search), "--dry-run", "--workers", "1"]) == 0
     shown = capsys.readouterr().out
     assert "8 trials at seed 100 for the lowest fid over optim.lr_g in 0.0001..0.002 (log), " in shown

@@ -52,10 +52,6 @@ SEARCH_MISTAKES = {
         "6:1: factors: has no place beside search",
     ),
     "a baseline that the search names": ({"baseline: preset": "baseline: best"}, "5:11: baseline: must not be a name"),
-    "a field that is set": (
-        {"search:\n": "set: {optim.d_steps: 1}\nsearch:\n"},
-        "13:5: .*is changed by set already",
-    ),
 }
 
 
