@@ -138,10 +138,10 @@ def grid(unit: Unit) -> Table | None:
 
 def _rates(unit: Unit) -> tuple[str, ...]:
     """The learning rates, where no variant turns them and both are one: the paper does not publish this choice."""
-    rates = {tuple(item.params.get(f"optim.lr_{net}") for net in "gd") for item in unit.variants if item.params}
-    if len(rates) != 1 or None in (pair := rates.pop()) or pair[0] != pair[1]:
+    rates = {item.rates for item in unit.variants if item.params}
+    if len(rates) != 1 or (lr_g := next(iter(rates))[0]) is None or rates != {(lr_g, lr_g)}:
         return ()
-    here = f"{float(str(pair[0])):g}"
+    here = f"{lr_g:g}"
     return (f"All variants train with lr_G = lr_D = {here}; the paper does not publish the equal rate that it used.",)
 
 

@@ -81,6 +81,7 @@ class Trainer:
         if obstacle:
             raise ValueError(f"model.attention.at: {list(config.model.attention.at)} {obstacle}")
         torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
+        torch.backends.cudnn.allow_tf32 = False  # a GPU would take TF32 unasked, and call it fp32
         self.config, self.seed, self.directory = config, seed, directory
         self.device = torch.device(device)
         self.checkpoint_every = checkpoint_every

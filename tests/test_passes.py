@@ -32,10 +32,14 @@ def aims(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_compiled_passes_train_to_the_same_bits_as_those_that_are_not(tiny: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_passes_train_to_the_same_bits_as_those_that_are_not(
+    tiny: Config, tmp_path: Path, precision: str
+) -> None:
     """The tracing, the custom gradients and the buffers that change in place; code generation is left out."""
-    plain = bare_trainer(tiny, tmp_path)
-    compiled = bare_trainer(tiny, tmp_path, compile_backend="aot_eager")
+    config = override(tiny, {"optim.precision": precision})
+    plain = bare_trainer(config, tmp_path)
+    compiled = bare_trainer(config, tmp_path, compile_backend="aot_eager")
     for _ in range(3):
         plain._train_step()
         compiled._train_step()
