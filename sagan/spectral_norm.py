@@ -82,7 +82,7 @@ class _DivideBySigma(torch.autograd.Function):
         for grad, w, x, y in zip(grads, scaled, u, v, strict=True):
             matrix = _matrix(grad)
             along = torch.dot(matrix.flatten(), _matrix(w).flatten())
-            pulled.append(torch.addr(matrix, x * -along, y))
+            pulled.append(torch.addr(matrix, x * along, y, alpha=-1))
         torch._foreach_div_(pulled, sigmas)
         return None, None, None, None, *map(_weight, pulled, scaled)
 

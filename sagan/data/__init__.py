@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ def open_dataset(config: DataConfig, root: Path | None = None) -> ImageDataset:
     return DATASETS[config.name](config, root)
 
 
+@lru_cache(maxsize=1)  # a worker trains many cells on the same pictures
 def _open_embedded(config: DataConfig, root: Path | None) -> ImageDataset:
     labels = torch.arange(len(embedded.CLASSES) * embedded.IMAGES_PER_CLASS) % len(embedded.CLASSES)
     images = embedded.draw(labels, seed=0, resolution=config.resolution, difficulty=config.difficulty)

@@ -1,9 +1,8 @@
 """Cells an hour for two ways to use the cores, and what running a study costs beside training and evaluation.
 
 The study that is run is the embedded preset's with a tenth of its steps, as many events and evaluations a cell, and
-two cells a core. What it takes is extrapolated to the preset: ten times the seconds of the steps, the same
-evaluations, and the same overhead for each cell. Start-up is part of that overhead; it comes once a worker, and a
-worker of the whole study (12 cells) has more of them, so the overhead is an upper bound.
+two cells a core. What it takes is extrapolated to the main job, twelve cells of the preset's length: ten times the
+seconds of the steps, the same evaluations, and the same overhead for each cell, with start-up and end once a worker.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -39,27 +37,41 @@ factors:
     none:   {{}}
     feat32: {{model.attention.at: [32]}}
 """
+CELLS = 12
 EVENTS_AN_HOUR = 360  # at 10 steps a second: one in 100 steps
 
 
 @dataclass(frozen=True)
 class Launch:
     workers: int
-    seconds: float  # from the command to its end
+    started: float
+    ended: float
     cells: list[dict[str, float]]  # what TimedTrainer noted of each
 
     @property
+    def ends(self) -> float:
+        """Seconds before the first cell begins and after the last has ended."""
+        first, last = min(cell["began"] for cell in self.cells), max(cell["ended"] for cell in self.cells)
+        return first - self.started + self.ended - last
+
+    @property
+    def between(self) -> float:
+        """Seconds a cell that its steps and evaluations do not explain, with the way from one cell to the next."""
+        spans = []
+        for process in {cell["process"] for cell in self.cells}:
+            mine = [cell for cell in self.cells if cell["process"] == process]
+            span = max(cell["ended"] for cell in mine) - min(cell["began"] for cell in mine)
+            spans.append(span - sum(cell["steps"] + cell["evaluation"] for cell in mine))
+        return sum(spans) / len(self.cells)
+
+    @property
     def overhead(self) -> float:
-        """Seconds a cell that the busiest worker's steps and evaluations do not explain."""
-        work: Counter[float] = Counter()
-        for cell in self.cells:
-            work[cell["process"]] += cell["steps"] + cell["evaluation"]
-        busiest, seconds = work.most_common(1)[0]
-        return (self.seconds - seconds) / sum(cell["process"] == busiest for cell in self.cells)
+        """Seconds a cell of the main job."""
+        return self.between + self.ends * self.workers / CELLS
 
     @property
     def full_cell(self) -> float:
-        """Seconds that a cell of the preset's own length would take a worker."""
+        """Seconds that a cell of the main job takes a worker."""
         return self.overhead + mean(SHORTER * cell["steps"] + cell["evaluation"] for cell in self.cells)
 
     def of_a_cell(self, part: str) -> float:
@@ -73,12 +85,12 @@ def launch(folder: Path, workers: int, device: str = "cpu") -> Launch:
     (folder / "study.yaml").write_text(STUDY.format(seeds=list(range(cores)), **sizes))
     path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)])
     command = [sys.executable, str(HERE / "timed_run.py"), "study.yaml", "--workers", str(workers), "--device", device]
-    started = time.perf_counter()
+    started = time.time()
     subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True)
-    seconds = time.perf_counter() - started
+    ended = time.time()
     cells = [json.loads(file.read_text()) for file in folder.glob("runs/short/*/*/seconds.json")]
     assert len(cells) == 2 * cores
-    return Launch(workers, seconds, cells)
+    return Launch(workers, started, ended, cells)
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +104,15 @@ def test_runner_overhead(one_thread_workers: Launch, results: Results) -> None:
     parts = ", ".join(f"{part} {run.of_a_cell(part):.1f} s" for part in ("opening", "caller", "saving"))
     results.add(
         "runner overhead",
-        f"embedded study, {run.workers} workers of one thread, extrapolated from a tenth of the steps",
-        f"{run.overhead:.1f} s a cell: {parts}; the rest start-up, claims and waiting",
+        f"main job, {run.workers} workers of one thread, extrapolated from a tenth of the steps",
+        f"{run.overhead:.1f} s a cell: {parts}; start-up and end {run.ends:.0f} s a worker",
         f"{run.full_cell:.0f} s a cell in all",
         f"{share:.1%}",
         "< 5%",
         share < 0.05,
     )
     caller = run.of_a_cell("caller")
-    hour = run.overhead - caller + caller * EVENTS_AN_HOUR / run.of_a_cell("events")
+    hour = run.between + run.ends - caller + caller * EVENTS_AN_HOUR / run.of_a_cell("events")
     results.add(
         "runner overhead",
         "one cell of an hour at 10 steps a second",

@@ -12,15 +12,18 @@ from benchmarks.measure import Clock
 from ablations import worker
 from sagan.training import Event, Trainer
 
+PARTS = {"steps": ["_train_step"], "evaluation": ["_evaluate", "_best_of_run"], "saving": ["_save"]}
+
 
 class TimedTrainer(Trainer):
     """Leaves seconds.json in the cell's folder: of opening the data, steps, evaluations, saving, and of the caller."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.clock, self.events = Clock(), 0
+        self.clock, self.events, self.began = Clock(), 0, time.time()
         self.clock.timed("opening", super().__init__)(*args, **options)
-        for part, name in (("steps", "_train_step"), ("evaluation", "_evaluate"), ("saving", "_save")):
-            setattr(self, name, self.clock.timed(part, getattr(self, name)))
+        for part, names in PARTS.items():
+            for name in names:
+                setattr(self, name, self.clock.timed(part, getattr(self, name)))
 
     def run(self) -> Iterator[Event]:
         for event in super().run():
@@ -28,7 +31,8 @@ class TimedTrainer(Trainer):
             handed_over = time.perf_counter()
             yield event
             self.clock.seconds["caller"] += time.perf_counter() - handed_over
-        found = {"process": os.getpid(), "events": self.events, **self.clock.seconds}
+        when = {"began": self.began, "ended": time.time()}
+        found = {"process": os.getpid(), "events": self.events, **when, **self.clock.seconds}
         (self.directory / "seconds.json").write_text(json.dumps(found))
 
 
