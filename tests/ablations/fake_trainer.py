@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sagan.config import Config
+from sagan.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class FakeTrainer:
                 "attention/g32/maps": np.full((2, 1, 2, 2), 0.25, np.float32),
             }
             (self.directory / "generator.safetensors").write_bytes(b"weights")
-            fid = 100.0 + self.seed + abs(math.log(self.config.optim.lr_g / 5e-4))
+            fid = 100.0 + self.seed + abs(math.log(self.config.optim.lr_g / PRESETS["embedded"].optim.lr_g))
             yield Event(self.step, {"fid": fid, "kid": float("inf")}, {"samples": samples, **maps}, "finished")
         finally:
             self._save()
