@@ -101,6 +101,8 @@ class Trainer:
         self.loss_d, self.loss_g = LOSSES[config.optim.loss]
         self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
         if compile_backend or self.device.type == "cuda":
+            # A worker trains many variants, one after another; torch refuses the ninth version of one function.
+            torch.compiler.reset()
             compiler = torch.compile(backend=compile_backend or "inductor", fullgraph=True, dynamic=False)
             self.discriminator_pass, self.generator_pass = compiler(discriminator_pass), compiler(generator_pass)
 

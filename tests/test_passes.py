@@ -59,6 +59,13 @@ def test_compiled_passes_in_bf16_differ_by_its_rounding_alone(tiny: Config, tmp_
     torch.testing.assert_close(compiled.sums, plain.sums, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
+def test_a_process_compiles_for_more_variants_than_torch_keeps_of_one_function(tiny: Config, tmp_path: Path) -> None:
+    for z_dim in range(8, 18):
+        config = override(tiny, {"model.z_dim": z_dim, "model.attention.at": []})
+        bare_trainer(config, tmp_path, compile_backend="eager")._train_step()
+
+
 def test_bf16_passes_are_near_those_of_fp32(tiny: Config, tmp_path: Path) -> None:
     """bf16 has three digits: losses agree to a few hundredths, gradients point the same way."""
     exact, rounded = (aims(bare_trainer(config, tmp_path)) for config in (tiny, in_bf16(tiny)))
