@@ -15,6 +15,10 @@ from ablations.worker import Launch
 
 Program = Sequence[str]  # a command that starts a worker
 
+# glibc gives freed memory at the heap's end back to the kernel; a step frees and takes the same memory again, and some
+# workers came into a state where they fetched all of it anew, zeroed, at each step: half as fast.
+_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+
 
 class Crew:
     """The worker processes of one launch. Each has a session of its own, so that Ctrl-C reaches the launcher alone."""
@@ -37,7 +41,8 @@ class Crew:
         # Where fewest are: in turn at first, and then where one has died.
         place = min(self._places, key=[self._place_of[member] for member in self._members].count)
         threads = str(self._launch.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        own = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        environment = {**_KEEP_MEMORY, **os.environ, **own}
         command = [*self._program, str(self._file), token, "--device", place]
         with (self._logs / f"{token}.log").open("wb") as log:
             self._members[token] = subprocess.Popen(
