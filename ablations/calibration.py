@@ -108,9 +108,12 @@ def calibrate(
     console: Console,
     data_root: Path | None = None,
     inception_weights: Path | None = None,
+    images: Path | None = None,
     program: Sequence[str] = (sys.executable, "-m", "ablations.calibration"),
 ) -> Calibration:
     """Measures each kind of config among `cells`; `program` is the command of a process that does.
+
+    `images` holds prepared ones: they are made once a data set, and are no part of what a study takes.
 
     Raises ValueError where a measurement fails, with what it said, and SystemExit (130, 143) when told to stop.
     """
@@ -124,6 +127,9 @@ def calibrate(
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="calibration-") as name, Interrupt() as interrupt:
         folder = Path(name)
+        (folder / "cache").mkdir()
+        if images is not None and images.is_dir():
+            (folder / "cache" / "images").symlink_to(images)
         uri = f"sqlite:///{folder}/mlflow.db"
         shared = {
             "threads": team.threads,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +17,7 @@ from ablations.plan import Cell, Study, Variant, show
 from ablations.preflight import sqlite_path
 from sagan.config import Config, diff
 from sagan.cost import Cost, count
-from sagan.data import NUM_CLASSES
+from sagan.data import num_classes
 
 
 def show_plan(
@@ -27,6 +28,7 @@ def show_plan(
     tracking_uri: str,
     console: Console,
     calibration: Calibration | None = None,
+    data_root: Path | None = None,
 ) -> float:
     """Prints what each variant changes and costs, then the cells, and about how long they take on this machine.
 
@@ -36,7 +38,7 @@ def show_plan(
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
     buildable = [variant for variant in variants if variant.obstacle is None]
-    costs = {v.name: count(v.config, NUM_CLASSES[v.config.data.name]) for v in buildable}
+    costs = {v.name: count(v.config, num_classes(v.config.data, data_root)) for v in buildable}
     planned = {cell.variant for cell in cells}
     if calibration is not None:
         seconds = {v.name: calibration.cell_seconds(v.config) for v in buildable if v.name in planned}

@@ -63,6 +63,8 @@ def _open(orders: Sequence[Order]) -> Store:
             store.check_experiment(order.study)
     except ValueError as error:
         raise ValueError(f"--tracking-uri: {error}") from None
+    for order in orders:
+        store.check_images(order.study, order.fingerprints)
     return store
 
 

@@ -64,7 +64,9 @@ class Team:
         return f"{workers} of {threads} on {', '.join(self.places)}"
 
 
-def choose_team(asked: int | None, configs: Sequence[Config], places: tuple[str, ...]) -> Team:
+def choose_team(
+    asked: int | None, configs: Sequence[Config], places: tuple[str, ...], data_root: Path | None = None
+) -> Team:
     """Workers for cells of `configs`. Unasked: one a core, or one a GPU, as far as memory goes. Never more than cells.
 
     On a CPU one thread a worker is the rule: it is what gives most cells an hour (tests/benchmarks/test_studies.py).
@@ -74,7 +76,7 @@ def choose_team(asked: int | None, configs: Sequence[Config], places: tuple[str,
     workers = max(1, min(asked or (cores if on_cpu else len(places)), len(configs)))
     note = None
     if asked is None and workers > 1:
-        free, need = free_memory_mib(), worker_memory_mib(configs, on_cpu)
+        free, need = free_memory_mib(), worker_memory_mib(configs, on_cpu, data_root)
         if (held := max(1, int(free // need))) < workers:
             note = (
                 f"--workers auto takes {held}, not {workers}: {free / 1024:.1f} GiB of memory are free, and a worker "
@@ -84,15 +86,15 @@ def choose_team(asked: int | None, configs: Sequence[Config], places: tuple[str,
     return Team(workers, max(1, cores // workers), places, note)
 
 
-def worker_memory_mib(configs: Sequence[Config], on_cpu: bool) -> float:
+def worker_memory_mib(configs: Sequence[Config], on_cpu: bool, data_root: Path | None = None) -> float:
     """About what one worker needs of the machine's memory. On a GPU the networks are elsewhere."""
     if not on_cpu:
         return _PROCESS_MIB
     from sagan.cost import count
-    from sagan.data import NUM_CLASSES
+    from sagan.data import num_classes
 
     largest = max(configs, key=_activations)
-    return _PROCESS_MIB + count(largest, NUM_CLASSES[largest.data.name]).memory_mib
+    return _PROCESS_MIB + count(largest, num_classes(largest.data, data_root)).memory_mib
 
 
 def free_memory_mib() -> float:

@@ -19,6 +19,7 @@ from ablations.machine import Team, choose_team, devices
 from ablations.plan import Cell, Study
 from ablations.preflight import absolute, check_folder, check_storage, check_store
 from ablations.study import read_study
+from sagan.config import Config
 
 T = TypeVar("T")
 
@@ -44,13 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("studies", nargs="+", type=Path, metavar="STUDY.yaml")
-    add("--preset", help="scale, in place of the study's own: embedded, official128, ...")
+    add("--preset", help="scale, in place of the study's own: embedded, cifar10, imagenette64, ...")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field in every variant; repeatable")
     add("--seeds", metavar="0,1,2", help="in place of the study's own")
     add("--only", default="*", metavar="GLOB", help="cells whose variant, or variant/seedK, matches")
     add("--workers", default="auto", metavar="N", help="processes; auto: one a core, or one a GPU")
     add("--device", default="cpu", help="cpu, cuda (all GPUs) or cuda:N")
-    add("--data-root", type=Path, help="where data sets are")
+    add("--data-root", type=Path, help="where data sets are, or are downloaded to (default: data)")
     add("--inception-weights", type=Path, metavar="FILE", help="for machines without a network")
     add("--storage", default="sqlite:///optuna.db", metavar="URL", help="the queue (default %(default)s)")
     add("--tracking-uri", default="sqlite:///mlflow.db", metavar="URI", help="the MLflow store (default %(default)s)")
@@ -132,14 +133,19 @@ def _start(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace, 
     inception_weights = _existing("--inception-weights", options.inception_weights)
     asked = _named("--workers", _count, options.workers)
     places = _named("--device", devices, options.device)
-    for study, _ in chosen:
-        _check_data(study, trains=not options.dry_run or options.calibrate)
     console = Console()
-    teams = [choose_team(asked, [cell.config for cell in cells], places) for _, cells in chosen]
+    configs = [cell.config for _, cells in chosen for cell in cells]
+    _check_data(configs, data_root)
+    fingerprints: dict[str, str] = {}
+    if not options.dry_run or options.calibrate:
+        from ablations.images import prepare_images
+
+        fingerprints = prepare_images(configs, data_root, runs / "cache", console)
+    teams = [choose_team(asked, [cell.config for cell in cells], places, data_root) for _, cells in chosen]
     for note in dict.fromkeys(team.note for team in teams if team.note):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
-        return _show(chosen, teams, options, data_root, inception_weights, console)
+        return _show(chosen, teams, options, data_root, inception_weights, runs / "cache", console)
     from ablations.launcher import run_studies
     from ablations.session import Order
 
@@ -157,6 +163,7 @@ def _start(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace, 
             inception_weights=inception_weights,
             retry_failed=options.retry_failed,
             reuse=not options.no_reuse,
+            fingerprints=fingerprints,
         )
         for (study, _), team in zip(chosen, teams, strict=True)
     ]
@@ -169,6 +176,7 @@ def _show(
     options: argparse.Namespace,
     data_root: Path | None,
     inception_weights: Path | None,
+    cache_dir: Path,
     console: Console,
 ) -> int:
     from ablations.calibration import calibrate
@@ -178,7 +186,7 @@ def _show(
     if options.calibrate:
         all_cells = [cell for _, cells in chosen for cell in cells]
         largest = max(teams, key=lambda team: team.workers)
-        calibration = calibrate(all_cells, largest, console, data_root, inception_weights)
+        calibration = calibrate(all_cells, largest, console, data_root, inception_weights, cache_dir / "images")
     plans, seen = [], set[tuple[str, int]]()
     for (study, cells), team in zip(chosen, teams, strict=True):
         # What a search will train is not known, so none of it can be known to be shared.
@@ -187,21 +195,19 @@ def _show(
         seen.update((cell.config_digest, cell.seed) for cell in cells)
         ordered = [*shared, *(cell for cell in cells if cell not in shared)]
         uri = absolute(options.tracking_uri)
-        seconds = show_plan(study.outline(), ordered, len(shared), team, uri, console, calibration)
+        seconds = show_plan(study.outline(), ordered, len(shared), team, uri, console, calibration, data_root)
         plans.append((len(cells), len(shared), seconds))
     if len(plans) > 1:
         show_total(plans, console)
     return 0
 
 
-def _check_data(study: Study, trains: bool) -> None:
-    from sagan.data import DATASETS, NUM_CLASSES
+def _check_data(configs: Sequence[Config], data_root: Path | None) -> None:
+    """Raises ValueError for data that no name or no folder gives; nothing is downloaded or decoded."""
+    from sagan.data import num_classes
 
-    known, needed = DATASETS if trains else NUM_CLASSES, study.base.data.name
-    if needed not in known:
-        way_out = "; --dry-run shows what it would cost" if needed in NUM_CLASSES else ""
-        verb = "reads" if trains else "knows"
-        raise ValueError(f"data.name: this version {verb} {', '.join(known)}, got {needed!r}{way_out}")
+    for data in dict.fromkeys(config.data for config in configs):
+        num_classes(data, data_root)
 
 
 def _named(option: str, check: Callable[[str], T], value: str) -> T:

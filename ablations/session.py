@@ -45,6 +45,7 @@ class Order:
     inception_weights: Path | None
     retry_failed: bool
     reuse: bool  # results of the same cell in another study
+    fingerprints: dict[str, str]  # of the images of a config, by its digest, where they are known
 
 
 class Session:

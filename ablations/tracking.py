@@ -66,6 +66,19 @@ class Store:
         if found is not None and found.lifecycle_stage == "deleted":
             raise ValueError(f"experiment {study.name!r} is deleted in this store; restore it, or rename the study")
 
+    def check_images(self, study: Study, fingerprints: Mapping[str, str]) -> None:
+        """Raises ValueError where cells of the study were trained on other images than these, by config digest."""
+        experiment_id = self.find_experiment(study)
+        if experiment_id is None or not fingerprints:
+            return
+        for run in self.runs(experiment_id, "tags.kind = 'cell'"):
+            before, now = run.data.tags.get("data_fingerprint"), fingerprints.get(run.data.tags["config_digest"])
+            if before and now and before != now:
+                raise ValueError(
+                    f"{study.name}: {run.info.run_name} was trained on other images ({before}) than are there now "
+                    f"({now}); bring the old ones back, or start in another folder or store"
+                )
+
     def open_experiment(self, study: Study) -> str:
         """The id of the study's experiment, made now if there is none, with its question as description."""
         self.check_experiment(study)

@@ -16,19 +16,26 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 RESOLUTIONS = (32, 64, 128, 256)
+DATASETS = ("embedded", "cifar10", "cifar100", "stl10", "celeba", "imagenette", "imagenet", "folder")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images. `difficulty` concerns the built-in set alone (see sagan/data/embedded.py)."""
+    """Which images. `difficulty` concerns the built-in set alone (see sagan/data/embedded.py), `attribute` CelebA,
+    which has two classes by it, or none if it is empty.
+    """
 
     name: str = "imagenet"
     resolution: int = 128
     h_flip: bool = False
     difficulty: Literal["easy", "hard"] = "easy"
+    attribute: str = ""
 
     def __post_init__(self) -> None:
+        _one_of("data.name", self.name, DATASETS)
         _one_of("data.resolution", self.resolution, RESOLUTIONS)
+        if self.attribute and self.name != "celeba":
+            raise ValueError(f"data.attribute: only celeba has attributes, got {self.attribute!r} for {self.name}")
 
 
 @dataclass(frozen=True)

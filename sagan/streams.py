@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from sagan.data import ImageDataset
+from sagan.data.prepared import ImageFile
+
+_AHEAD = 4  # batches that are read while one is trained on
+_MOVED_AT_ONCE = 4096
 
 
 def stream(seed: int, purpose: str, step: int = 0) -> torch.Generator:
@@ -25,29 +30,48 @@ def noise(generator: torch.Generator, n: int, z_dim: int, num_classes: int) -> t
 class Batches:
     """Batch k of an endless run over the images, each epoch in an order of its own drawn from the seed.
 
-    The images lie on `device` where they fill less than a quarter of its free memory, else on the CPU.
+    The images lie on `device` where they fill less than a quarter of its free memory. Those that stay in a file are
+    read ahead, by threads, while earlier batches are trained on.
     """
 
     def __init__(self, dataset: ImageDataset, batch_size: int, seed: int, h_flip: bool, device: torch.device) -> None:
         self._batch_size, self._seed, self._h_flip, self._device = batch_size, seed, h_flip, device
-        home = device if _fits(dataset.images, device) else torch.device("cpu")
-        self._images, self._labels = dataset.images.to(home), dataset.labels.to(home)
+        self._images: Tensor | ImageFile = dataset.images
+        if _fits(dataset.images, device):
+            self._images = _moved(dataset.images, device)
+        self._labels = dataset.labels.to(self._images.device if isinstance(self._images, Tensor) else "cpu")
         self._epoch, self._order = -1, dataset.labels[:0]
+        self._readers = ThreadPoolExecutor(_AHEAD) if isinstance(self._images, ImageFile) else None
+        self._coming: dict[int, tuple[Tensor, Future[Tensor]]] = {}  # rows and images of batches that come next
 
     def __call__(self, k: int) -> tuple[Tensor, Tensor]:
         """uint8 images (B, 3, H, W) and labels (B,), on the device."""
+        rows, images = self._read(k)
+        images = to_device(images, self._device)
+        if self._h_flip:
+            flipped = torch.rand(len(rows), generator=stream(self._seed, "flip", k)) < 0.5
+            images = torch.where(to_device(flipped, self._device)[:, None, None, None], images.flip(3), images)
+        return images, to_device(self._labels[rows], self._device)
+
+    def _read(self, k: int) -> tuple[Tensor, Tensor]:
+        if self._readers is None:
+            rows = self._rows(k)
+            return rows, self._images[rows]
+        for later in range(k, k + 1 + _AHEAD):
+            if later not in self._coming:
+                rows = self._rows(later)
+                self._coming[later] = rows, self._readers.submit(self._images.__getitem__, rows)
+        rows, reading = self._coming.pop(k)
+        return rows, reading.result()
+
+    def _rows(self, k: int) -> Tensor:
         start, n = k * self._batch_size, len(self._labels)
-        picked = torch.cat(
+        return torch.cat(
             [
                 self._epoch_order(epoch)[max(start - epoch * n, 0) : start + self._batch_size - epoch * n]
                 for epoch in range(start // n, (start + self._batch_size - 1) // n + 1)
             ]
         )
-        images = to_device(self._images[picked], self._device)
-        if self._h_flip:
-            flipped = torch.rand(len(picked), generator=stream(self._seed, "flip", k)) < 0.5
-            images = torch.where(to_device(flipped, self._device)[:, None, None, None], images.flip(3), images)
-        return images, to_device(self._labels[picked], self._device)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
@@ -63,5 +87,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def _fits(images: Tensor, device: torch.device) -> bool:
+def _fits(images: Tensor | ImageFile, device: torch.device) -> bool:
     return device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 4
+
+
+def _moved(images: Tensor | ImageFile, device: torch.device) -> Tensor:
+    """All of them on the device, by way of a few at a time."""
+    moved = torch.empty(tuple(images.shape), dtype=torch.uint8, device=device)
+    for rows in torch.arange(len(images)).split(_MOVED_AT_ONCE):
+        moved[rows[0] : rows[-1] + 1] = images[rows].to(device)
+    return moved

@@ -6,6 +6,7 @@ checkpoint ends in the same bits as one that was not, on one machine's CPU.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -39,6 +40,7 @@ Outcome = Literal["finished", "collapsed", "diverged"]
 # A run has collapsed when its samples vary less than this share of the real images' variation, after they once
 # varied twice as much (or at the last step): a stated rule, far under what a poor but living run shows.
 COLLAPSED_DIVERSITY = 0.1
+_DIVERSITY_BATCHES = 20  # of samples: a thousand tell it, and fifty thousand would fill the memory
 
 _LOGGED = ("loss_g", "loss_d", "logit_real", "logit_fake")  # the losses: their adversarial part
 
@@ -85,7 +87,8 @@ class Trainer:
         self.config, self.seed, self.directory = config, seed, directory
         self.device = torch.device(device)
         self.checkpoint_every = checkpoint_every
-        dataset = open_dataset(config.data, data_root)
+        cache_dir = cache_dir or directory / "cache"
+        dataset = open_dataset(config.data, data_root, cache_dir).conditioned(config.model.conditioning)
         self.classes, self.groups, self.data_fingerprint = dataset.classes, dataset.groups, dataset.fingerprint
         self.batches = Batches(dataset, config.optim.batch_size, seed, config.data.h_flip, self.device)
 
@@ -110,13 +113,14 @@ class Trainer:
             dataset,
             config.eval,
             device=self.device,
-            cache_dir=cache_dir or directory / "cache",
+            cache_dir=cache_dir,
             inception_weights=inception_weights,
             weights="ema" if config.optim.ema_decay else "raw",
         )
         self.metric_fingerprint = self.evaluator.fingerprint
         self.sampler = Sampler(config, num_classes, seed, self.device)
-        self.real_diversity = diversity(dataset.images[: config.eval.num_samples])
+        spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), 1000)).long()
+        self.real_diversity = diversity(dataset.images[spread])  # over all of the set, which may be sorted by class
 
         self.logged = _LOGGED if self.discriminator.classifier is None else (*_LOGGED, "loss_class")
         self.step = 0
@@ -223,10 +227,11 @@ class Trainer:
         else:
             self.average.load_state_dict(self.generator.state_dict())
         self.sampler.settle(self.average)
-        batches = list(self.sampler.images(self.average))
-        metrics.update(self.evaluator(batches, self.sampler.labels))
+        batches = self.sampler.images(self.average)
+        first = list(itertools.islice(batches, _DIVERSITY_BATCHES))
+        metrics.update(self.evaluator(itertools.chain(first, batches), self.sampler.labels))
         self.best.offer(self.step, metrics["fid"], self.average)
-        metrics["sample_diversity"] = diversity(torch.cat(batches)) / self.real_diversity
+        metrics["sample_diversity"] = diversity(torch.cat(first)) / self.real_diversity
         metrics.update(diagnostics.gammas(self.generator, self.discriminator))
         maps = self.sampler.attention_maps(self.average)
         metrics.update(diagnostics.attention_statistics(maps))
@@ -274,6 +279,7 @@ class Trainer:
         state |= {
             "config": flatten(self.config),
             "seed": self.seed,
+            "images": self.data_fingerprint,
             "step": self.step,
             "since": self.since,
             "sums": self.sums,
@@ -282,8 +288,8 @@ class Trainer:
         save_checkpoint(self.directory, state)
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        ours = {**flatten(self.config), "seed": self.seed}
-        theirs = {**saved["config"], "seed": saved["seed"]}
+        ours = {**flatten(self.config), "seed": self.seed, "images": self.data_fingerprint}
+        theirs = {**saved["config"], "seed": saved["seed"], "images": saved.get("images")}
         names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
         if names:
             changes = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names)

@@ -62,7 +62,7 @@ def test_digests_differ_exactly_when_configs_do() -> None:
 
 def test_the_official_recipe_is_what_the_defaults_say() -> None:
     """Rates, betas, batch and widths of the released code; beta2 is where the paper's text differs."""
-    official, paper = flatten(PRESETS["official128"]), flatten(PRESETS["paper128"])
+    official, paper = flatten(PRESETS["imagenet128"]), flatten(PRESETS["paper128"])
     expected = {"optim.lr_g": 1e-4, "optim.lr_d": 4e-4, "optim.beta1": 0.0, "optim.beta2": 0.999}
     expected |= {"optim.batch_size": 256, "optim.d_steps": 1, "optim.ema_decay": 0.0, "model.width_g": 64}
     assert {name: official[name] for name in expected} == expected

@@ -53,7 +53,7 @@ def test_memory_grows_with_the_batch_by_what_autograd_keeps(tiny: Config) -> Non
 
 def test_the_memory_of_attention_does_not_count_a_matrix_that_is_never_stored() -> None:
     """At feat64, batch 256, that matrix alone is 4 GiB in each network."""
-    base = override(PRESETS["official128"], {"optim.precision": "fp32"})
+    base = override(PRESETS["imagenet128"], {"optim.precision": "fp32"})
     attention, control = (
         count(override(base, {"model.attention.at": [64], "model.attention.kind": kind}), 1000).memory_mib
         for kind in ("self_attention", "residual")

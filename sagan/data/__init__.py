@@ -1,10 +1,9 @@
-"""Data sets by name: labelled uint8 images of one size, in memory, with a hash of their content."""
+"""Data sets by name: labelled uint8 images of one size, with a hash of their content."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,48 +12,93 @@ from torch import Tensor
 
 from sagan.config import DataConfig
 from sagan.data import embedded
+from sagan.data.prepared import ImageFile, open_prepared
+from sagan.data.sources import Source, find_source
+
+DEFAULT_CACHE = Path("runs/cache")  # where launches keep theirs
+_UNLABELLED = ("all",)
+# Classes that are known without looking: parameters can be counted where the images are not.
+_NUM_CLASSES = {
+    "embedded": len(embedded.CLASSES),
+    "cifar10": 10,
+    "cifar100": 100,
+    "stl10": 10,
+    "imagenette": 10,
+    "imagenet": 1000,
+}
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """`images` uint8 [N, 3, H, W]; `labels` int64 [N] index `classes`; `groups` names sets of labels, or is empty."""
+    """`images` uint8 [N, 3, H, W], read as `images[rows]`; `labels` int64 [N] index `classes`.
+
+    `groups` names sets of labels, or is empty. Images without labels are all of one class, "all".
+    """
 
     name: str
-    images: Tensor
+    images: Tensor | ImageFile
     labels: Tensor
     classes: tuple[str, ...]
     groups: dict[str, tuple[int, ...]]
     fingerprint: str
 
+    def conditioned(self, by: str) -> ImageDataset:
+        """What networks of `model.conditioning` see: without labels, all images are of one class.
 
-def open_dataset(config: DataConfig, root: Path | None = None) -> ImageDataset:
-    """The training images of `config.name`. Raises ValueError for a name that is not in DATASETS."""
-    if config.name not in DATASETS:
-        raise ValueError(f"data.name: must be one of {', '.join(DATASETS)}, got {config.name!r}")
-    return DATASETS[config.name](config, root)
+        Raises ValueError where they need labels that the images do not have.
+        """
+        check_labels(self.name, self.classes != _UNLABELLED, by)
+        if by != "none" or self.classes == _UNLABELLED:
+            return self
+        return replace(
+            self,
+            labels=torch.zeros_like(self.labels),
+            classes=_UNLABELLED,
+            groups={},
+            fingerprint=f"{self.fingerprint}-unlabelled",
+        )
+
+
+def open_dataset(config: DataConfig, root: Path | None = None, cache_dir: Path = DEFAULT_CACHE) -> ImageDataset:
+    """The training images of `config.name`; those that are not built in are prepared in `cache_dir` the first time.
+
+    Raises ValueError for images that cannot be had or read.
+    """
+    if config.name == "embedded":
+        return _open_embedded(config)
+    source = survey(config, root)
+    prepared = open_prepared(source, config.resolution, cache_dir)
+    classes = source.classes or _UNLABELLED
+    return ImageDataset(config.name, prepared.images, prepared.labels, classes, {}, prepared.fingerprint)
+
+
+@lru_cache(maxsize=4)  # a worker trains many cells on the same files, and listing a million takes a while
+def survey(config: DataConfig, root: Path | None) -> Source:
+    """What there is to prepare of a data set that is not built in; downloads it where torchvision can."""
+    if config.name == "folder" and root is None:
+        raise ValueError("--data-root: must name the folder of data.name=folder, got none; add --data-root FOLDER")
+    return find_source(config, root)
+
+
+def check_labels(name: str, labelled: bool, conditioning: str) -> None:
+    if not labelled and conditioning != "none":
+        raise ValueError(
+            f"model.conditioning: must be none for images without labels such as those of {name}, got "
+            f"{conditioning!r}; put them into one folder a class, or add --set model.conditioning=none"
+        )
+
+
+def num_classes(config: DataConfig, root: Path | None) -> int:
+    """How many classes a config's networks tell apart; looks at the files only where the name does not say."""
+    if config.name == "celeba":
+        return 2 if config.attribute else 1
+    return _NUM_CLASSES[config.name] if config.name in _NUM_CLASSES else max(1, len(survey(config, root).classes))
 
 
 @lru_cache(maxsize=1)  # a worker trains many cells on the same pictures
-def _open_embedded(config: DataConfig, root: Path | None) -> ImageDataset:
+def _open_embedded(config: DataConfig) -> ImageDataset:
     labels = torch.arange(len(embedded.CLASSES) * embedded.IMAGES_PER_CLASS) % len(embedded.CLASSES)
     images = embedded.draw(labels, seed=0, resolution=config.resolution, difficulty=config.difficulty)
-    return ImageDataset(
-        name=config.name,
-        images=images,
-        labels=labels,
-        classes=embedded.CLASSES,
-        groups=embedded.GROUPS,
-        fingerprint=_content_hash(images, labels),
-    )
-
-
-def _content_hash(images: Tensor, labels: Tensor) -> str:
     content = hashlib.sha256(images.numpy().tobytes())
     content.update(labels.numpy().tobytes())
-    return content.hexdigest()[:16]
-
-
-DATASETS: dict[str, Callable[[DataConfig, Path | None], ImageDataset]] = {"embedded": _open_embedded}
-
-# Class counts of the sets that a preset names: parameters can be counted without the images.
-NUM_CLASSES: dict[str, int] = {"embedded": len(embedded.CLASSES), "imagenet": 1000}
+    return ImageDataset(config.name, images, labels, embedded.CLASSES, embedded.GROUPS, content.hexdigest()[:16])

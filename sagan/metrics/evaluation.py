@@ -100,8 +100,10 @@ def frechet_by_class(generated: Features, reference: Reference) -> dict[str, flo
     """Intra-FID (Miyato & Koyama 2018): each class against its real images; `intra_fid` is the mean.
 
     A class with fewer than two images on either side is left out of the mean. With 100 images a class the figure is
-    about half bias, so compare it at equal sample counts only.
+    about half bias, so compare it at equal sample counts only. One class is no class: there is nothing to be within.
     """
+    if len(reference.classes) == 1:
+        return {}
     distances = {}
     for label, real in reference.by_class.items():
         rows = generated.features[generated.labels == label]

@@ -42,7 +42,7 @@ def test_an_impossible_variant_stays_in_the_plan_with_its_reason(write_study: Wr
 
 
 def test_a_larger_preset_carries_the_variant_that_the_small_one_cannot(write_study: WriteStudy) -> None:
-    assert len(read_study(write_study(), preset="official128").cells()) == 6
+    assert len(read_study(write_study(), preset="imagenet128").cells()) == 6
 
 
 def test_only_selects_variants_or_single_cells(write_study: WriteStudy) -> None:

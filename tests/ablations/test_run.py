@@ -31,16 +31,16 @@ BAD = {
     "a storage in no folder": (["--storage", "sqlite:///no/optuna.db"], "--storage: must be in a folder that exists"),
     "a store of files": (["--tracking-uri", "./mlruns"], "--tracking-uri: must be a sqlite, postgresql or http URI"),
     "a store that does not answer": (["--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri: does not answer"),
-    "data that cannot be read": (["--preset", "official128"], "data.name: this version reads embedded, got 'imagenet'"),
     "data that nobody knows": (
-        ["--set", "data.name=faces", "--dry-run"],
-        "this version knows embedded, imagenet, got ",
+        ["--set", "data.name=cifar"],
+        "data.name: must be one of embedded, cifar10, .*got 'cifar'",
     ),
+    "a folder without a name": (
+        ["--preset", "folder"],
+        "--data-root: must name the folder of data.name=folder, got none",
+    ),
+    "a folder of nothing": (["--preset", "folder", "--data-root", "."], "--data-root: .* holds no images"),
     "a calibration of nothing": (["--calibrate"], "--calibrate: must go with --dry-run, got it alone; add --dry-run"),
-    "a calibration without data": (
-        ["--preset", "official128", "--dry-run", "--calibrate"],
-        "data.name: this version reads embedded, got 'imagenet'",
-    ),
     "an unknown device": (["--device", "gpu"], "--device: must be cpu, cuda or cuda:N, got 'gpu'"),
     "an unknown preset": (["--preset", "embeded"], "--preset: must be one of .*did you mean 'embedded'?"),
 }
@@ -149,8 +149,8 @@ def test_a_dry_run_of_several_studies_skips_those_without_a_cell_and_ends_with_t
     assert "2 studies, 4 cells, 2 of them shared: " in shown
     assert main([str(search), "--dry-run", "--workers", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "8 trials at seed 100 for the lowest fid over optim.lr_g in 0.0001..0.002 (log), " in shown
-    assert "14 cells: trial00/seed100, " in shown
+    assert "6 trials at seed 100 for the lowest fid over optim.lr_g in 0.0001..0.002 (log), " in shown
+    assert "12 cells: trial00/seed100, " in shown
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["no_such_study.yaml"]])

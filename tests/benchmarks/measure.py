@@ -81,7 +81,7 @@ class _NoEvaluator:
         pass
 
 
-def _few_images(config: DataConfig, _root: Path | None) -> ImageDataset:
+def _few_images(config: DataConfig, *_: Path | None) -> ImageDataset:
     shape = (40, 3, config.resolution, config.resolution)
     images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     return ImageDataset("few", images, torch.arange(40) % 3, ("a", "b", "c"), {}, "")

@@ -34,7 +34,7 @@ def bf16_flops_per_second() -> float:
 
 
 def test_training_at_the_papers_scale(results: Results, tmp_path: Path) -> None:
-    config = override(PRESETS["official128"], {"model.attention.at": [32]})
+    config = override(PRESETS["imagenet128"], {"model.attention.at": [32]})
     fast = bare_trainer(config, tmp_path, device="cuda")
     plain = PlainTrainer(fast)
     with FlopCounterMode(display=False) as counter:

@@ -20,7 +20,7 @@ FP32 = {"optim.precision": "fp32"}
 CASES: dict[str, tuple[Config, float, int]] = {  # config, goal against the plain reference, steps a turn
     "128 px, feat64, width 16, batch 8": (
         override(
-            PRESETS["official128"],
+            PRESETS["imagenet128"],
             {
                 "model.width_g": 16,
                 "model.width_d": 16,

@@ -105,11 +105,11 @@ def test_a_study_of_any_name_stays_inside_the_output_folder(make_unit: Callable[
 def test_each_protocol_has_a_folder_of_its_own(make_unit: Callable[..., Unit]) -> None:
     unit = make_unit({"none": {0: 1.0}})
     shorter = replace(unit, protocol="embedded + optim.steps=500")
-    units = [shorter, unit, replace(unit, protocol="official128", preset="official128"),
+    units = [shorter, unit, replace(unit, protocol="imagenet128", preset="imagenet128"),
              replace(unit, protocol="embedded + optim.steps:500")]  # fmt: skip
     names = folder_names(units)
     assert names[:3] == ["attention_position@embedded-+-optim.steps=500", "attention_position",
-                         "attention_position@official128"]  # fmt: skip
+                         "attention_position@imagenet128"]  # fmt: skip
     assert len(set(names)) == 4
     assert folder_names([shorter]) == ["attention_position"]
 

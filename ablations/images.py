@@ -1,0 +1,65 @@
+"""The images of a launch: looked at, told of, and prepared before any worker starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sagan.config import Config, DataConfig, digest
+from sagan.data import check_labels, open_dataset, survey
+from sagan.data.prepared import open_prepared, prepare
+
+
+def prepare_images(
+    configs: Iterable[Config], data_root: Path | None, cache_dir: Path, console: Console
+) -> dict[str, str]:
+    """Prepares every data set of `configs` that is not built in, saying what it holds and what is odd about it.
+
+    Returns the fingerprint of the images that each config trains on, by the config's digest. Raises ValueError for
+    images that cannot be had, read or kept, or that lack the labels that a config needs.
+    """
+    survey.cache_clear()  # files may have changed since this process looked
+    fingerprints = {}
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    for data, same in _by_pictures(configs).items():
+        source = survey(data, data_root)
+        for config in same:
+            check_labels(source.name, bool(source.classes), config.model.conditioning)
+        say(source.summary())
+        for warning in source.warnings():
+            say(f"  warning: {warning}")
+        try:
+            _show(prepare(source, data.resolution, cache_dir), len(source.labels), data, console)
+        except OSError as error:
+            raise ValueError(f"{source.name}: its images cannot be prepared in {cache_dir}: {error}") from error
+        for warning in open_prepared(source, data.resolution, cache_dir).warnings:
+            say(f"  warning: {warning}")
+        for config in same:
+            dataset = open_dataset(config.data, data_root, cache_dir)
+            fingerprints[digest(config)] = dataset.conditioned(config.model.conditioning).fingerprint
+    return fingerprints
+
+
+def _by_pictures(configs: Iterable[Config]) -> dict[DataConfig, list[Config]]:
+    """The configs that read the same prepared pictures, together; drawn ones are left out."""
+    found: dict[DataConfig, list[Config]] = {}
+    for config in configs:
+        if config.data.name != "embedded":
+            pictures = DataConfig(config.data.name, config.data.resolution, attribute=config.data.attribute)
+            found.setdefault(pictures, []).append(config)
+    return found
+
+
+def _show(counts: Iterator[int], total: int, data: DataConfig, console: Console) -> None:
+    """A bar while pictures are read; nothing where they were prepared before."""
+    columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as progress:
+        task = None
+        for count in counts:
+            if task is None:
+                task = progress.add_task(f"Preparing {data.name} at {data.resolution} px", total=total)
+            progress.update(task, completed=count)

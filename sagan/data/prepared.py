@@ -1,0 +1,301 @@
+"""Pictures brought to one size once, and kept in a file that every run and every metric reads.
+
+An entry of the cache is a folder: `images.u8` (uint8 [N, 3, R, R]), `labels.npy` and `manifest.json`. Its name carries
+a digest of the listing it was made from, so a file that is added, removed or changed gives another entry. It is built
+aside, in chunks that are recorded as they reach the disk, and renamed when whole: a build that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from sagan.data.sources import Source
+
+_FORMAT = 1  # raise it when the same pictures would be prepared to other bytes: old entries are then left alone
+_CHUNK = 512
+_MAX_UNREADABLE = 0.01
+
+
+class ImageFile:
+    """uint8 images [N, 3, R, R] in a file, of which only what is asked for comes to memory: `images[rows]`."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
+        self.shape = shape
+        self._file = path.open("rb", buffering=0)
+        self._row_bytes = shape[1] * shape[2] * shape[3]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape[0] * self._row_bytes
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """A copy of these rows, in their order; safe from several threads at once."""
+        images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
+        places = images.numpy().reshape(len(rows), self._row_bytes)
+        for place, row in zip(places, rows.tolist(), strict=True):
+            assert 0 <= row < len(self), f"row {row} of {len(self)}"
+            read = os.preadv(self._file.fileno(), [place.data], row * self._row_bytes)
+            if read != self._row_bytes:
+                raise OSError(f"{self._file.name}: ends within image {row}")
+        return images
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An entry of the cache, opened."""
+
+    images: ImageFile
+    labels: Tensor  # int64 [N], all 0 where the source has none
+    fingerprint: str  # of pixels, labels and class names
+    warnings: tuple[str, ...]  # what was met in the files
+
+
+def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
+    """Bring the pictures of `source` to `resolution` in the cache; yields how many have been read.
+
+    Each is cut to its central square and resized with an antialiased bicubic filter, on all cores; transparent pixels
+    become white. Unreadable pictures are left out and named by `Prepared.warnings`. Yields nothing where the entry is
+    there already; another process that builds it is waited for. Raises ValueError where more than one picture in a
+    hundred, or all of a class, cannot be read.
+    """
+    entry = _entry(source, resolution, cache_dir)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(entry.with_suffix(".lock")):
+        if _is_whole(entry):
+            return
+        building = entry.with_suffix(".partial")
+        building.mkdir(exist_ok=True)
+        _check_space(source, resolution, building)
+        yield from _build(source, resolution, building)
+        try:
+            _finish(source, resolution, building)
+        except ValueError:
+            _remove(building)
+            raise
+        _remove(entry)
+        os.replace(building, entry)
+
+
+def open_prepared(source: Source, resolution: int, cache_dir: Path) -> Prepared:
+    """The pictures of `source` at `resolution`, prepared first where they are not."""
+    for _ in prepare(source, resolution, cache_dir):
+        pass
+    entry = _entry(source, resolution, cache_dir)
+    manifest = json.loads((entry / "manifest.json").read_text())
+    images = ImageFile(entry / "images.u8", (manifest["images"], 3, resolution, resolution))
+    labels = torch.from_numpy(np.load(entry / "labels.npy", allow_pickle=False))
+    return Prepared(images, labels, manifest["fingerprint"], tuple(manifest["warnings"]))
+
+
+@dataclass
+class _Chunk:
+    """What the log of a build says of some pictures that follow each other."""
+
+    rows: int  # pictures read
+    sha256: str  # of the bytes that they became
+    kept: list[int] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)  # of the kept ones, each
+    kinds: dict[str, int] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def _entry(source: Source, resolution: int, cache_dir: Path) -> Path:
+    key = json.dumps([_FORMAT, source.name, source.classes, source.digest, resolution])
+    return cache_dir / "images" / f"{source.name}-{resolution}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def _build(source: Source, resolution: int, building: Path) -> Iterator[int]:
+    """Append to the images, and to the log after them, until all of the source is in both."""
+    log = building / "log.jsonl"
+    chunks = _recorded(log)
+    log.write_text("".join(f"{json.dumps(asdict(chunk))}\n" for chunk in chunks))
+    row_bytes = 3 * resolution * resolution
+    done = sum(chunk.rows for chunk in chunks)
+    yield done
+    with (building / "images.u8").open("ab") as images, log.open("a") as record, ThreadPoolExecutor() as pool:
+        images.truncate(sum(len(chunk.kept) for chunk in chunks) * row_bytes)
+        for start in range(done, len(source.labels), _CHUNK):
+            rows = range(start, min(start + _CHUNK, len(source.labels)))
+            found = list(pool.map(partial(_read, source, resolution), rows))
+            pictures = {row: picture for row, (picture, _) in zip(rows, found, strict=True) if picture is not None}
+            parts = [picture.tobytes() for picture in pictures.values()]
+            content = b"".join(parts)
+            images.write(content)
+            images.flush()
+            os.fsync(images.fileno())
+            chunk = _Chunk(
+                rows=len(rows),
+                sha256=hashlib.sha256(content).hexdigest(),
+                kept=list(pictures),
+                digests=[hashlib.blake2b(part, digest_size=8).hexdigest() for part in parts],
+                kinds=dict(Counter(kind for _, kinds in found for kind in kinds)),
+                unreadable=[source.title(row) for row in rows if row not in pictures],
+            )
+            record.write(f"{json.dumps(asdict(chunk))}\n")
+            record.flush()
+            yield rows.stop
+
+
+def _check_space(source: Source, resolution: int, building: Path) -> None:
+    images = building / "images.u8"
+    needed = len(source.labels) * 3 * resolution**2 - (images.stat().st_size if images.exists() else 0)
+    free = shutil.disk_usage(building).free
+    if needed > free:
+        raise ValueError(
+            f"{source.name} at {resolution} px takes {needed / 1e9:.1f} GB in {building.parent.resolve()}, where "
+            f"{free / 1e9:.1f} are free; make room, or run in a folder on a larger disk"
+        )
+
+
+def _recorded(log: Path) -> list[_Chunk]:
+    """The chunks of a build that was cut off; a last line that is torn is passed over."""
+    chunks = []
+    for line in log.read_text().splitlines() if log.exists() else ():
+        try:
+            chunks.append(_Chunk(**json.loads(line)))
+        except ValueError:
+            break
+    return chunks
+
+
+def _finish(source: Source, resolution: int, building: Path) -> None:
+    chunks = _recorded(building / "log.jsonl")
+    kept = [row for chunk in chunks for row in chunk.kept]
+    labels = source.labels[kept]
+    warnings = [*_left_out(source, labels, chunks), *_kinds(chunks, resolution), *_repeats(source, chunks, labels)]
+    content = hashlib.sha256(json.dumps([_FORMAT, source.classes, resolution, [c.sha256 for c in chunks]]).encode())
+    content.update(labels.tobytes())
+    np.save(building / "labels.npy", labels)
+    manifest = {
+        "images": len(kept),
+        "classes": source.classes,
+        "fingerprint": content.hexdigest()[:16],
+        "warnings": warnings,
+        "chunks": [[len(chunk.kept), chunk.sha256] for chunk in chunks],
+        "written_ns": (building / "images.u8").stat().st_mtime_ns,
+    }
+    (building / "log.jsonl").unlink()
+    (building / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether the entry holds what was written: the bytes are read again where the file's time says otherwise."""
+    try:
+        manifest = json.loads((entry / "manifest.json").read_text())
+        images = entry / "images.u8"
+        if images.stat().st_mtime_ns == manifest["written_ns"]:
+            return True
+        row_bytes = images.stat().st_size // max(1, manifest["images"])
+        with images.open("rb") as stream:
+            return all(
+                hashlib.sha256(stream.read(rows * row_bytes)).hexdigest() == sha256
+                for rows, sha256 in manifest["chunks"]
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _read(source: Source, resolution: int, row: int) -> tuple[NDArray[np.uint8] | None, set[str]]:
+    try:
+        with source.read(row) as image:
+            return to_square(image, resolution)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # all that PIL says of broken files
+        return None, set()
+
+
+def to_square(image: Image.Image, resolution: int) -> tuple[NDArray[np.uint8], set[str]]:
+    """A picture as uint8 [3, resolution, resolution], and what was peculiar about it, in the words of the warnings."""
+    kinds = set()
+    if min(image.size) < resolution:
+        kinds.add("small")
+    if image.mode.startswith("I"):
+        kinds.add("16-bit")
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("images of real numbers have no agreed range")
+    if image.mode in ("1", "L", "LA"):
+        kinds.add("greyscale")
+    if image.mode == "CMYK":
+        kinds.add("CMYK")
+    image = ImageOps.exif_transpose(image)  # a camera on its side says so there
+    if image.has_transparency_data:
+        kinds.add("transparent")
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    square = image.convert("RGB").crop(box).resize((resolution, resolution), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1)), kinds
+
+
+_KINDS = {
+    "greyscale": "are greyscale; they were given three equal channels",
+    "CMYK": "are CMYK; they were converted to RGB without a colour profile",
+    "transparent": "have an alpha channel; what is transparent was made white",
+    "16-bit": "have 16 bits a channel; the upper 8 were kept",
+    "small": "are smaller than {resolution} px and were enlarged; a smaller data.resolution invents nothing",
+}
+
+
+def _kinds(chunks: list[_Chunk], resolution: int) -> list[str]:
+    totals: Counter[str] = Counter()
+    for chunk in chunks:
+        totals.update(chunk.kinds)
+    met = {kind: text.format(resolution=resolution) for kind, text in _KINDS.items() if totals[kind]}
+    return [f"{totals[kind]:,} images {text}" for kind, text in met.items()]
+
+
+def _left_out(source: Source, labels: NDArray[np.int64], chunks: list[_Chunk]) -> list[str]:
+    """Raises ValueError where too much is missing to go on."""
+    titles = [title for chunk in chunks for title in chunk.unreadable]
+    if not titles:
+        return []
+    named = ", ".join(titles[:10]) + (", ..." if len(titles) > 10 else "")
+    said = f"{len(titles):,} of {len(source.labels):,} images cannot be read: {named}"
+    if len(titles) > _MAX_UNREADABLE * len(source.labels):
+        raise ValueError(f"{source.name}: {said}; more than one in a hundred is missing: repair or remove them")
+    lost = [name for label, name in enumerate(source.classes) if not (labels == label).any()]
+    if lost:
+        raise ValueError(f"{source.name}: {said}; nothing is left of {', '.join(lost)}: repair or remove them")
+    return [f"{said}; they are left out"]
+
+
+def _repeats(source: Source, chunks: list[_Chunk], labels: NDArray[np.int64]) -> list[str]:
+    digests = np.array([digest for chunk in chunks for digest in chunk.digests])
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[inverse] != np.arange(len(digests)))
+    if not len(again):
+        return []
+    kept = [row for chunk in chunks for row in chunk.kept]
+    one, other = kept[again[0]], kept[first[inverse[again[0]]]]
+    said = f"{len(again):,} images repeat others, such as {source.title(one)} and {source.title(other)}"
+    elsewhere = int((labels[again] != labels[first[inverse[again]]]).sum())
+    return [said + (f"; {elsewhere:,} of them in another class" if elsewhere else "")]
+
+
+def _remove(folder: Path) -> None:
+    """A folder of the cache, which has no folders in it."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()

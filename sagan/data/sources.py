@@ -1,0 +1,259 @@
+"""Data sets as they lie on the disk: torchvision's, which it downloads where it can, and folders of one's own.
+
+A source lists pictures and labels; nothing is decoded here but what torchvision keeps in one array. torchvision is
+imported where it is needed: it takes as long as torch, and the built-in pictures do without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sagan.config import DataConfig
+
+T = TypeVar("T")
+
+DEFAULT_ROOT = Path("data")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_UNEVEN = 2.0  # labels are drawn evenly; a class this much larger than another is worth a word
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data set holds before any picture is read; `labels` [N] index `classes`, which is empty without labels."""
+
+    name: str
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    read: Callable[[int], Image.Image]  # as stored, in whatever mode
+    title: Callable[[int], str]  # of a picture, for messages
+    digest: str  # of the names, sizes and times of its files: it changes when one of them does
+    left_out: int = 0  # files that are no images
+
+    def summary(self) -> str:
+        """ "imagenette: 9,469 images in 10 classes of 858 to 993"."""
+        said = f"{self.name}: {len(self.labels):,} images"
+        if not self.classes:
+            return f"{said} without labels"
+        counts = self._counts()
+        if len(self.classes) == 1:
+            return f"{said} in one class, {self.classes[0]}"
+        spread = f"{counts.min():,}" + (f" to {counts.max():,}" if counts.max() > counts.min() else "")
+        return f"{said} in {len(self.classes):,} classes of {spread}"
+
+    def warnings(self) -> list[str]:
+        said = []
+        if self.left_out:
+            said.append(f"{self.left_out:,} files are not images by their names, and are left out")
+        if len(self.classes) == 1:
+            said.append(
+                f"there is one class only, {self.classes[0]}: labels teach nothing; model.conditioning=none leaves "
+                f"them out of the networks"
+            )
+        if len(self.classes) > 1:
+            counts = self._counts()
+            if counts.max() > _UNEVEN * counts.min():
+                few, many = int(counts.argmin()), int(counts.argmax())
+                said.append(
+                    f"classes are uneven: {self.classes[few]} has {counts[few]:,}, {self.classes[many]} "
+                    f"{counts[many]:,}; labels are drawn evenly, as in the paper, so distances count the difference"
+                )
+        return said
+
+    def _counts(self) -> NDArray[np.int64]:
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+
+def find_source(config: DataConfig, root: Path | None) -> Source:
+    """The training pictures of `config.name` under `root` ("data" in the current folder if None).
+
+    Raises ValueError for a failed download, or a layout that cannot be read as it stands.
+    """
+    return SOURCES[config.name](config, root or DEFAULT_ROOT)
+
+
+def _cifar(config: DataConfig, root: Path) -> Source:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = CIFAR100 if config.name == "cifar100" else CIFAR10
+    found = _fetched(config.name, root, partial(kind, root, train=True, download=True))
+    return _from_arrays(config.name, found.data, found.targets, found.classes, root / kind.base_folder)
+
+
+def _stl10(config: DataConfig, root: Path) -> Source:
+    """The 5,000 training and 8,000 test pictures, all that have labels; the 100,000 others are not read."""
+    from torchvision.datasets import STL10
+
+    parts = [
+        _fetched(config.name, root, partial(STL10, root, split=split, download=True)) for split in ("train", "test")
+    ]
+    images = np.concatenate([part.data for part in parts]).transpose(0, 2, 3, 1)
+    labels = np.concatenate([part.labels for part in parts])
+    return _from_arrays(config.name, images, labels, parts[0].classes, root / STL10.base_folder)
+
+
+def _celeba(config: DataConfig, root: Path) -> Source:
+    """Without labels, or in two classes by `data.attribute`: those without it, and those with it."""
+    from torchvision.datasets import CelebA
+
+    found = _fetched(config.name, root, partial(CelebA, root, "train", target_type="attr", download=True))
+    names = [name for name in found.attr_names if name]
+    folder = root / CelebA.base_folder
+    files = [folder / "img_align_celeba" / name for name in found.filename]
+    if not config.attribute:
+        return _from_files(config.name, (), np.zeros(len(files), np.int64), files, folder)
+    if config.attribute not in names:
+        raise ValueError(f"data.attribute: must be one of {', '.join(names)}, got {config.attribute!r}")
+    labels = found.attr[:, names.index(config.attribute)].numpy().astype(np.int64)
+    return _from_files(config.name, (f"not {config.attribute}", config.attribute), labels, files, folder)
+
+
+def _imagenette(config: DataConfig, root: Path) -> Source:
+    """fast.ai's ten classes of ImageNet, from its smallest copy whose short side reaches the resolution."""
+    from torchvision.datasets import Imagenette
+
+    size = "160px" if config.resolution <= 128 else "320px"
+    folder = root / f"imagenette2-{size.removesuffix('px')}"
+    found = _fetched(config.name, root, partial(Imagenette, root, "train", size, download=not folder.is_dir()))
+    return _from_folder(config.name, folder / "train", tuple(names[0] for names in found.classes))
+
+
+def _imagenet(config: DataConfig, root: Path) -> Source:
+    from torchvision.models import ResNet50_Weights  # its 1,000 class names stand in the order of the folders' names
+
+    names = tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    folder = root / "train" if (root / "train").is_dir() else root
+    source = _from_folder(config.name, folder)
+    if len(source.classes) != len(names):
+        raise ValueError(
+            f"data.name: imagenet is {len(names):,} class folders, got {len(source.classes):,} in {folder}; train on "
+            f"a part of it with --preset folder"
+        )
+    return replace(source, classes=names)
+
+
+def _folder(config: DataConfig, root: Path) -> Source:
+    return _from_folder(config.name, root)
+
+
+SOURCES: dict[str, Callable[[DataConfig, Path], Source]] = {
+    "cifar10": _cifar,
+    "cifar100": _cifar,
+    "stl10": _stl10,
+    "celeba": _celeba,
+    "imagenette": _imagenette,
+    "imagenet": _imagenet,
+    "folder": _folder,
+}
+
+
+def _fetched(name: str, root: Path, build: Callable[[], T]) -> T:
+    try:
+        return build()
+    except (OSError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"data.name: {name} is not whole under {root.resolve()} and could not be downloaded ({error}); put it "
+            f"there as torchvision lays it out, or name its place with --data-root"
+        ) from error
+
+
+def _from_arrays(
+    name: str,
+    images: NDArray[np.uint8],
+    labels: Sequence[int] | NDArray[np.int64],
+    classes: Sequence[str],
+    folder: Path,
+) -> Source:
+    """uint8 images [N, H, W, 3] that torchvision has read from the files of `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return Source(
+        name=name,
+        classes=tuple(classes),
+        labels=np.asarray(labels, dtype=np.int64),
+        read=lambda row: Image.fromarray(images[row]),
+        title=lambda row: f"picture {row}",
+        digest=_digest((str(path.relative_to(folder)), path.stat()) for path in files),
+    )
+
+
+def _from_files(
+    name: str, classes: tuple[str, ...], labels: NDArray[np.int64], files: Sequence[Path], folder: Path
+) -> Source:
+    titles = [str(file.relative_to(folder)) for file in files]
+    found = ((title, file.stat()) for title, file in zip(titles, files, strict=True))
+    # The labels are the digest's too: those of CelebA stand in another file than the pictures.
+    digest = hashlib.sha256(_digest(found).encode() + labels.tobytes()).hexdigest()
+    return Source(name, classes, labels, lambda row: Image.open(files[row]), titles.__getitem__, digest)
+
+
+def _from_folder(name: str, folder: Path, names: tuple[str, ...] | None = None) -> Source:
+    """One folder a class, named by `names` or by the folders; or pictures without folders, which have no labels."""
+    if not folder.is_dir():
+        raise ValueError(f"--data-root: must hold one folder of images a class, but there is no folder {folder}")
+    top = _listing(folder)
+    if top.folders and top.images:
+        raise ValueError(
+            f"--data-root: must hold class folders or images, but {folder} holds {len(top.folders):,} folders, such as "
+            f"{top.folders[0].name}, beside {len(top.images):,} images, such as {top.images[0].name}; move one or the "
+            f"other away"
+        )
+    if not top.folders and not top.images:
+        raise ValueError(f"--data-root: {folder} holds no images; their names must end in {', '.join(EXTENSIONS)}")
+    inner = [_listing(Path(entry.path)) for entry in top.folders]
+    for entry, listing in zip(top.folders, inner, strict=True):
+        if listing.folders:
+            raise ValueError(
+                f"--data-root: must hold one folder of images a class, but {entry.path} holds folders, such as "
+                f"{listing.folders[0].name}; if {entry.name} is a split such as train, give --data-root {entry.path}"
+            )
+    empty = [entry.name for entry, listing in zip(top.folders, inner, strict=True) if not listing.images]
+    if empty:
+        raise ValueError(
+            f"--data-root: every class needs images, but {len(empty):,} of {len(top.folders):,} folders in {folder} "
+            f"have none: {', '.join(empty[:10])}; fill or remove them"
+        )
+    images = [entry for listing in (inner or [top]) for entry in listing.images]
+    counts = [len(listing.images) for listing in inner]
+    paths = [Path(entry.path) for entry in images]
+    titles = [str(path.relative_to(folder)) for path in paths]
+    return Source(
+        name=name,
+        classes=names or tuple(entry.name for entry in top.folders),
+        labels=np.repeat(np.arange(len(counts)), counts) if counts else np.zeros(len(images), np.int64),
+        read=lambda row: Image.open(paths[row]),
+        title=titles.__getitem__,
+        digest=_digest((title, entry.stat()) for title, entry in zip(titles, images, strict=True)),
+        left_out=sum(listing.others for listing in (*inner, top)),
+    )
+
+
+@dataclass(frozen=True)
+class _Listing:
+    folders: list[os.DirEntry[str]]
+    images: list[os.DirEntry[str]]
+    others: int
+
+
+def _listing(folder: Path) -> _Listing:
+    """What is in a folder, by name; names that start with a dot are passed over, as in any listing."""
+    with os.scandir(folder) as entries:
+        seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    folders = [entry for entry in seen if entry.is_dir()]
+    images = [entry for entry in seen if not entry.is_dir() and entry.name.lower().endswith(EXTENSIONS)]
+    return _Listing(folders, images, len(seen) - len(folders) - len(images))
+
+
+def _digest(files: Iterable[tuple[str, os.stat_result]]) -> str:
+    content = hashlib.sha256()
+    for name, status in files:
+        content.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return content.hexdigest()
