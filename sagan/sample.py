@@ -73,10 +73,7 @@ def write_grid(
         raise ValueError(f"--n: must be at least the number of classes, {len(chosen)}, got {n}")
     rows = _rows(chosen, n)
     picture = draw(generator, rows, n, seed)
-    content = io.BytesIO()
-    Image.fromarray(picture.numpy()).save(content, "PNG")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, content.getvalue())
+    _write(picture, out)
     of = f" of {', '.join(names[label] for label in chosen)}" if names else ""
     return f"{n} pictures in {len(rows)} rows{of}"
 
@@ -97,6 +94,16 @@ def draw(generator: Generator, rows: Tensor, n: int, seed: int) -> Tensor:
     cells[:n] = pictures
     grid: Tensor = cells.unflatten(0, (columns, len(rows))).permute(1, 3, 0, 4, 2)
     return grid.flatten(2, 3).flatten(0, 1)
+
+
+def _write(picture: Tensor, out: Path) -> None:
+    content = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(content, "PNG")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, content.getvalue())
+    except OSError as error:
+        raise ValueError(f"--out: must be a file that can be written, got {str(out)!r} ({error.strerror})") from None
 
 
 def _labels(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
