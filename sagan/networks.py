@@ -48,6 +48,7 @@ class Generator(nn.Module):
         base, *multiples = (config.width_g * m for m in _LAYOUT_G[resolution])
         rows = None if config.conditioning == "none" else num_classes
         self.sn_eps = config.sn.eps
+        self.z_dim = config.z_dim
         self.base = base
         self.linear = Linear(config.z_dim, base * 16, spectral_norm=config.sn.g)
         self.blocks = nn.ModuleList()

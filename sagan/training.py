@@ -7,7 +7,6 @@ checkpoint ends in the same bits as one that was not, on one machine's CPU.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -17,16 +16,15 @@ from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from sagan import diagnostics
 from sagan.best import BestOfRun
-from sagan.checkpoint import load_checkpoint, save_checkpoint, write_atomically
-from sagan.config import Config, flatten, override
+from sagan.checkpoint import load_checkpoint, save_checkpoint
+from sagan.config import Config, flatten
 from sagan.cost import count
 from sagan.data import open_dataset
+from sagan.generator_file import save_generator
 from sagan.losses import LOSSES
 from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Discriminator, Generator
@@ -164,7 +162,7 @@ class Trainer:
                 if self.step % self.checkpoint_every == 0 or self.step == steps:
                     self._save()
             images = self._evaluate(metrics)
-            self._write_generator()
+            save_generator(self.directory / "generator.safetensors", self.average, self.config, self.classes)
             metrics |= self._best_of_run()
             yield Event(self.step, metrics, images, "collapsed" if self._has_collapsed(metrics) else "finished")
         finally:
@@ -301,21 +299,3 @@ class Trainer:
         self.step, self.since = saved["step"], saved["since"]
         self.sums = saved["sums"].to(self.device)
         self.highest_diversity = saved["highest_diversity"]
-
-    def _write_generator(self) -> None:
-        """generator.safetensors: the weights that were scored, and what is needed to build the network again."""
-        # One entry, because safetensors writes several in any order and equal weights should give equal bytes.
-        metadata = {"sagan": json.dumps({"config": flatten(self.config), "classes": self.classes})}
-        state = {name: tensor.contiguous() for name, tensor in self.average.state_dict().items()}
-        write_atomically(self.directory / "generator.safetensors", to_safetensors(state, metadata))
-
-
-def load_generator(path: Path, device: str | torch.device = "cpu") -> tuple[Generator, tuple[str, ...]]:
-    """The generator of a `generator.safetensors` file, ready for sampling, and its class names."""
-    with safe_open(path, framework="pt") as file:
-        metadata = json.loads(file.metadata()["sagan"])
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    config, classes = override(Config(), metadata["config"]), tuple(metadata["classes"])
-    generator = Generator(config.model, config.data.resolution, len(classes))
-    generator.load_state_dict(state)
-    return generator.to(device).eval().requires_grad_(False), classes

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from sagan import load_generator
 from sagan.best import BestOfRun
 from sagan.config import Config, override
 from sagan.networks import Generator
 from sagan.sampling import to_uint8
 from sagan.streams import stream
-from sagan.training import Event, Trainer, load_generator
+from sagan.training import Event, Trainer
 
 # The scores of the second evaluation are worse at such a rate, without a moving average.
 WORSENING = {"optim.ema_decay": 0, "optim.lr_g": 1.0}

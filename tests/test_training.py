@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from sagan import load_generator
 from sagan.checkpoint import load_checkpoint
 from sagan.config import Config, override
-from sagan.training import Event, Trainer, load_generator
+from sagan.training import Event, Trainer
 
 
 def trained(config: Config, directory: Path, cache_dir: Path, seed: int = 0) -> tuple[Trainer, list[Event]]:
