@@ -14,9 +14,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +80,9 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
         # The gallery shows every study of the store, also one that is not built this time.
+        written = _write_units({folder: folders[folder] for folder in chosen}, Path(scratch), formats)
         entries = [
-            {"folder": folder}
-            | (write_unit(unit, Path(scratch) / folder, formats) if folder in chosen else _built(unit, out / folder))
+            {"folder": folder} | (written[folder] if folder in written else _built(unit, out / folder))
             for folder, unit in folders.items()
         ]
         page = Path(scratch) / "index.html"
@@ -88,6 +91,16 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
             _replace(Path(scratch) / folder, out / folder)
         os.replace(page, out / "index.html")
     return out / "index.html"
+
+
+def _write_units(units: dict[str, Any], scratch: Path, formats: frozenset[str]) -> dict[str, dict[str, Any]]:
+    """Each unit into its folder of `scratch`, one a core at a time: drawing the figures is what takes long."""
+    processes = min(len(units), os.cpu_count() or 1)
+    work = units.values(), [scratch / folder for folder in units], repeat(formats)
+    if processes < 2:
+        return dict(zip(units, map(write_unit, *work), strict=True))
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        return dict(zip(units, pool.map(write_unit, *work), strict=True))
 
 
 def folder_names(units: Sequence[Any]) -> list[str]:

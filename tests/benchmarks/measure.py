@@ -16,7 +16,7 @@ import torch
 
 from ablations.machine import usable_cores
 from sagan import training
-from sagan.config import Config, DataConfig
+from sagan.config import Config
 from sagan.data import ImageDataset
 from sagan.training import Trainer
 
@@ -68,9 +68,10 @@ def thread_counts() -> list[int]:
     return [count for count in (1, 2, 4) if count <= usable_cores()]
 
 
-def bare_trainer(config: Config, directory: Path, **options: Any) -> Trainer:
-    """A Trainer on forty random images of three classes, for taking steps: it cannot score."""
-    with mock.patch.multiple(training, Evaluator=_NoEvaluator, open_dataset=_few_images):
+def bare_trainer(config: Config, directory: Path, dataset: ImageDataset | None = None, **options: Any) -> Trainer:
+    """A Trainer for taking steps, on forty random images of three classes unless others are given: it cannot score."""
+    dataset = dataset or random_images(40, config.data.resolution)
+    with mock.patch.multiple(training, Evaluator=_NoEvaluator, open_dataset=lambda *_: dataset):
         return Trainer(config, 0, directory, **options)
 
 
@@ -81,7 +82,7 @@ class _NoEvaluator:
         pass
 
 
-def _few_images(config: DataConfig, *_: Path | None) -> ImageDataset:
-    shape = (40, 3, config.resolution, config.resolution)
+def random_images(n: int, resolution: int) -> ImageDataset:
+    shape = (n, 3, resolution, resolution)
     images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return ImageDataset("few", images, torch.arange(40) % 3, ("a", "b", "c"), {}, "")
+    return ImageDataset("random", images, torch.arange(n) % 3, ("a", "b", "c"), {}, "")
