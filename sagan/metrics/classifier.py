@@ -7,6 +7,7 @@ arrangement and features of the texture.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,25 +18,34 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from sagan.data import ImageDataset
+
 SIDE = 64
 RESIZE = f"to {SIDE} px (nearest up, area down)"
-# In, out, kernel, stride.
-_LAYERS = ((3, 24, 5, 2), (24, 48, 3, 2), (48, 96, 3, 2), (96, 128, 3, 2), (128, 128, 3, 1))
+# Out, kernel, stride.
+_LAYERS = ((24, 5, 2), (48, 3, 2), (96, 3, 2), (128, 3, 2), (128, 3, 1))
+_PHOTO_WIDTH = 2  # the built-in pictures are told apart by fewer channels than photographs
 _BATCH = 128
 _LOCAL_DEPTH = 3  # layers whose output sees 17 px
+_SHIFT = 8  # photographs are moved by up to an eighth of their side
 
 
 class Classifier(nn.Module):
-    """uint8 [B, 3, H, W] -> features [B, 128], logits [B, classes], local tokens [B, 96, 8, 8].
+    """uint8 [B, 3, H, W] -> features [B, 128 w], logits [B, classes], local tokens [B, 96 w, 8, 8]; w is `width`.
 
-    `norm` puts batch norm after each convolution, for training; shipped weights have it folded in.
+    `norm` puts batch norm after each convolution, for training; stored weights have it folded in.
     """
 
-    def __init__(self, num_classes: int, *, norm: bool = False):
+    def __init__(self, num_classes: int, *, width: int = 1, norm: bool = False):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, k, stride=s, padding=k // 2) for i, o, k, s in _LAYERS)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(o) if norm else nn.Identity() for _, o, _, _ in _LAYERS)
-        self.head = nn.Linear(_LAYERS[-1][1], num_classes)
+        outs = [channels * width for channels, _, _ in _LAYERS]
+        self.width = width
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, k, stride=s, padding=k // 2)
+            for i, o, (_, k, s) in zip([3, *outs[:-1]], outs, _LAYERS, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) if norm else nn.Identity() for o in outs)
+        self.head = nn.Linear(outs[-1], num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = (_resize(images.float()) - 127.5).mul_(1 / 127.5).contiguous(memory_format=torch.channels_last)
@@ -57,21 +67,22 @@ def _resize(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a weights file holds: see `save`."""
+    """What a weights file holds."""
 
     network: Classifier
     classes: tuple[str, ...]
+    data: str  # fingerprint of the images that it was trained on
     accuracy: float  # on images held out from its training
 
 
-def save(network: Classifier, file: Path, *, classes: tuple[str, ...], data: str, accuracy: float) -> None:
-    """float16 safetensors; metadata: class names, fingerprint of the training data, held-out accuracy.
+def save(weights: Weights, file: Path) -> None:
+    """float16 safetensors; all but the network is metadata.
 
     The metadata is one JSON text: safetensors writes several entries in random order, and equal weights must have
     equal hashes.
     """
-    tensors = {name: value.half().contiguous() for name, value in network.state_dict().items()}
-    training = {"classes": classes, "data": data, "accuracy": round(accuracy, 4)}
+    tensors = {name: value.half().contiguous() for name, value in weights.network.state_dict().items()}
+    training = {"classes": weights.classes, "data": weights.data, "accuracy": round(weights.accuracy, 4)}
     save_file(tensors, file, {"training": json.dumps(training)})
 
 
@@ -80,33 +91,29 @@ def load(file: Path) -> Weights:
         training = json.loads(stored.metadata()["training"])
         tensors = {name: stored.get_tensor(name).float() for name in stored.keys()}
     classes = tuple(training["classes"])
-    network = Classifier(len(classes))
+    network = Classifier(len(classes), width=len(tensors["convs.0.bias"]) // _LAYERS[0][0])
     network.load_state_dict(tensors)
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Weights(network, classes, training["accuracy"])
+    return Weights(network, classes, training["data"], training["accuracy"])
 
 
-def train(
-    images: Tensor, labels: Tensor, num_classes: int, *, steps: int, seed: int, device: torch.device
-) -> Classifier:
-    """A classifier of uint8 [N, 3, H, W] images, batch norm folded in and weights rounded to float16.
+def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device: torch.device) -> Classifier:
+    """A classifier of those rows [N] of the data, on the CPU, batch norm folded in and weights rounded to float16.
 
-    The augmentations are a permutation of the colour channels and mirroring. Noise, blur and changes of contrast are
-    left out on purpose: features trained to overlook them would overlook them in generated images too. A second head
-    that names such damages was tried: its features told real from damaged so sharply that they no longer graded it.
+    Noise, blur and changes of contrast are left out of the augmentations on purpose: features trained to overlook them
+    would overlook them in generated images too. A second head that names such damages was tried: its features told
+    real from damaged so sharply that they no longer graded it.
     """
+    augment, width = (_recoloured, 1) if dataset.name == "embedded" else (_shifted, _PHOTO_WIDTH)
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    network = Classifier(num_classes, norm=True).to(device)
+    network = Classifier(len(dataset.classes), width=width, norm=True).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=steps)
     for step in range(1, steps + 1):
-        rows = torch.randint(len(images), (_BATCH,), generator=draw)
-        batch = images[rows][:, torch.randperm(3, generator=draw)]
-        if torch.rand((), generator=draw) < 0.5:
-            batch = batch.flip(3)
-        _, logits, _ = network(batch.to(device))
-        loss = F.cross_entropy(logits, labels[rows].to(device))
+        batch = rows[torch.randint(len(rows), (_BATCH,), generator=draw)]
+        _, logits, _ = network(augment(dataset.images[batch].to(device), draw))
+        loss = F.cross_entropy(logits, dataset.labels[batch].to(device))
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
@@ -116,14 +123,39 @@ def train(
     return _folded(network.cpu().eval())
 
 
-def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
+def _recoloured(images: Tensor, draw: torch.Generator) -> Tensor:
+    """For drawings, which mean the same in any colour: channels permuted and, half of the time, mirrored."""
+    images = images[:, torch.randperm(3, generator=draw)]
+    return images.flip(3) if torch.rand((), generator=draw) < 0.5 else images
+
+
+def _shifted(images: Tensor, draw: torch.Generator) -> Tensor:
+    """For photographs: each moved on its own, reflected at the edges, and half of them mirrored.
+
+    No pixel is interpolated, so what the network sees is as sharp as what it will be shown.
+    """
+    count, _, side, _ = images.shape
+    reach = side // _SHIFT
+    moved = torch.randint(-reach, reach + 1, (2, count, 1), generator=draw) + torch.arange(side)
+    moved = (side - 1) - ((side - 1) - moved.abs()).abs()  # -1 becomes 1, and `side` becomes side - 2
+    rows, columns = moved
+    mirrored = torch.rand(count, 1, generator=draw) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    whole, channels = torch.arange(count)[:, None, None, None], torch.arange(3)[:, None, None]
+    places = (whole, channels, rows[:, None, :, None], columns[:, None, None, :])
+    return images[tuple(place.to(images.device) for place in places)]
+
+
+def accuracy(network: nn.Module, images: Iterable[Tensor], labels: Tensor, device: torch.device) -> float:
+    """Share of uint8 batches, in the order of `labels` [N], whose class is found."""
+    network.to(device)
     with torch.inference_mode():
-        found = torch.cat([network(batch)[1].argmax(1) for batch in torch.split(images, 256)])
+        found = torch.cat([network(batch.to(device))[1].argmax(1).cpu() for batch in images])
     return float((found == labels).float().mean())
 
 
 def _folded(trained: Classifier) -> Classifier:
-    folded = Classifier(trained.head.out_features)
+    folded = Classifier(trained.head.out_features, width=trained.width)
     for i, (conv, norm) in enumerate(zip(trained.convs, trained.norms, strict=True)):
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         folded.convs[i] = fuse_conv_bn_eval(conv, norm)

@@ -56,7 +56,9 @@ class Evaluator:
         weights: Literal["raw", "ema"] = "raw",
     ):
         self._device = device
-        self._extractor = load_extractor(config.extractor, device=device, inception_weights=inception_weights)
+        self._extractor = load_extractor(
+            config.extractor, device=device, cache_dir=cache_dir, inception_weights=inception_weights
+        )
         self._reference = load_reference(dataset, self._extractor, cache_dir, device)
         self.fingerprint = "; ".join(
             [

@@ -1,4 +1,4 @@
-"""Feature extractors by name. `python -m sagan.metrics.extractor train` makes the weights of the small one."""
+"""Feature extractors by name. `python -m sagan.metrics.extractor train` makes one for a labelled data set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import difflib
 import hashlib
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -15,10 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sagan.config import DataConfig
+from sagan.config import DataConfig, override
 from sagan.data import ImageDataset, embedded, open_dataset
 from sagan.metrics import classifier
 from sagan.presets import PRESETS
+
+CACHE_DIR = Path("runs/cache")  # of launches made in the same folder
+_TRAIN = "python -m sagan.metrics.extractor train --preset NAME"
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,27 @@ class Extractor:
         return features, logits, local
 
 
-def load_extractor(name: str, *, device: torch.device, inception_weights: Path | None = None) -> Extractor:
-    """An extractor in evaluation mode on `device`; ValueError for an unknown name or weights that cannot be had."""
-    if name not in EXTRACTORS:
-        close = difflib.get_close_matches(name, EXTRACTORS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"eval.extractor: must be one of {', '.join(EXTRACTORS)}, got {name!r}{hint}")
-    extractor = EXTRACTORS[name](inception_weights)
+def load_extractor(
+    name: str, *, device: torch.device, cache_dir: Path | None = None, inception_weights: Path | None = None
+) -> Extractor:
+    """An extractor in evaluation mode on `device`: a built-in one, or one registered in `cache_dir`.
+
+    ValueError for an unknown name, weights that cannot be had, or a registered file that is not what its name says.
+    """
+    registered = _registered(cache_dir) if cache_dir else {}
+    if name in EXTRACTORS:
+        extractor = EXTRACTORS[name](inception_weights)
+    elif name in registered:
+        extractor = _trained(registered[name])
+    else:
+        known = [*EXTRACTORS, *registered]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        place = f"; one that was trained elsewhere belongs in {_folder(cache_dir)}" if cache_dir else ""
+        raise ValueError(
+            f"eval.extractor: must be one of {', '.join(known)}, got {name!r}{hint} "
+            f"{_TRAIN} trains one on a data set{place}"
+        )
     extractor.network.to(device)
     return extractor
 
@@ -63,25 +82,61 @@ def _inception(weights: Path | None) -> Extractor:
 EXTRACTORS: dict[str, Callable[[Path | None], Extractor]] = {"embedded-v1": _embedded, "inception": _inception}
 
 
+def _folder(cache_dir: Path) -> Path:
+    return cache_dir / "extractors"
+
+
+def _registered(cache_dir: Path) -> dict[str, Path]:
+    return {file.stem: file for file in sorted(_folder(cache_dir).glob(f"*-{'[0-9a-f]' * 8}.safetensors"))}
+
+
+def _trained(file: Path) -> Extractor:
+    digest = _sha256(file)
+    if digest[:8] != file.stem[-8:]:
+        raise ValueError(
+            f"eval.extractor: {file} was damaged or exchanged: its SHA-256 begins with {digest[:8]}, not as its name "
+            f"says; copy it again from where it was trained, or delete it and train another: {_TRAIN}"
+        )
+    weights = classifier.load(file)
+    return Extractor(weights.network, file.stem, digest, classifier.RESIZE, weights.classes)
+
+
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def train(preset: str, out: Path, *, steps: int, seed: int, device: torch.device, data_root: Path | None) -> float:
-    """Train the small classifier on a preset's data, write its weights to `out`, return the held-out accuracy."""
-    if preset not in PRESETS:
-        raise ValueError(f"--preset: must be one of {', '.join(PRESETS)}, got {preset!r}")
-    dataset = _training_images(PRESETS[preset].data, data_root)
+def train(config: DataConfig, root: Path | None, *, steps: int, seed: int, device: torch.device) -> classifier.Weights:
+    """The small classifier, trained on nine tenths of the data of `config` and scored on the rest.
+
+    Raises ValueError for data that a classifier cannot learn from.
+    """
+    if steps < 1:
+        raise ValueError(f"--steps: must be 1 or more, got {steps}")
+    dataset = _training_images(config, root)
+    if len(dataset.classes) < 2:
+        raise ValueError(
+            f"data.name={config.name}: a classifier needs 2 classes or more, got {len(dataset.classes)}; train on "
+            f"labelled images of the same kind, or take one of the built-in extractors: {', '.join(EXTRACTORS)}"
+        )
     order = torch.randperm(len(dataset.labels), generator=torch.Generator().manual_seed(seed))
-    held_out, kept = order[: len(order) // 10], order[len(order) // 10 :]
-    network = classifier.train(
-        dataset.images[kept], dataset.labels[kept], len(dataset.classes), steps=steps, seed=seed, device=device
-    )
-    accuracy = classifier.accuracy(network, dataset.images[held_out], dataset.labels[held_out])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    classifier.save(network, out, classes=dataset.classes, data=dataset.fingerprint, accuracy=accuracy)
-    return accuracy
+    held_out, kept = order.tensor_split([max(1, len(order) // 10)])
+    network = classifier.train(dataset, kept, steps=steps, seed=seed, device=device)
+    batches = (dataset.images[rows] for rows in torch.split(held_out, 256))
+    accuracy = classifier.accuracy(network, batches, dataset.labels[held_out], device)
+    return classifier.Weights(network.cpu(), dataset.classes, dataset.fingerprint, accuracy)
+
+
+def register(weights: classifier.Weights, data_name: str, cache_dir: Path) -> str:
+    """Keeps the weights where `load_extractor` finds them, whole or not at all; the name: data and hash."""
+    folder = _folder(cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unnamed:
+        file = Path(unnamed) / "weights"
+        classifier.save(weights, file)
+        name = f"{data_name}-{_sha256(file)[:8]}"
+        os.replace(file, folder / f"{name}.safetensors")
+    return name
 
 
 def _training_images(config: DataConfig, root: Path | None) -> ImageDataset:
@@ -97,21 +152,50 @@ def _training_images(config: DataConfig, root: Path | None) -> ImageDataset:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sagan.metrics.extractor", description=__doc__)
-    command = parser.add_subparsers(required=True).add_parser("train", help="train the small classifier")
-    command.add_argument("--preset", default="embedded", help="whose data to train on (default: %(default)s)")
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
-    command.add_argument("--steps", type=int, default=1500, help="batches of 128 (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    command.add_argument("--data-root", type=Path, metavar="FOLDER")
+    command = parser.add_subparsers(required=True).add_parser(
+        "train", help="train a classifier on the data of a preset and register it for eval.extractor"
+    )
+    add = command.add_argument
+    add("--preset", default="embedded", help="whose data to train on (default: %(default)s)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the preset; repeatable")
+    add("--data-root", type=Path, metavar="FOLDER", help="where data sets are")
+    add("--steps", type=int, default=1500, help="batches of 128 (default: %(default)s, 23 passes over Imagenette)")
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
+    add("--out", type=Path, metavar="FILE", help="write the weights there and register nothing")
     options = parser.parse_args(arguments)
     try:
-        accuracy = train(**vars(options))
-    except ValueError as error:
+        config = _data_config(options.preset, options.set)
+        device = _device(options.device)
+        weights = train(config, options.data_root, steps=options.steps, seed=options.seed, device=device)
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            classifier.save(weights, options.out)
+            done = f"wrote {options.out}"
+        else:
+            done = f"score with it: --set eval.extractor={register(weights, config.name, CACHE_DIR)}"
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"accuracy {accuracy:.2%} on held-out images; wrote {options.out}")
+    print(f"accuracy {weights.accuracy:.2%} on held-out images; {done}")
     return 0
+
+
+def _data_config(preset: str, changes: list[str]) -> DataConfig:
+    if preset not in PRESETS:
+        raise ValueError(f"--preset: must be one of {', '.join(PRESETS)}, got {preset!r}")
+    for change in changes:
+        if "=" not in change:
+            raise ValueError(f"--set: must be KEY=VALUE, got {change!r}")
+    return override(PRESETS[preset], dict(change.split("=", 1) for change in changes)).data
+
+
+def _device(name: str) -> torch.device:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
+        raise ValueError(f"--device: cannot be used here, got {name!r}: {str(error).splitlines()[0]}") from None
+    return torch.device(name)
 
 
 if __name__ == "__main__":

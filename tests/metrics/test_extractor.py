@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
+from sagan.config import EvalConfig
 from sagan.data import ImageDataset, embedded
 from sagan.metrics import classifier, inception
+from sagan.metrics.evaluation import Evaluator
 from sagan.metrics.extractor import Extractor, load_extractor, main
 from sagan.metrics.features import extract
 
@@ -26,23 +29,28 @@ def pictures(n: int, resolution: int = 64, difficulty: str = "easy") -> tuple[Te
     return embedded.draw(labels, 50, resolution, difficulty), labels  # type: ignore[arg-type]
 
 
+def accuracy(extractor: Extractor, images: Tensor, labels: Tensor) -> float:
+    return classifier.accuracy(extractor.network, torch.split(images, 256), labels, CPU)
+
+
 @pytest.mark.parametrize("difficulty", ["easy", "hard"])
 def test_shipped_extractor_recognises_pictures_that_it_was_not_trained_on(shipped: Extractor, difficulty: str) -> None:
     images, labels = pictures(1200, difficulty=difficulty)
     assert shipped.labels == embedded.CLASSES
-    assert classifier.accuracy(shipped.network, images, labels) >= 0.995  # type: ignore[arg-type]
+    assert accuracy(shipped, images, labels) >= 0.995
 
 
 def test_small_pictures_are_scaled_up(shipped: Extractor) -> None:
     small, labels = pictures(600, resolution=32)
     twice = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert all(torch.equal(a, b) for a, b in zip(shipped(small), shipped(twice), strict=True))
-    assert classifier.accuracy(shipped.network, small, labels) >= 0.95  # type: ignore[arg-type]
+    assert accuracy(shipped, small, labels) >= 0.95
 
 
-def test_shipped_weights_are_under_a_megabyte() -> None:
+def test_shipped_weights_are_under_a_megabyte_and_never_change(shipped: Extractor) -> None:
     file = Path(classifier.__file__).parent / "weights" / "embedded-v1.safetensors"
     assert file.stat().st_size < 1_000_000
+    assert shipped.sha256.startswith("c5384a13e57997a6")
 
 
 def test_batch_size_does_not_matter(shipped: Extractor) -> None:
@@ -88,9 +96,136 @@ def test_command_trains_and_writes_weights_that_load(
     assert classifier.load(file).classes == embedded.CLASSES
 
 
-def test_unknown_preset_is_refused_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--preset", "embeded", "--out", str(tmp_path / "w")]) == 2
-    assert "'embeded'" in capsys.readouterr().err
+class RowsOfAFile:
+    """Images that lie in a file: they are had by rows, a batch at a time, and in no other way."""
+
+    def __init__(self, images: Tensor):
+        self._images = images
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        assert rows.dtype == torch.int64 and rows.ndim == 1 and len(rows) <= 256
+        return self._images[rows]
+
+
+def photographs(classes: tuple[str, ...] = ("dark", "light")) -> ImageDataset:
+    labels = torch.arange(120) % len(classes)
+    noise = torch.randint(100, (120, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    images = (noise + 150 * labels[:, None, None, None]).to(torch.uint8)
+    return ImageDataset("imagenette", RowsOfAFile(images), labels, classes, {}, "photographs")  # type: ignore[arg-type]
+
+
+def train_command(dataset: ImageDataset, folder: Path, *options: str) -> int:
+    """Runs `train` on `dataset` as a user in `folder` would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sagan.metrics.extractor.open_dataset", lambda *_: dataset)
+        return main(["train", "--set", "data.name=imagenette", "--steps", "2", *options])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of a launch in a folder where an extractor was registered."""
+    folder = tmp_path_factory.mktemp("registered")
+    assert train_command(photographs(), folder) == 0
+    return folder / "runs" / "cache"
+
+
+def test_registered_extractor_is_found_by_the_name_that_its_training_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_command(photographs(), tmp_path) == 0
+    said = capsys.readouterr().out
+    name = said.split("--set eval.extractor=")[1].strip()
+    loaded = load_extractor(name, device=CPU, cache_dir=tmp_path / "runs" / "cache")
+    assert name == f"imagenette-{loaded.sha256[:8]}" and loaded.name == name
+    assert "on held-out images" in said
+    assert [path.name for path in (tmp_path / "runs/cache/extractors").iterdir()] == [f"{name}.safetensors"]
+
+
+def test_equal_seeds_give_equal_hashes_and_others_do_not(cache: Path, tmp_path: Path) -> None:
+    (first,) = (cache / "extractors").iterdir()
+    for seed in ("0", "1"):
+        assert train_command(photographs(), tmp_path, "--seed", seed) == 0
+    names = {path.name for path in (tmp_path / "runs/cache/extractors").iterdir()}
+    assert len(names) == 2 and first.name in names
+
+
+def test_metrics_of_a_registered_extractor_name_the_classes_of_its_data(cache: Path) -> None:
+    (file,) = (cache / "extractors").iterdir()
+    dataset = photographs()
+    config = EvalConfig(num_samples=120, extractor=file.stem)
+    evaluator = Evaluator(dataset, config, device=CPU, cache_dir=cache)
+    found = evaluator([dataset.images[torch.arange(120)]], dataset.labels)
+    assert found["fid"] == pytest.approx(0, abs=1e-6)
+    assert {"class_consistency", "is_mean", "fid_class/dark"} <= found.keys()
+    assert evaluator.fingerprint.startswith(f"{file.stem}@{file.stem[-8:]}; ")
+
+
+def test_photographs_get_a_wider_network_and_batch_size_does_not_matter_to_it(cache: Path) -> None:
+    (file,) = (cache / "extractors").iterdir()
+    extractor = load_extractor(file.stem, device=CPU, cache_dir=cache)
+    images = torch.randint(256, (10, 3, 128, 128), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    features, logits, local = extractor(images)
+    assert features.shape == (10, 256) and logits.shape == (10, 2) and local.shape == (10, 192, 8, 8)
+    torch.testing.assert_close(extractor(images[3:5])[0], features[3:5], rtol=1e-5, atol=1e-5)
+
+
+def test_exchanged_weights_are_refused_and_the_message_says_what_to_do(cache: Path, tmp_path: Path) -> None:
+    (file,) = (cache / "extractors").iterdir()
+    exchanged = tmp_path / "extractors" / file.name
+    exchanged.parent.mkdir()
+    exchanged.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        ValueError, match=f"{exchanged} was damaged or exchanged.*copy it again.*or delete it and train"
+    ):
+        load_extractor(file.stem, device=CPU, cache_dir=tmp_path)
+
+
+def test_unregistered_name_is_answered_with_the_registered_ones_and_the_command(cache: Path) -> None:
+    (file,) = (cache / "extractors").iterdir()
+    expected = (
+        f"one of embedded-v1, inception, {file.stem}, got 'imagenette'; did you mean '{file.stem}'[?]"
+        f".*sagan.metrics.extractor train --preset .*belongs in {cache}/extractors"
+    )
+    with pytest.raises(ValueError, match=expected):
+        load_extractor("imagenette", device=CPU, cache_dir=cache)
+
+
+def test_images_without_labels_are_refused_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(classifier, "train", None)
+    assert train_command(photographs(classes=("all",)), tmp_path) == 2
+    assert "needs 2 classes or more, got 1; train on labelled images" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_photographs_are_shifted_and_mirrored_and_otherwise_left_as_they_are() -> None:
+    images = torch.randint(256, (24, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    padded = pad(images.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    windows = padded.unfold(2, 16, 1).unfold(3, 16, 1).flatten(2, 3).transpose(1, 2)  # [24, 25, 3, 16, 16]
+    windows = torch.cat([windows, windows.flip(-1)], 1)
+    moved = classifier._shifted(images, torch.Generator().manual_seed(0))
+    same = (windows == moved[:, None]).flatten(2).all(2)
+    assert same.any(1).all()
+    assert len(same.int().argmax(1).unique()) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "embeded"], "--preset: must be one of embedded, .*, got 'embeded'"),
+        (["--set", "data.resolutoin=64"], "did you mean 'data.resolution'"),
+        (["--set", "data.resolution"], "--set: must be KEY=VALUE, got 'data.resolution'"),
+        (["--device", "gpu"], "--device: cannot be used here, got 'gpu'"),
+        (["--steps", "0"], "--steps: must be 1 or more, got 0"),
+    ],
+)
+def test_bad_options_are_refused_with_status_2(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_command(photographs(), tmp_path, *options) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_unknown_extractor_is_refused_with_the_nearest_name() -> None:

@@ -47,7 +47,14 @@ def test_table1_puts_the_papers_numbers_apart_beneath_ours(make_unit: Callable[.
     )
 
 
-@pytest.mark.parametrize("fingerprint, name", [(INCEPTION, "FID"), ("embedded-v1@1a2b; 200 samples", "FD embedded-v1")])
+@pytest.mark.parametrize(
+    "fingerprint, name",
+    [
+        (INCEPTION, "FID"),
+        ("embedded-v1@1a2b; 200 samples", "FD embedded-v1"),
+        ("imagenette-1a2b3c4d@1a2b3c4d; 200 samples", "FD imagenette-1a2b3c4d"),
+    ],
+)
 def test_only_inception_features_are_headed_fid(make_unit: Callable[..., Unit], fingerprint: str, name: str) -> None:
     unit = make_unit(scores())
     unit = replace(unit, cells=unit.cells.assign(metric_fingerprint=fingerprint))
