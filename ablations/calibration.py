@@ -108,12 +108,13 @@ def calibrate(
     console: Console,
     data_root: Path | None = None,
     inception_weights: Path | None = None,
-    images: Path | None = None,
+    kept: Path | None = None,
     program: Sequence[str] = (sys.executable, "-m", "ablations.calibration"),
 ) -> Calibration:
     """Measures each kind of config among `cells`; `program` is the command of a process that does.
 
-    `images` holds prepared ones: they are made once a data set, and are no part of what a study takes.
+    `kept` is a cache with prepared images and registered extractors: they are made once, and are no part of what a
+    study takes.
 
     Raises ValueError where a measurement fails, with what it said, and SystemExit (130, 143) when told to stop.
     """
@@ -128,8 +129,9 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="calibration-") as name, Interrupt() as interrupt:
         folder = Path(name)
         (folder / "cache").mkdir()
-        if images is not None and images.is_dir():
-            (folder / "cache" / "images").symlink_to(images)
+        for made_once in ("images", "extractors"):
+            if kept is not None and (kept / made_once).is_dir():
+                (folder / "cache" / made_once).symlink_to(kept / made_once)
         uri = f"sqlite:///{folder}/mlflow.db"
         shared = {
             "threads": team.threads,

@@ -140,6 +140,7 @@ def _start(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace, 
     if not options.dry_run or options.calibrate:
         from ablations.images import prepare_images
 
+        _check_extractors(configs, runs / "cache", inception_weights)
         fingerprints = prepare_images(configs, data_root, runs / "cache", console)
     teams = [choose_team(asked, [cell.config for cell in cells], places, data_root) for _, cells in chosen]
     for note in dict.fromkeys(team.note for team in teams if team.note):
@@ -186,7 +187,7 @@ def _show(
     if options.calibrate:
         all_cells = [cell for _, cells in chosen for cell in cells]
         largest = max(teams, key=lambda team: team.workers)
-        calibration = calibrate(all_cells, largest, console, data_root, inception_weights, cache_dir / "images")
+        calibration = calibrate(all_cells, largest, console, data_root, inception_weights, cache_dir)
     plans, seen = [], set[tuple[str, int]]()
     for (study, cells), team in zip(chosen, teams, strict=True):
         # What a search will train is not known, so none of it can be known to be shared.
@@ -208,6 +209,14 @@ def _check_data(configs: Sequence[Config], data_root: Path | None) -> None:
 
     for data in dict.fromkeys(config.data for config in configs):
         num_classes(data, data_root)
+
+
+def _check_extractors(configs: Sequence[Config], cache_dir: Path, inception_weights: Path | None) -> None:
+    """Opens each once, so that weights are downloaded by one process, and what cannot be had is told now."""
+    for name in {config.eval.extractor for config in configs} - {"embedded-v1"}:
+        from sagan.metrics.extractor import load_extractor
+
+        load_extractor(name, device="cpu", cache_dir=cache_dir, inception_weights=inception_weights)
 
 
 def _named(option: str, check: Callable[[str], T], value: str) -> T:

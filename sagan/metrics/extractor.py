@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from sagan.config import DataConfig, override
-from sagan.data import ImageDataset, embedded, open_dataset
+from sagan.data import DEFAULT_CACHE, ImageDataset, embedded, open_dataset
 from sagan.metrics import classifier
 from sagan.presets import PRESETS
 
-CACHE_DIR = Path("runs/cache")  # of launches made in the same folder
 _TRAIN = "python -m sagan.metrics.extractor train --preset NAME"
 
 
@@ -42,7 +41,7 @@ class Extractor:
 
 
 def load_extractor(
-    name: str, *, device: torch.device, cache_dir: Path | None = None, inception_weights: Path | None = None
+    name: str, *, device: str | torch.device, cache_dir: Path | None = None, inception_weights: Path | None = None
 ) -> Extractor:
     """An extractor in evaluation mode on `device`: a built-in one, or one registered in `cache_dir`.
 
@@ -173,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
             classifier.save(weights, options.out)
             done = f"wrote {options.out}"
         else:
-            done = f"score with it: --set eval.extractor={register(weights, config.name, CACHE_DIR)}"
+            done = f"score with it: --set eval.extractor={register(weights, config.name, DEFAULT_CACHE)}"
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
