@@ -179,7 +179,9 @@ def _settle(network: Generator | Discriminator, config: ModelConfig, seed: int) 
         elif config.init == "xavier":
             nn.init.xavier_uniform_(layer.weight, generator=generator)
         else:
-            nn.init.orthogonal_(layer.weight, generator=generator)
+            # Drawn beside it: torch's rule cannot write to a kernel that lies in channels_last memory.
+            drawn = nn.init.orthogonal_(torch.empty(layer.weight.shape), generator=generator)
+            layer.weight.data.copy_(drawn)
         if layer.spectral_norm:
             nn.init.normal_(layer.u, generator=generator)
             nn.init.normal_(layer.v, generator=generator)

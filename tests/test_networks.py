@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from sagan.attention import ResidualControl, SelfAttention2d
 from sagan.config import AttentionConfig, Config, ModelConfig, SpectralNormConfig, override
+from sagan.layers import Conv2d
 from sagan.networks import Discriminator, Generator, num_parameters
 
 Kind = Literal["self_attention", "residual", "residual_flops"]
@@ -195,3 +196,12 @@ def test_a_feature_map_that_a_network_lacks_is_named_with_the_resolution_that_ha
 ) -> None:
     config = override(Config(), {"data.resolution": resolution, "model.attention.at": [at]})
     assert config.obstacle() == obstacle
+
+
+@pytest.mark.parametrize("kind", [Generator, Discriminator])
+def test_orthogonal_kernels_have_singular_values_of_one(kind: type[Generator] | type[Discriminator]) -> None:
+    network = kind(ModelConfig(width_g=4, width_d=4, init="orthogonal"), 32, 3)
+    kernels = [layer.weight.detach().flatten(1) for layer in network.modules() if isinstance(layer, Conv2d)]
+    assert len(kernels) > 8
+    for kernel in kernels:
+        assert torch.linalg.svdvals(kernel) == pytest.approx(1, abs=1e-5)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from ablations.plan import Study
 from ablations.study import read_study
-from sagan.config import diff
+from sagan.config import diff, override
+from sagan.networks import Discriminator, Generator
 from sagan.presets import PRESETS
 
 HEADER = ("# Question", "# Expect", "# Cost")
@@ -39,6 +41,16 @@ def test_no_two_variants_are_the_same_run(study: Study) -> None:
 def test_every_variant_can_be_built_at_the_papers_size(study: Study) -> None:
     missing = [variant.name for variant in study.variants() if variant.obstacle]
     assert all("64" in name for name in missing) and (not missing or study.base.data.resolution < 128)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_networks_of_every_variant_judge_an_image(file: Path) -> None:
+    configs = [variant.config for variant in read_study(file, "embedded").variants() if variant.obstacle is None]
+    resolution = configs[0].data.resolution
+    for model in {override(config, {"model.width_g": 4, "model.width_d": 4}).model for config in configs}:
+        z, labels = torch.randn(2, model.z_dim), torch.tensor([0, 1])
+        images = Generator(model, resolution, 2)(z, labels)
+        assert Discriminator(model, resolution, 2)(images, labels).isfinite().all(), model
 
 
 def test_a_file_is_named_as_its_study_and_opens_with_question_expectation_and_cost() -> None:
