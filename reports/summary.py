@@ -116,11 +116,11 @@ def _answer(rows: list[Comparison], unit: Unit) -> str:
     if best.difference.n == 1:
         than = "below" if best.difference.mean < 0 else "above"
         return f"{said} is {gain} {than} {unit.baseline} on one seed; one seed shows no interval."
-    if best.difference.mean < 0 and _shown(best):
-        also = [row.variant for row in rows if row is not best and _gain(row) < 0 and _shown(row)]
+    if best.difference.mean < 0 and _shown(best, len(rows)):
+        also = [row.variant for row in rows if row is not best and _gain(row) < 0 and _shown(row, len(rows))]
         others = f"; so {'does' if len(also) == 1 else 'do'} {_listed(also)}" if also else ""
         return f"{said} beats {unit.baseline} by {gain}, n = {best.difference.n}{others}."
-    worse = [row for row in rows if _gain(row) > 0 and _shown(row)]
+    worse = [row for row in rows if _gain(row) > 0 and _shown(row, len(rows))]
     if worse:
         worst = max(worse, key=_gain)
         assert worst.difference is not None
@@ -168,11 +168,13 @@ def _amount(difference: Estimate, name: str) -> str:
     return f"{size} {name}"
 
 
-def _shown(row: Comparison) -> bool:
-    """Significant after correction for picking among variants; with two pairs there is the interval alone."""
+def _shown(row: Comparison, among: int) -> bool:
+    """Significant after correction for picking `among` so many. Two pairs have the interval alone, which is not
+    corrected, so they show something only where there was nothing to pick.
+    """
     if row.p_holm is not None:
         return row.p_holm < SIGNIFICANT
-    return row.difference is not None and row.difference.excludes_zero
+    return among == 1 and row.difference is not None and row.difference.excludes_zero
 
 
 def tidy(unit: Unit) -> pd.DataFrame:

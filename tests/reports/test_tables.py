@@ -120,6 +120,13 @@ def test_a_lucky_single_seed_does_not_hide_what_three_show(make_unit: Callable[.
     assert "feat32 beats none by 2.00 ± 0.25" in headline(make_unit(fid))
 
 
+def test_two_seeds_claim_nothing_by_picking_among_several_variants(make_unit: Callable[..., Unit]) -> None:
+    fid = {"none": {0: 24.0, 1: 26.0}, "feat32": {0: 22.0, 1: 24.1}, "feat8": {0: 25.0, 1: 26.0}}
+    assert "No difference that 2 seeds can show: the largest gain over none is" in headline(make_unit(fid))
+    del fid["feat8"]
+    assert "feat32 beats none by" in headline(make_unit(fid))
+
+
 def test_a_search_claims_what_its_confirmation_found_and_not_what_it_saw(make_unit: Callable[..., Unit]) -> None:
     sentence = headline(made_studies.search(make_unit))
     assert re.match(r"trial01 \(best of 5 trials\) beats official by 3\.\d+ ±", sentence)
