@@ -38,7 +38,7 @@ class Variant:
     @property
     def rates(self) -> tuple[float | None, float | None]:
         """The learning rates of G and D that were trained with; None before a run has started."""
-        equal = self.params.get("optim.ttur") == "False"
+        equal = self.params.get("optim.ttur") == "false"  # as params are shown
         fields = ("optim.lr_equal",) * 2 if equal else ("optim.lr_g", "optim.lr_d")
         lr_g, lr_d = (self.params.get(field) for field in fields)
         return (None if lr_g is None else float(lr_g)), (None if lr_d is None else float(lr_d))

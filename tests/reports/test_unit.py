@@ -4,10 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
+import pytest
 
+from ablations.plan import show
 from reports.measures import by_measure
 from reports.store import Store
-from reports.unit import Unit, load_units
+from reports.unit import Unit, Variant, load_units
+from sagan.config import flatten, override
+from sagan.presets import PRESETS
 
 
 def only(fake: Any) -> Unit:
@@ -168,3 +172,9 @@ def test_a_unit_has_the_design_of_its_newest_plan_and_the_params_of_its_runs(scr
     unit = only(fake)
     assert (unit.design, unit.factors) == ("ladder", ("recipe",))
     assert [variant.params for variant in unit.variants] == [{}, {"optim.steps": "1000"}]
+
+
+@pytest.mark.parametrize(("ttur", "rates"), [(True, (7e-4, 1.4e-3)), (False, (1e-3, 1e-3))])
+def test_rates_are_those_that_the_stored_config_trained_with(ttur: bool, rates: tuple[float, float]) -> None:
+    config = override(PRESETS["embedded"], {"optim.ttur": ttur})
+    assert Variant("any", params={name: show(value) for name, value in flatten(config).items()}).rates == rates
