@@ -90,7 +90,7 @@ def test_the_outline_of_a_search_has_the_cells_that_it_will_have() -> None:
     study = read_study(Path(__file__).parents[2] / "studies" / "ttur_search.yaml")
     names = [cell.name for cell in study.outline().cells()]
     assert names[:2] == ["trial00/seed100", "trial01/seed100"]
-    assert len(names) == 8 + 2 * 3
+    assert len(names) == 6 + 2 * 3
     assert study.plan()["design"] == "search"
     assert study.outline().cells("best/seed1")[0].name == "best/seed1"
 
