@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sagan.config import Config, DataConfig, digest
 from sagan.data import check_labels, open_dataset, survey
@@ -38,8 +38,8 @@ def prepare_images(
             raise ValueError(f"{source.name}: its images cannot be prepared in {cache_dir}: {error}") from error
         for warning in open_prepared(source, data.resolution, cache_dir).warnings:
             say(f"  warning: {warning}")
+        dataset = open_dataset(data, data_root, cache_dir)
         for config in same:
-            dataset = open_dataset(config.data, data_root, cache_dir)
             fingerprints[digest(config)] = dataset.conditioned(config.model.conditioning).fingerprint
     return fingerprints
 
@@ -56,7 +56,7 @@ def _by_pictures(configs: Iterable[Config]) -> dict[DataConfig, list[Config]]:
 
 def _show(counts: Iterator[int], total: int, data: DataConfig, console: Console) -> None:
     """A bar while pictures are read; nothing where they were prepared before."""
-    columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
         task = None
         for count in counts:

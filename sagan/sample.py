@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from sagan.checkpoint import write_atomically
+from sagan.device import named_device
 from sagan.generator_file import load_generator
 from sagan.networks import Generator
 from sagan.sampling import to_uint8
@@ -65,9 +66,9 @@ def write_grid(
         raise ValueError(f"--n: must be 1 or more, got {n}")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out: must end in .png, got {str(out)!r}; write --out grid.png")
-    _check_device(device)
+    place = named_device(device)
     with _generator_file(source, tracking_uri) as path:
-        generator, names = load_generator(path, device)
+        generator, names = load_generator(path, place)
     chosen = _labels(classes, names) or _spread(max(1, len(names)), n)
     if len(chosen) > n:
         raise ValueError(f"--n: must be at least the number of classes, {len(chosen)}, got {n}")
@@ -131,14 +132,6 @@ def _spread(num_classes: int, n: int) -> list[int]:
 def _rows(chosen: Sequence[int], n: int) -> Tensor:
     """The label of each row: as many rows for every class as make the grid nearest to a square."""
     return torch.tensor(chosen).repeat_interleave(max(1, round(math.sqrt(n) / len(chosen))))
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # a name that is none; a torch that was built without it
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"--device: must be one that torch has here, got {device!r} ({reason}); write cpu") from None
 
 
 @contextlib.contextmanager

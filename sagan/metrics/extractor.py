@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sagan.config import DataConfig, override
 from sagan.data import DEFAULT_CACHE, ImageDataset, embedded, open_dataset
+from sagan.device import named_device
 from sagan.metrics import classifier
 from sagan.presets import PRESETS
 
@@ -165,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config = _data_config(options.preset, options.set)
-        device = _device(options.device)
+        device = named_device(options.device)
         weights = train(config, options.data_root, steps=options.steps, seed=options.seed, device=device)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -187,14 +188,6 @@ def _data_config(preset: str, changes: list[str]) -> DataConfig:
         if "=" not in change:
             raise ValueError(f"--set: must be KEY=VALUE, got {change!r}")
     return override(PRESETS[preset], dict(change.split("=", 1) for change in changes)).data
-
-
-def _device(name: str) -> torch.device:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
-        raise ValueError(f"--device: cannot be used here, got {name!r}: {str(error).splitlines()[0]}") from None
-    return torch.device(name)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def test_photographs_are_shifted_and_mirrored_and_otherwise_left_as_they_are() -
         (["--preset", "embeded"], "--preset: must be one of embedded, .*, got 'embeded'"),
         (["--set", "data.resolutoin=64"], "did you mean 'data.resolution'"),
         (["--set", "data.resolution"], "--set: must be KEY=VALUE, got 'data.resolution'"),
-        (["--device", "gpu"], "--device: cannot be used here, got 'gpu'"),
+        (["--device", "gpu"], "--device: must be one that torch has here, got 'gpu'"),
         (["--steps", "0"], "--steps: must be 1 or more, got 0"),
     ],
 )
