@@ -6,12 +6,15 @@ SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ... A job that Slurm is about to end saves its
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 if TYPE_CHECKING:
     from submitit import Executor, Job
@@ -42,7 +45,9 @@ class WorkerJob:
 
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            # We are in a signal handler, within the `wait` above, which holds a lock that its like would wait for.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(self._process.pid).wait()
         return DelayedSubmission(WorkerJob(self.command, self.folder))
 
 

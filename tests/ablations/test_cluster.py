@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,51 +129,6 @@ def _runs_on(state: CellState, host: str) -> bool:
     return state.state == "running" and state.worker is not None and state.worker.host == host
 
 
-@contextlib.contextmanager
-def mlflow_server(backend: str, folder: Path) -> Iterator[str]:
-    """Its URI, once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = {"backend-store-uri": backend, "artifacts-destination": folder, "host": "127.0.0.1", "port": port}
-    options = [word for key, value in words.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "mlflow", "server", *options, "--workers", "1"]
-    with (folder / "server.txt").open("wb") as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        assert server.poll() is None, (folder / "server.txt").read_text()
-        with contextlib.suppress(OSError):
-            return urllib.request.urlopen(f"{uri}/health", timeout=5).status == 200
-        return False
-
-    try:
-        wait_until(answers)
-        yield uri
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
-def test_hosts_with_no_folder_in_common_meet_at_an_mlflow_server(
-    postgres: Postgres, write_study: WriteStudy, tmp_path: Path
-) -> None:
-    path = write_study({"seeds:": "set: {optim.steps: 20}\nseeds:"})
-    study = read_study(path)
-    central = tmp_path / "central"
-    central.mkdir()
-    with mlflow_server(postgres.url("store"), central) as uri:
-        words = (path, "--worker-only", "--workers", 1, "--storage", postgres.url("queue"), "--tracking-uri", uri)
-        hosts = [Host(tmp_path / name, *words) for name in ("first", "second")]
-        for host in hosts:
-            assert host.process.wait(300) == 0, host.log.read_text()
-            assert not (host.folder / "mlruns").exists()
-        assert recorded(uri, study) == sorted((c.name, "finished", 100.0 + c.seed) for c in study.cells())
-        assert launches(uri, study) == ["FINISHED"]
-    assert len(list(central.rglob("generator.safetensors"))) == 4
-
-
 def test_workers_alone_go_on_under_the_launch_that_they_find(write_study: WriteStudy, tmp_path: Path) -> None:
     path = write_study({"seeds:": "set: {optim.steps: 100}\nseeds:"})
     study = read_study(path)
@@ -212,7 +165,7 @@ def test_a_job_that_slurm_is_about_to_end_saves_its_cell_and_is_requeued(
     (runner,) = _runners(jobs[0]._process.pid)
     runner.send_signal(signal.SIGUSR2)  # what Slurm sends ahead of a time limit, or of a pre-emption
     wait_until(lambda: all(job.done() for job in jobs))
-    said = "".join(file.read_text() for file in (tmp_path / "slurm").glob("*.err"))
+    said = "".join(file.read_text() for file in (tmp_path / "slurm").glob("*.out"))
     assert "Requeued job" in said, said
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert recorded(uri, study) == sorted((cell.name, "finished", 100.0) for cell in study.cells())
