@@ -141,7 +141,7 @@ def test_workers_alone_go_on_under_the_launch_that_they_find(write_study: WriteS
     assert there.process.wait(300) == 0, there.log.read_text()
     assert len(recorded(stores[3], study)) == 4
     assert launches(stores[3], study) == ["KILLED"]
-    again = Host(tmp_path / "there", path, "--worker-only", *stores)
+    again = Host(tmp_path / "there", path, "--worker-only", "--workers", 1, *stores)
     assert again.process.wait(300) == 0
     assert _lines(again.log) == ["Nothing to run.", "4 cells: 4 finished."]
 
