@@ -26,7 +26,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from ablations.plan import Cell
-from ablations.storage import Attempt, attempts, exclusive, open_storage
+from ablations.storage import Attempt, attempts, exclusive, open_storage, waiting_ids
 
 GRACE = 120.0  # seconds without a sign of life; only for workers whose process cannot be looked up from here
 _BLIND = 60.0  # seconds without a look, after which what we saw before says nothing of a silence since
@@ -94,6 +94,7 @@ class CellQueue:
         self._grace = grace
         self._beats: dict[int, tuple[Any, float]] = {}
         self._looked = time.monotonic()
+        self._keys: dict[int, str] = {}  # of trials that wait, read once: what a trial is for never changes
         with exclusive(self._url, "tables"):  # two processes that create them at once would both fail
             self._storage = open_storage(self._url)
             with contextlib.suppress(DuplicatedStudyError):
@@ -119,9 +120,7 @@ class CellQueue:
     def claim(self, worker: Worker) -> Claim | None:
         """The first waiting cell, now this worker's own; None where no cell waits."""
         with self._exclusive():
-            # A cell has one open trial at most, so one that waits is the newest.
-            found = attempts(self._storage, self._study_id, {TrialState.WAITING}, keys=["cell"])
-            waiting = {trial.attrs["cell"]: trial.trial_id for trial in found if trial.attrs["cell"] in self._cells}
+            waiting = self._waiting()
             if not waiting:
                 return None
             key = min(waiting, key=lambda key: self._order[key])
@@ -208,6 +207,14 @@ class CellQueue:
             if key not in recorded and (trial is None or _is_open_again(trial, retry_failed)):
                 missing[key] = 0 if trial is None or "error" in trial.attrs else trial.attrs["deaths"]
         return missing
+
+    def _waiting(self) -> dict[str, int]:
+        """{key: trial} of our cells that wait: one trial each, as a cell has one open trial at most."""
+        trials = waiting_ids(self._storage, self._study_id)
+        if not self._keys.keys() >= set(trials):
+            found = attempts(self._storage, self._study_id, {TrialState.WAITING})
+            self._keys.update({trial.trial_id: trial.attrs["cell"] for trial in found})
+        return {self._keys[trial]: trial for trial in trials if self._keys[trial] in self._cells}
 
     def _running(self) -> list[Attempt]:
         return attempts(self._storage, self._study_id, {TrialState.RUNNING})

@@ -7,10 +7,11 @@ ask for itself, on SQLite.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import zlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,19 +76,23 @@ def exclusive(url: sqlalchemy.URL | str, name: str) -> Iterator[None]:
         with filelock.FileLock(f"{url.database}.lock"):
             yield
     else:
-        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-        with engine.begin() as connection:
+        with _lock_engine(url).begin() as connection:
             lock = sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)")
             connection.execute(lock, {"key": zlib.crc32(name.encode())})
             yield
 
 
-def attempts(
-    storage: RDBStorage, study_id: int, states: Container[TrialState] = tuple(TrialState), keys: Sequence[str] = ()
-) -> list[Attempt]:
-    """The trials of a study that are in one of `states`, in the order in which they were made; of their attributes
-    those named by `keys`, or all. One query of Optuna's tables: its own reading fetches seven tables and makes objects
-    of all their rows, which a queue of thousands of cells cannot wait for at each claim."""
+@functools.cache
+def _lock_engine(url: sqlalchemy.URL) -> sqlalchemy.Engine:
+    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+
+
+def attempts(storage: RDBStorage, study_id: int, states: Container[TrialState] = tuple(TrialState)) -> list[Attempt]:
+    """The trials of a study that are in one of `states`, in the order in which they were made.
+
+    One query of Optuna's tables: its own reading asks seven and makes objects of all their rows, which a queue of
+    thousands of cells cannot wait for.
+    """
     rows = (
         sqlalchemy.select(_TRIALS.c.trial_id, _TRIALS.c.state, _ATTRIBUTES.c.key, _ATTRIBUTES.c.value_json)
         .join_from(_TRIALS, _ATTRIBUTES, _TRIALS.c.trial_id == _ATTRIBUTES.c.trial_id)
@@ -95,13 +100,20 @@ def attempts(
         .where(_TRIALS.c.state.in_([state for state in TrialState if state in states]))
         .order_by(_TRIALS.c.trial_id)
     )
-    if keys:
-        rows = rows.where(_ATTRIBUTES.c.key.in_(keys))
     found: dict[int, Attempt] = {}
     with storage.engine.connect() as connection:
         for trial_id, state, key, value in connection.execute(rows):
             found.setdefault(trial_id, Attempt(trial_id, state, {})).attrs[key] = json.loads(value)
     return list(found.values())
+
+
+def waiting_ids(storage: RDBStorage, study_id: int) -> list[int]:
+    """The trials of a study that wait, by their ids alone: what each claim asks under the lock of all."""
+    rows = sqlalchemy.select(_TRIALS.c.trial_id).where(
+        _TRIALS.c.study_id == study_id, _TRIALS.c.state == TrialState.WAITING
+    )
+    with storage.engine.connect() as connection:
+        return list(connection.execute(rows).scalars())
 
 
 def probe(url: str) -> None:
