@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -35,6 +35,11 @@ class Crew:
 
     def __len__(self) -> int:
         return len(self._members)
+
+    @property
+    def tokens(self) -> Collection[str]:
+        """Of all workers so far, also of those that have left."""
+        return self._place_of.keys()
 
     def start(self) -> None:
         token = f"worker-{uuid.uuid4().hex[:12]}"

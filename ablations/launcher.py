@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,18 +12,21 @@ from rich.console import Console
 
 from ablations.crew import Interrupt, Program
 from ablations.plan import Study, show
-from ablations.queue import CellState
+from ablations.preflight import sqlite_path
+from ablations.queue import CellQueue, CellState
 from ablations.search import Trials
 from ablations.session import Order, Session
+from ablations.slurm import open_executor, submit
 from ablations.space import BEST
-from ablations.storage import probe
+from ablations.storage import exclusive, probe
 from ablations.tracking import Result, Store
 
 WORKER: Program = (sys.executable, "-m", "ablations.worker")
 
 
 def run_studies(orders: Sequence[Order], console: Console, program: Program = WORKER) -> int:
-    """Exit status: 0 every cell has a result; 1 some cell failed; 130 or 143 interrupted, with everything saved.
+    """Exit status: 0 every cell has a result; 1 some cell failed; 130 or 143 interrupted, with everything saved. Where
+    workers are all that is asked for: 0 no cell waits any more.
 
     A failed cell stops neither its study nor the next one; an interrupt stops all. The orders name one storage and one
     store. Raises ValueError, naming the option, where one of them cannot be opened; nothing is written then.
@@ -37,7 +41,8 @@ def run_studies(orders: Sequence[Order], console: Console, program: Program = WO
             with Session(order, store, interrupt, console, program) as session:
                 _run(session, console)
                 summary = _summary(session)
-                worst = max(worst, int(any(state.state != "done" for state in session.states.values())))
+                good = {"done", "running"} if order.worker_only else {"done"}
+                worst = max(worst, int(any(state.state not in good for state in session.states.values())))
             say(summary)
             _name_failures(list(session.states.values()), console)
             summaries.append(f"{order.study.name}: {summary}")
@@ -48,8 +53,32 @@ def run_studies(orders: Sequence[Order], console: Console, program: Program = WO
     if interrupt.status is not None:
         say("Stopped. The same command goes on from here.")
         return interrupt.status
-    say("Look at the runs: mlflow ui      Build the report: python -m reports.build")
+    if not orders[0].worker_only:
+        say("Look at the runs: mlflow ui      Build the report: python -m reports.build")
     return worst
+
+
+def submit_studies(orders: Sequence[Order], arguments: Sequence[str], on_gpu: bool, console: Console) -> int:
+    """Makes stores and queues, and submits workers to Slurm that take the arguments of this command; does not wait."""
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    logs = orders[0].runs / "slurm"
+    executor = open_executor(logs, on_gpu)
+    store = _open(orders)
+    waiting = 0
+    with Interrupt() as interrupt:
+        for order in orders:
+            session = Session(order, store, interrupt, console, WORKER)
+            cells = order.study.cells(order.only)
+            with contextlib.closing(CellQueue(order.storage, order.study.name, cells)) as queue:
+                waiting += session.prepare(queue)
+    if not waiting:
+        say("Nothing to run.")
+        return 0
+    job = "--launcher local --worker-only --workers 1".split()
+    command = (sys.executable, "-m", "ablations.run", *arguments, *job)
+    jobs = submit(executor, command, min(waiting, max(order.workers for order in orders)))
+    say(f"{waiting} cells wait; submitted {len(jobs)} workers: {', '.join(job.job_id for job in jobs)}. Logs: {logs}")
+    return 0
 
 
 def _open(orders: Sequence[Order]) -> Store:
@@ -57,12 +86,15 @@ def _open(orders: Sequence[Order]) -> Store:
         probe(orders[0].storage)
     except ValueError as error:
         raise ValueError(f"--storage: {error}") from None
-    try:
-        store = Store(orders[0].tracking_uri)
-        for order in orders:
-            store.check_experiment(order.study)
-    except ValueError as error:
-        raise ValueError(f"--tracking-uri: {error}") from None
+    url = orders[0].storage
+    # Hosts that make the tables of one new store at once would fail. (A SQLite file has a lock of its own.)
+    with exclusive(url, "store") if sqlite_path(url) is None else contextlib.nullcontext():
+        try:
+            store = Store(orders[0].tracking_uri)
+            for order in orders:
+                store.check_experiment(order.study)
+        except ValueError as error:
+            raise ValueError(f"--tracking-uri: {error}") from None
     for order in orders:
         store.check_images(order.study, order.fingerprints)
     return store

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,7 @@ class Cell:
     def name(self) -> str:
         return f"{self.variant}/seed{self.seed}"
 
-    @property
+    @cached_property
     def config_digest(self) -> str:
         return digest(self.config)
 

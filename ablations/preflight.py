@@ -21,6 +21,12 @@ def check_store(uri: str) -> None:
     _check_sqlite(uri, "sqlite:///mlflow.db")
 
 
+def check_shared(url: str) -> None:
+    """Raises ValueError for a database that other hosts cannot reach."""
+    if sqlite_path(url) is not None:
+        raise ValueError(f"must be a server that all nodes reach, got {url!r}; write postgresql+psycopg://HOST/NAME")
+
+
 def check_folder(folder: Path) -> None:
     """Raises ValueError where no file can be made in `folder`, or in the nearest parent that exists."""
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())

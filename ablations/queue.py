@@ -23,13 +23,16 @@ import psutil
 import sqlalchemy
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from ablations.plan import Cell
-from ablations.storage import exclusive, open_storage
+from ablations.storage import Attempt, attempts, exclusive, open_storage, waiting_ids
 
 GRACE = 120.0  # seconds without a sign of life; only for workers whose process cannot be looked up from here
+_BLIND = 60.0  # seconds without a look, after which what we saw before says nothing of a silence since
+_BATCH = 100  # cells that are put in the queue at a time; others may claim in between
 MAX_DEATHS = 3  # of workers at one cell; then it counts as failed, because the cell is what kills them
+_FIRST_NAMESPACE = "pid:[4026531836]"  # Linux: of processes in no container
 
 State = Literal["new", "waiting", "running", "done", "failed"]
 
@@ -90,7 +93,9 @@ class CellQueue:
         self._study = study
         self._grace = grace
         self._beats: dict[int, tuple[Any, float]] = {}
-        with self._exclusive():  # two processes that create the tables at once would both fail
+        self._looked = time.monotonic()
+        self._keys: dict[int, str] = {}  # of trials that wait, read once: what a trial is for never changes
+        with exclusive(self._url, "tables"):  # two processes that create them at once would both fail
             self._storage = open_storage(self._url)
             with contextlib.suppress(DuplicatedStudyError):
                 self._storage.create_new_study([StudyDirection.MINIMIZE], study)
@@ -102,29 +107,27 @@ class CellQueue:
         `recorded` holds the keys of the cells whose outcome is in the tracking store: it, not the queue, is the truth.
         """
         added = 0
-        with self._exclusive():
-            newest = self._newest()
-            for key, cell in self._cells.items():
-                if key in recorded:
-                    continue
-                trial = newest.get(key)
-                if trial is None or _is_open_again(trial, retry_failed):
-                    deaths = 0 if trial is None or "error" in trial.user_attrs else trial.user_attrs["deaths"]
-                    self._add(cell, deaths)
-                    added += 1
+        missing = self._missing(recorded, retry_failed)
+        for start in range(0, len(missing), _BATCH):
+            batch = set(list(missing)[start : start + _BATCH])
+            with self._exclusive():  # another launcher may have been here since we looked
+                for key, deaths in self._missing(recorded, retry_failed).items():
+                    if key in batch:
+                        self._add(key, deaths)
+                        added += 1
         return added
 
     def claim(self, worker: Worker) -> Claim | None:
         """The first waiting cell, now this worker's own; None where no cell waits."""
         with self._exclusive():
-            waiting = [trial for trial in self._newest().values() if trial.state == TrialState.WAITING]
+            waiting = self._waiting()
             if not waiting:
                 return None
-            trial = min(waiting, key=lambda trial: self._order[trial.user_attrs["cell"]])
-            self._storage.set_trial_user_attr(trial._trial_id, "worker", asdict(worker))
-            claimed = self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+            key = min(waiting, key=lambda key: self._order[key])
+            self._storage.set_trial_user_attr(waiting[key], "worker", asdict(worker))
+            claimed = self._storage.set_trial_state_values(waiting[key], TrialState.RUNNING)
             assert claimed, "another process changed the queue under our lock"
-        return Claim(trial._trial_id, Cell.from_json(trial.user_attrs["spec"]))
+        return Claim(waiting[key], self._cells[key])
 
     def beat(self, claim: Claim, progress: dict[str, Any]) -> None:
         """A sign of life. Raises ClaimLost when the cell is not this worker's any more."""
@@ -147,11 +150,14 @@ class CellQueue:
         with self._exclusive(), _own(claim):
             trial = self._storage.get_trial(claim.trial_id)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
-            self._add(claim.cell, trial.user_attrs["deaths"])
+            self._add(claim.cell.key, trial.user_attrs["deaths"])
 
     def reap(self) -> list[Cell]:
         """Takes cells back from dead workers, and from silent ones after the grace period; returns these cells."""
-        suspects = [trial for trial in self._newest().values() if self._is_stale(trial)]
+        if time.monotonic() - self._looked > _BLIND:  # the database was away, or we were: nobody could be heard
+            self._beats.clear()
+        self._looked = time.monotonic()
+        suspects = [trial for trial in self._running() if trial.attrs["cell"] in self._cells and self._is_stale(trial)]
         if not suspects:
             return []
         reaped = []
@@ -165,38 +171,61 @@ class CellQueue:
         newest = self._newest()
         return [_state(cell, newest.get(key)) for key, cell in self._cells.items()]
 
+    def living(self) -> set[str]:
+        """Keys of the cells of this study that somebody trains, also of cells that other launches asked for."""
+        return {trial.attrs["cell"] for trial in self._running() if not Worker(**trial.attrs["worker"]).is_dead()}
+
     def close(self) -> None:
         self._storage.engine.dispose()
 
-    def _take_back(self, trial: FrozenTrial) -> Cell:
-        deaths = trial.user_attrs["deaths"] + 1
-        cell = self._cells[trial.user_attrs["cell"]]
+    def _take_back(self, trial: Attempt) -> Cell:
+        deaths = trial.attrs["deaths"] + 1
+        cell = self._cells[trial.attrs["cell"]]
         if deaths >= MAX_DEATHS:
             message = f"its worker died {deaths} times; the worker's log says more"
-            self._storage.set_trial_user_attr(trial._trial_id, "error", message)
-        self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            self._storage.set_trial_user_attr(trial.trial_id, "error", message)
+        self._storage.set_trial_state_values(trial.trial_id, TrialState.FAIL)
         if deaths < MAX_DEATHS:
-            self._add(cell, deaths)
+            self._add(cell.key, deaths)
         return cell
 
-    def _is_stale(self, trial: FrozenTrial) -> bool:
-        if trial.state != TrialState.RUNNING:
-            return False
-        if Worker(**trial.user_attrs["worker"]).is_dead():
+    def _is_stale(self, trial: Attempt) -> bool:
+        if Worker(**trial.attrs["worker"]).is_dead():
             return True
         # Our own monotonic clock times the silence: clocks of hosts differ, and wall clocks jump.
-        beat, now = trial.user_attrs.get("progress", {}).get("beat"), time.monotonic()
-        if self._beats.get(trial._trial_id, (None, 0.0))[0] != beat or trial._trial_id not in self._beats:
-            self._beats[trial._trial_id] = (beat, now)
-        return now - self._beats[trial._trial_id][1] > self._grace
+        beat, now = trial.attrs.get("progress", {}).get("beat"), time.monotonic()
+        if self._beats.get(trial.trial_id, (None, 0.0))[0] != beat or trial.trial_id not in self._beats:
+            self._beats[trial.trial_id] = (beat, now)
+        return now - self._beats[trial.trial_id][1] > self._grace
 
-    def _newest(self) -> dict[str, FrozenTrial]:
-        trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        return {trial.user_attrs["cell"]: trial for trial in trials if trial.user_attrs.get("cell") in self._cells}
+    def _missing(self, recorded: Container[str], retry_failed: bool) -> dict[str, int]:
+        """{key: deaths so far} of the cells that have neither a result nor a trial that can come to one."""
+        newest = self._newest()
+        missing = {}
+        for key in self._cells:
+            trial = newest.get(key)
+            if key not in recorded and (trial is None or _is_open_again(trial, retry_failed)):
+                missing[key] = 0 if trial is None or "error" in trial.attrs else trial.attrs["deaths"]
+        return missing
 
-    def _add(self, cell: Cell, deaths: int) -> None:
-        attrs = {"cell": cell.key, "spec": cell.to_json(), "deaths": deaths}
-        self._storage.create_new_trial(self._study_id, create_trial(state=TrialState.WAITING, user_attrs=attrs))
+    def _waiting(self) -> dict[str, int]:
+        """{key: trial} of our cells that wait: one trial each, as a cell has one open trial at most."""
+        trials = waiting_ids(self._storage, self._study_id)
+        if not self._keys.keys() >= set(trials):
+            found = attempts(self._storage, self._study_id, {TrialState.WAITING})
+            self._keys.update({trial.trial_id: trial.attrs["cell"] for trial in found})
+        return {self._keys[trial]: trial for trial in trials if self._keys[trial] in self._cells}
+
+    def _running(self) -> list[Attempt]:
+        return attempts(self._storage, self._study_id, {TrialState.RUNNING})
+
+    def _newest(self) -> dict[str, Attempt]:
+        found = attempts(self._storage, self._study_id)
+        return {trial.attrs["cell"]: trial for trial in found if trial.attrs["cell"] in self._cells}
+
+    def _add(self, key: str, deaths: int) -> None:
+        waiting = create_trial(state=TrialState.WAITING, user_attrs={"cell": key, "deaths": deaths})
+        self._storage.create_new_trial(self._study_id, waiting)
 
     def _exclusive(self) -> AbstractContextManager[None]:
         return exclusive(self._url, self._study)
@@ -210,17 +239,17 @@ def _own(claim: Claim) -> Iterator[None]:
         raise ClaimLost(claim.cell.name) from None
 
 
-def _is_open_again(trial: FrozenTrial, retry_failed: bool) -> bool:
+def _is_open_again(trial: Attempt, retry_failed: bool) -> bool:
     """Complete yet not recorded (its record was lost), or ended without a successor: killed between the two."""
     if trial.state == TrialState.FAIL:
-        return retry_failed or "error" not in trial.user_attrs
+        return retry_failed or "error" not in trial.attrs
     return trial.state == TrialState.COMPLETE
 
 
-def _state(cell: Cell, trial: FrozenTrial | None) -> CellState:
+def _state(cell: Cell, trial: Attempt | None) -> CellState:
     if trial is None:
         return CellState(cell, "new")
-    attrs = trial.user_attrs
+    attrs = trial.attrs
     names: dict[TrialState, State] = {
         TrialState.WAITING: "waiting",
         TrialState.RUNNING: "running",
@@ -234,12 +263,14 @@ def _state(cell: Cell, trial: FrozenTrial | None) -> CellState:
 
 
 def _host() -> str:
-    """This host and process namespace: containers may share a name, and their pids mean nothing to each other."""
-    namespace = Path("/proc/self/ns/pid")
-    machine = Path("/etc/machine-id")
-    parts = [
-        platform.node(),
-        machine.read_text().strip() if machine.exists() else "",
-        os.readlink(namespace) if namespace.is_symlink() else "",
-    ]
+    """This host and process namespace: containers may share a name, and their pids mean nothing to each other.
+
+    A container's namespace number is unique only on its machine, so the number of that machine's boot goes with it.
+    """
+    namespace, machine = Path("/proc/self/ns/pid"), Path("/etc/machine-id")
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    number = os.readlink(namespace) if namespace.is_symlink() else ""
+    parts = [platform.node(), machine.read_text().strip() if machine.exists() else "", number]
+    if number != _FIRST_NAMESPACE and boot.exists():
+        parts.append(boot.read_text().strip())
     return " ".join(parts)

@@ -17,7 +17,7 @@ from rich.console import Console
 from ablations.document import StudyError
 from ablations.machine import Team, choose_team, devices
 from ablations.plan import Cell, Study
-from ablations.preflight import absolute, check_folder, check_storage, check_store
+from ablations.preflight import absolute, check_folder, check_shared, check_storage, check_store
 from ablations.study import read_study
 from sagan.config import Config
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     try:
         chosen = _choose(_studies(options), options.only)
-        return _start(chosen, options, program)
+        return _start(chosen, options, program, arguments)
     except StudyError as error:
         messages = error.messages
     except ValueError as error:
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ablations.run",
         description="Train every cell of each study. The same command, given again, finishes what is left.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("studies", nargs="+", type=Path, metavar="STUDY.yaml")
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--inception-weights", type=Path, metavar="FILE", help="for machines without a network")
     add("--storage", default="sqlite:///optuna.db", metavar="URL", help="the queue (default %(default)s)")
     add("--tracking-uri", default="sqlite:///mlflow.db", metavar="URI", help="the MLflow store (default %(default)s)")
+    add("--worker-only", action="store_true", help="work on what is queued, here, until no cell waits")
+    add("--launcher", choices=["local", "slurm"], default="local", help="slurm: submit --workers N jobs that do so")
     add("--retry-failed", action="store_true", help="run cells again that failed before")
     add("--no-reuse", action="store_true", help="train cells again that another study has trained")
     add("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
@@ -121,7 +124,12 @@ def _nothing_in(study: Study, only: str) -> str:
     return f"{study.path}: {reason}; variants are {', '.join(shown)}"
 
 
-def _start(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace, program: Sequence[str] | None) -> int:
+def _start(
+    chosen: list[tuple[Study, list[Cell]]],
+    options: argparse.Namespace,
+    program: Sequence[str] | None,
+    arguments: Sequence[str],
+) -> int:
     if options.calibrate and not options.dry_run:
         raise ValueError("--calibrate: must go with --dry-run, got it alone; add --dry-run, or leave it out to train")
     runs = Path("runs").resolve()
@@ -129,15 +137,23 @@ def _start(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace, 
     _named("--tracking-uri", check_store, options.tracking_uri)
     if not options.dry_run:
         check_folder(runs)
+    elsewhere = options.launcher == "slurm" and not options.dry_run
+    if elsewhere or options.worker_only:
+        _check_workers_alone([study for study, _ in chosen], "--launcher slurm" if elsewhere else "--worker-only")
+    if elsewhere:
+        _named("--storage", check_shared, options.storage)
+        _named("--tracking-uri", check_shared, options.tracking_uri)
     data_root = _existing("--data-root", options.data_root)
     inception_weights = _existing("--inception-weights", options.inception_weights)
     asked = _named("--workers", _count, options.workers)
-    places = _named("--device", devices, options.device)
+    if elsewhere and asked is None:
+        raise ValueError("--workers: must be a number of jobs with --launcher slurm, got 'auto'; write --workers 8")
+    places = ("cpu",) if elsewhere else _named("--device", devices, options.device)
     console = Console()
     configs = [cell.config for _, cells in chosen for cell in cells]
     _check_data(configs, data_root)
     fingerprints: dict[str, str] = {}
-    if not options.dry_run or options.calibrate:
+    if not elsewhere and (not options.dry_run or options.calibrate):  # the first job prepares them
         from ablations.images import prepare_images
 
         _check_extractors(configs, runs / "cache", inception_weights)
@@ -147,7 +163,7 @@ def _start(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace, 
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
         return _show(chosen, teams, options, data_root, inception_weights, runs / "cache", console)
-    from ablations.launcher import run_studies
+    from ablations.launcher import run_studies, submit_studies
     from ablations.session import Order
 
     orders = [
@@ -164,10 +180,15 @@ def _start(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace, 
             inception_weights=inception_weights,
             retry_failed=options.retry_failed,
             reuse=not options.no_reuse,
+            worker_only=options.worker_only,
             fingerprints=fingerprints,
         )
         for (study, _), team in zip(chosen, teams, strict=True)
     ]
+    if elsewhere:
+        # Failed cells are put in the queue here, once, and not again by each job.
+        words = [word for word in arguments if word != "--retry-failed"]
+        return submit_studies(orders, words, options.device != "cpu", console)
     return run_studies(orders, console) if program is None else run_studies(orders, console, program)
 
 
@@ -201,6 +222,15 @@ def _show(
     if len(plans) > 1:
         show_total(plans, console)
     return 0
+
+
+def _check_workers_alone(studies: Sequence[Study], option: str) -> None:
+    for study in studies:
+        if study.search is not None:
+            raise ValueError(
+                f"{option}: must be given studies with factors, got the search {study.path}; leave it out: every "
+                f"host's launcher proposes and runs trials of a search that they share"
+            )
 
 
 def _check_data(configs: Sequence[Config], data_root: Path | None) -> None:

@@ -40,7 +40,7 @@ class Trials:
         self._url = sqlalchemy.make_url(url)
         self._name = f"{study.name}/search {_identity(study)}"
         self._distributions = {name: _distribution(space) for name, space in self._search.fields.items()}
-        with self._exclusive():
+        with exclusive(self._url, "tables"):
             self._storage = open_storage(self._url)
             self._optuna = optuna.create_study(
                 storage=self._storage, study_name=self._name, direction="minimize", load_if_exists=True

@@ -7,22 +7,51 @@ ask for itself, on SQLite.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
 import sqlalchemy
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 
 logging.getLogger("optuna").setLevel(logging.WARNING)
+
+# A server has about a hundred connections to give: a worker keeps one, and takes more only while it needs them.
+_POOL: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}
+
+_TRIALS = sqlalchemy.table(
+    "trials",
+    sqlalchemy.column("trial_id"),
+    sqlalchemy.column("study_id"),
+    sqlalchemy.column("state", sqlalchemy.Enum(TrialState)),
+)
+_ATTRIBUTES = sqlalchemy.table(
+    "trial_user_attributes",
+    sqlalchemy.column("trial_id"),
+    sqlalchemy.column("key"),
+    sqlalchemy.column("value_json"),
+)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A trial of Optuna as a queue sees it; `attrs` are its user attributes."""
+
+    trial_id: int
+    state: TrialState
+    attrs: dict[str, Any]
 
 
 def open_storage(url: sqlalchemy.URL) -> RDBStorage:
     if url.get_backend_name() != "sqlite":
-        return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
+        return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=_POOL)
     storage = RDBStorage(url.render_as_string(), engine_kwargs={"connect_args": {"timeout": 60}})
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
@@ -40,17 +69,51 @@ def open_storage(url: sqlalchemy.URL) -> RDBStorage:
 
 
 @contextlib.contextmanager
-def exclusive(url: sqlalchemy.URL, name: str) -> Iterator[None]:
+def exclusive(url: sqlalchemy.URL | str, name: str) -> Iterator[None]:
     """One process at a time in all that is kept under `name`. The lock falls with the process that holds it."""
+    url = sqlalchemy.make_url(url)
     if url.get_backend_name() == "sqlite":
         with filelock.FileLock(f"{url.database}.lock"):
             yield
     else:
-        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-        with engine.begin() as connection:
+        with _lock_engine(url).begin() as connection:
             lock = sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)")
             connection.execute(lock, {"key": zlib.crc32(name.encode())})
             yield
+
+
+@functools.cache
+def _lock_engine(url: sqlalchemy.URL) -> sqlalchemy.Engine:
+    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+
+
+def attempts(storage: RDBStorage, study_id: int, states: Container[TrialState] = tuple(TrialState)) -> list[Attempt]:
+    """The trials of a study that are in one of `states`, in the order in which they were made.
+
+    One query of Optuna's tables: its own reading asks seven and makes objects of all their rows, which a queue of
+    thousands of cells cannot wait for.
+    """
+    rows = (
+        sqlalchemy.select(_TRIALS.c.trial_id, _TRIALS.c.state, _ATTRIBUTES.c.key, _ATTRIBUTES.c.value_json)
+        .join_from(_TRIALS, _ATTRIBUTES, _TRIALS.c.trial_id == _ATTRIBUTES.c.trial_id)
+        .where(_TRIALS.c.study_id == study_id)
+        .where(_TRIALS.c.state.in_([state for state in TrialState if state in states]))
+        .order_by(_TRIALS.c.trial_id)
+    )
+    found: dict[int, Attempt] = {}
+    with storage.engine.connect() as connection:
+        for trial_id, state, key, value in connection.execute(rows):
+            found.setdefault(trial_id, Attempt(trial_id, state, {})).attrs[key] = json.loads(value)
+    return list(found.values())
+
+
+def waiting_ids(storage: RDBStorage, study_id: int) -> list[int]:
+    """The trials of a study that wait, by their ids alone: what each claim asks under the lock of all."""
+    rows = sqlalchemy.select(_TRIALS.c.trial_id).where(
+        _TRIALS.c.study_id == study_id, _TRIALS.c.state == TrialState.WAITING
+    )
+    with storage.engine.connect() as connection:
+        return list(connection.execute(rows).scalars())
 
 
 def probe(url: str) -> None:
@@ -61,7 +124,10 @@ def probe(url: str) -> None:
     try:
         with sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool).connect() as connection:
             sqlalchemy.inspect(connection).get_table_names()
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+    except ImportError as error:
+        driver = f"{error}; pip install '.[postgres]' and write postgresql+psycopg://HOST/NAME"
+        raise ValueError(f"needs a driver that is here, got {parsed.drivername!r} ({driver})") from None
+    except sqlalchemy.exc.SQLAlchemyError as error:
         reason = str(error).splitlines()[0][:300]
         shown = parsed.render_as_string(hide_password=True)
         raise ValueError(f"does not answer, got {shown!r} ({reason}); start the database or correct it") from None

@@ -7,6 +7,7 @@ tracker for long and never dies with it: calls that fail stay in order in an out
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sqlite3
 import time
@@ -112,6 +113,7 @@ class Store:
             "preset": study.preset,
             "protocol": study.protocol,
             "baseline": study.baseline,
+            "plan": plan_digest(study),
             "process": json.dumps(process),
             **({"git_commit": commit} if commit else {}),
         }
@@ -155,6 +157,11 @@ class Store:
             page = self.client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
             yield from page
             token = page.token or ""
+
+
+def plan_digest(study: Study) -> str:
+    """16 hexadecimal digits: launches of the same variants at the same seeds and protocol have the same."""
+    return hashlib.sha256(json.dumps(study.plan(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class CellRun:

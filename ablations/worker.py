@@ -177,8 +177,8 @@ def _train(
     ):
         heartbeat.progress = {"step": int(source.about["last_step"]), "shared_study": source.study}
         queue.beat(claim, heartbeat.progress)
-        queue.complete(claim, source.outcome)
         run.share(source)
+        queue.complete(claim, source.outcome)
         _log.info("%s: shared with %s", cell.name, source.study)
         return
     last = _follow(training.run(), run, heartbeat, stop, directory)
@@ -189,10 +189,10 @@ def _train(
         queue.release(claim)
         _log.info("%s: stopped, saved, and back in the queue", cell.name)
         return
-    # The queue first: it lets one worker through, and only that one records the outcome.
-    queue.beat(claim, heartbeat.progress)
-    queue.complete(claim, last.outcome)
+    queue.beat(claim, heartbeat.progress)  # whoever has lost the cell ends here, and records nothing
+    # The store first: a cell that the queue calls done and the store does not know yet looks like a lost record.
     run.finish(last.outcome, last.step, directory)
+    queue.complete(claim, last.outcome)
     _log.info("%s: %s at step %d", cell.name, last.outcome, last.step)
 
 

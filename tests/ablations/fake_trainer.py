@@ -1,7 +1,7 @@
 """A Trainer in name: it counts steps, keeps the count in a file as a checkpoint, and needs no torch.
 
 `optim.d_steps` chooses its fate: 7 raises, 9 collapses at half way. `fid` rises with the distance of `optim.lr_g` from
-that of the embedded preset.
+that of the embedded preset. No step is made before the file FAKE_GATE exists, where that is set.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class FakeTrainer:
         steps, fate = self.config.optim.steps, self.config.optim.d_steps
         with (self.directory / "sittings.txt").open("a") as file:
             file.write(f"{os.getpid()} from {self.step}\n")
+        while (gate := os.environ.get("FAKE_GATE")) and not Path(gate).exists():
+            time.sleep(0.05)
         try:
             while self.step < steps:
                 time.sleep(0.03)

@@ -2,9 +2,11 @@
 
 import sys
 
+from fake_host import pretend
 from fake_trainer import FakeTrainer
 
 from ablations import worker
 
 if __name__ == "__main__":
+    pretend()
     sys.exit(worker.main(sys.argv[1:], trainer=FakeTrainer))

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sqlalchemy
+from optuna.trial import TrialState
 
 from ablations.plan import Cell
 from ablations.queue import MAX_DEATHS, CellQueue, Claim, ClaimLost, Worker
+from ablations.storage import attempts, open_storage, waiting_ids
 from ablations.study import read_study
 
 WriteStudy = Callable[..., Path]
@@ -85,6 +88,20 @@ def test_a_silent_worker_elsewhere_loses_its_cell_after_the_grace_period(open_qu
     assert hasty.reap() == [lost.cell]
 
 
+def test_workers_that_nobody_could_hear_are_given_the_grace_period_again(
+    open_queue: Callable[..., CellQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the database was away: then no worker could give a sign of life."""
+    now = 1000.0
+    monkeypatch.setattr("ablations.queue.time.monotonic", lambda: now)
+    queue = open_queue(grace=100.0)
+    queue.enqueue(recorded=set())
+    lost = claim(queue, replace(living_worker(), host="another host"))
+    for seconds, taken_back in ((0, []), (500, []), (50, []), (49, []), (2, [lost.cell])):
+        now += seconds
+        assert queue.reap() == taken_back
+
+
 def test_a_worker_that_was_taken_for_dead_cannot_complete_its_cell(open_queue: Callable[..., CellQueue]) -> None:
     queue = open_queue()
     queue.enqueue(recorded=set())
@@ -145,3 +162,41 @@ def test_four_processes_claim_forty_cells_exactly_once(tmp_path: Path, write_stu
     claims = Counter(log.read_text().split())
     assert claims == Counter(cell.name for cell in study.cells())
     assert len(claims) == 40
+
+
+def test_our_reading_of_trials_equals_optunas(
+    open_queue: Callable[..., CellQueue], tmp_path: Path, cells: list[Cell]
+) -> None:
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    queue.complete(claim(queue), "finished")
+    queue.fail(claim(queue), "out of memory")
+    queue.beat(claim(queue), {"step": 3})
+    storage = open_storage(sqlalchemy.make_url(f"sqlite:///{tmp_path}/optuna.db"))
+    study_id = storage.get_study_id_from_name("position")
+    trials = storage.get_all_trials(study_id)
+    expected = [(trial._trial_id, trial.state, trial.user_attrs) for trial in trials]
+    assert [(found.trial_id, found.state, found.attrs) for found in attempts(storage, study_id)] == expected
+    waiting = [trial._trial_id for trial in trials if trial.state == TrialState.WAITING]
+    assert [found.trial_id for found in attempts(storage, study_id, {TrialState.WAITING})] == waiting
+    assert waiting_ids(storage, study_id) == waiting
+
+
+def test_a_cell_of_another_launch_that_is_being_trained_is_known_to_be(
+    tmp_path: Path, open_queue: Callable[..., CellQueue], cells: list[Cell]
+) -> None:
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    kept, _ = claim(queue), claim(queue, dead_worker())
+    others = CellQueue(f"sqlite:///{tmp_path}/optuna.db", "position", cells[2:])
+    assert others.living() == {kept.cell.key}
+    assert others.reap() == [], "its own launch takes it back"
+
+
+def test_processes_of_two_containers_are_never_taken_for_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their numbers of processes mean nothing to each other, though name and number of namespace may be the same."""
+    monkeypatch.setattr("ablations.queue.os.readlink", lambda _path: "pid:[4026532299]")
+    monkeypatch.setattr("ablations.queue.Path.is_symlink", lambda _path: True)
+    here = Worker.here("token")
+    monkeypatch.setattr("ablations.queue.Path.read_text", lambda _path: "another boot")
+    assert Worker.here("token").host != here.host

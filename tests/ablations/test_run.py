@@ -28,6 +28,7 @@ BAD = {
     "a missing folder of data": (["--data-root", "nowhere"], "--data-root: no such file or folder, got 'nowhere'"),
     "missing weights": (["--inception-weights", "no.pth"], "--inception-weights: no such file"),
     "a storage of another kind": (["--storage", "mysql://x/y"], "--storage: must be a sqlite or postgresql URL"),
+    "a storage without its driver": (["--storage", "postgresql+pg8000://h/q"], r"--storage: needs .* '.\[postgres\]'"),
     "a storage in no folder": (["--storage", "sqlite:///no/optuna.db"], "--storage: must be in a folder that exists"),
     "a store of files": (["--tracking-uri", "./mlruns"], "--tracking-uri: must be a sqlite, postgresql or http URI"),
     "a store that does not answer": (["--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri: does not answer"),

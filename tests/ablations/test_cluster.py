@@ -1,0 +1,212 @@
+"""Workers on several hosts: folders of their own and names that tell them apart, one PostgreSQL server. Some die."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from fake_host import GRACE
+from postgres import Postgres, postgres_server
+
+from ablations.plan import Study
+from ablations.queue import CellQueue, CellState
+from ablations.run import main
+from ablations.slurm import open_executor, submit
+from ablations.study import read_study
+from ablations.tracking import Store
+
+WriteStudy = Callable[..., Path]
+HERE = Path(__file__).parent
+RUN = (sys.executable, str(HERE / "fake_run.py"))
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    with postgres_server() as server:
+        yield server
+
+
+class Host:
+    """A folder, and a launcher or its like that takes itself to be on a host of that name."""
+
+    def __init__(self, folder: Path, *words: object) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        python_path = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
+        environment = {**os.environ, "FAKE_HOST": folder.name, "PYTHONPATH": python_path}
+        command = [*RUN, *map(str, words)]
+        self.log = folder / "said.txt"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+    def die(self) -> None:
+        """As a host does whose power fails: all at once."""
+        workers = self.workers()
+        for process in (self.process, *workers):
+            process.kill()
+        self.process.wait()
+        psutil.wait_procs(workers, 30)
+
+    def sittings(self) -> Counter[str]:
+        files = self.folder.glob("runs/*/*/*/sittings.txt")
+        return Counter({f"{file.parts[-3]}/{file.parts[-2].split('-')[0]}": len(_lines(file)) for file in files})
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, "it never happened"
+        time.sleep(0.2)
+
+
+def recorded(uri: str, study: Study) -> list[tuple[str, str, float]]:
+    """(cell, outcome, fid) of every run of a cell, in order."""
+    store = Store(uri)
+    experiment_id = store.find_experiment(study)
+    assert experiment_id is not None
+    runs = store.runs(experiment_id, "tags.kind = 'cell'")
+    return sorted((run.info.run_name, run.data.tags.get("outcome"), run.data.metrics.get("fid", -1.0)) for run in runs)
+
+
+def launches(uri: str, study: Study) -> list[str]:
+    store = Store(uri)
+    experiment_id = store.find_experiment(study)
+    assert experiment_id is not None
+    return [run.info.status for run in store.runs(experiment_id, "tags.kind = 'launch'")]
+
+
+def test_workers_of_two_hosts_train_each_cell_once_though_one_host_and_some_workers_die(
+    postgres: Postgres, write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_study({"seeds:": "set: {optim.steps: 50}\nseeds:", "[0, 1]": str(list(range(8)))})
+    study = read_study(path)
+    gate = tmp_path / "gate"
+    monkeypatch.setenv("FAKE_GATE", str(gate))  # until then all workers have a cell and none has ended one
+    queue_url, store_url = postgres.url("queue"), postgres.url("store")
+    words = (path, "--worker-only", "--workers", 4, "--storage", queue_url, "--tracking-uri", store_url)
+    first, second = Host(tmp_path / "first", *words), Host(tmp_path / "second", *words)  # nobody has made anything yet
+    wait_until(lambda: len(first.sittings()) == len(second.sittings()) == 4)
+    with contextlib.closing(CellQueue(queue_url, study.name, study.cells())) as queue:
+        for worker in first.workers()[:2]:
+            worker.kill()  # noticed at once by those on the same host
+        second.die()
+        died = time.monotonic()
+
+        def orphans() -> list[CellState]:
+            return [state for state in queue.states() if _runs_on(state, "second")]
+
+        assert len(orphans()) == 4
+        gate.touch()
+        wait_until(lambda: not orphans())
+        assert GRACE - 5 < time.monotonic() - died < GRACE + 20
+        assert first.process.wait(300) == 0, first.log.read_text()
+        assert [state.state for state in queue.states()] == ["done"] * 16
+    expected = sorted((cell.name, "finished", 100.0 + cell.seed) for cell in study.cells())
+    assert recorded(store_url, study) == expected
+    assert launches(store_url, study) == ["FINISHED"], "they found or made one, and worked under it"
+    sat_down = first.sittings() + second.sittings()
+    assert sum(sat_down.values()) == 16 + 2 + 4, "nobody but the dead was followed by another"
+
+
+def _runs_on(state: CellState, host: str) -> bool:
+    return state.state == "running" and state.worker is not None and state.worker.host == host
+
+
+def test_workers_alone_go_on_under_the_launch_that_they_find(write_study: WriteStudy, tmp_path: Path) -> None:
+    path = write_study({"seeds:": "set: {optim.steps: 100}\nseeds:"})
+    study = read_study(path)
+    stores = ("--storage", f"sqlite:///{tmp_path}/optuna.db", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+    launcher = Host(tmp_path / "launcher", path, "--workers", 1, *stores)
+    wait_until(lambda: len(launcher.sittings()) > 0)
+    launcher.process.terminate()
+    assert launcher.process.wait(120) == 143
+    there = Host(tmp_path / "there", path, "--worker-only", "--workers", 2, *stores)
+    assert there.process.wait(300) == 0, there.log.read_text()
+    assert len(recorded(stores[3], study)) == 4
+    assert launches(stores[3], study) == ["KILLED"]
+    again = Host(tmp_path / "there", path, "--worker-only", "--workers", 1, *stores)
+    assert again.process.wait(300) == 0
+    assert _lines(again.log) == ["Nothing to run.", "4 cells: 4 finished."]
+
+
+def test_a_job_that_slurm_is_about_to_end_saves_its_cell_and_is_requeued(
+    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install '.[slurm]'")
+    path = write_study({"seeds:": "set: {optim.steps: 300}\nseeds:", "[0, 1]": "[0]"})
+    study = read_study(path)
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parents[1]))
+    monkeypatch.chdir(tmp_path)
+    command = [*RUN, str(path), "--worker-only", "--workers", "1"]
+    jobs = submit(open_executor(tmp_path / "slurm", on_gpu=False, cluster="local"), command, workers=2)
+
+    def sat_down() -> list[Path]:
+        return sorted(tmp_path.glob("runs/*/*/*/sittings.txt"))
+
+    wait_until(lambda: len(sat_down()) == 2)
+    time.sleep(1.0)
+    (runner,) = _runners(jobs[0]._process.pid)
+    runner.send_signal(signal.SIGUSR2)  # what Slurm sends ahead of a time limit, or of a pre-emption
+    wait_until(lambda: all(job.done() for job in jobs))
+    said = "".join(file.read_text() for file in (tmp_path / "slurm").glob("*.out"))
+    assert "Requeued job" in said, said
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert recorded(uri, study) == sorted((cell.name, "finished", 100.0) for cell in study.cells())
+    starts = sorted(int(line.split()[-1]) for file in sat_down() for line in _lines(file))
+    assert starts[:2] == [0, 0] and len(starts) == 3 and starts[2] > 0, "one went on from where it was saved"
+
+
+def _runners(controller: int) -> list[psutil.Process]:
+    """The process that submitit runs a job in."""
+    processes = psutil.Process(controller).children(recursive=True)
+    return [process for process in processes if "submitit.core._submit" in process.cmdline()]
+
+
+BAD = {
+    "a queue in a file": ([], "--storage: must be a server that all nodes reach, got 'sqlite:///optuna.db'"),
+    "a store in a file": (["--storage", "postgresql+psycopg://h/q"], "--tracking-uri: must be a server that all nodes"),
+    "no number of jobs": (
+        ["--storage", "postgresql+psycopg://h/q", "--tracking-uri", "http://h"],
+        "--workers: must be a number of jobs",
+    ),
+    "no Slurm": (
+        ["--storage", "postgresql+psycopg://h/q", "--tracking-uri", "http://h", "--workers", "2"],
+        "--launcher slurm: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_nodes_cannot_share_is_not_submitted(
+    case: str,
+    write_study: WriteStudy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    options, message = BAD[case]
+    assert main([str(write_study()), "--launcher", "slurm", *options]) == 2
+    assert capsys.readouterr().err.startswith(message)
+    search = HERE.parents[1] / "studies" / "ttur_search.yaml"
+    assert main([str(search), "--worker-only", *options]) == 2
+    assert "launcher proposes and runs trials" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["study.yaml"]
