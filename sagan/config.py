@@ -93,6 +93,7 @@ class ModelConfig:
     bn_momentum: float = 0.001  # torch's convention: the weight of the new value
     final_bn_momentum: float = 0.0001  # the plain batch norm before G's last convolution
     bn_eps: float = 1e-5
+    bn_groups: int = 1  # equal parts of a batch that G's batch norm takes by themselves, as the official towers are
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     sn: SpectralNormConfig = field(default_factory=SpectralNormConfig)
 
@@ -103,6 +104,7 @@ class ModelConfig:
         _fraction("model.bn_momentum", self.bn_momentum)
         _fraction("model.final_bn_momentum", self.final_bn_momentum)
         _positive("model.bn_eps", self.bn_eps)
+        _positive("model.bn_groups", self.bn_groups)
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,13 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        groups, size = self.model.bn_groups, self.optim.batch_size
+        if size % groups or size < 2 * groups:
+            raise ValueError(
+                f"model.bn_groups: must divide optim.batch_size into parts of 2 images or more, got {groups} for {size}"
+            )
 
     def obstacle(self) -> str | None:
         """Why these networks cannot be built ("needs 128 px"), or None: a variant's state, not an error."""
