@@ -175,15 +175,11 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
-    def __post_init__(self) -> None:
+    def obstacle(self) -> str | None:
+        """Why these networks cannot be trained ("needs 128 px"), or None: a variant's state, not an error."""
         groups, size = self.model.bn_groups, self.optim.batch_size
         if size % groups or size < 2 * groups:
-            raise ValueError(
-                f"model.bn_groups: must divide optim.batch_size into parts of 2 images or more, got {groups} for {size}"
-            )
-
-    def obstacle(self) -> str | None:
-        """Why these networks cannot be built ("needs 128 px"), or None: a variant's state, not an error."""
+            return f"needs batches of {groups} equal parts of 2 images or more"
         for size in self.model.attention.at:
             if size not in attention_sizes(self.data.resolution, self.model.attention.networks):
                 fitting = (r for r in RESOLUTIONS if size in attention_sizes(r, self.model.attention.networks))

@@ -39,6 +39,15 @@ class World:
         """This process's part of n items in a row; the parts follow one another, as the ranks do."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
+    def part_of_batch(self, size: int) -> slice:
+        """Raises ValueError where the parts would not be equal: the mean of their gradients is then not the batch's."""
+        if size % self.size:
+            raise ValueError(
+                f"optim.batch_size: must be a multiple of the {self.size} processes that share a batch, got {size}; "
+                f"change it, or start another number of processes"
+            )
+        return self.part(size)
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Put the mean over all processes in the place of each tensor: the same bits everywhere."""
         if self.size == 1:
@@ -54,7 +63,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(value, values)
+        dist.gather_object(value, values, dst=0)
         return values or []
 
     def from_first(self, value: T) -> T:
@@ -62,7 +71,7 @@ class World:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values)
+        dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def sharers(self, groups: int) -> dist.ProcessGroup | None:
@@ -99,8 +108,9 @@ def in_step(world: World, events: Generator[T]) -> Generator[T]:
 @cache
 def _neighbours(count: int) -> dist.ProcessGroup:
     """This process's group where the ranks are cut into runs of `count`."""
-    if count == dist.get_world_size():
-        return dist.group.WORLD
+    everyone = dist.group.WORLD
+    if everyone is not None and count == everyone.size():
+        return everyone
     return dist.new_subgroups(count)[0]
 
 

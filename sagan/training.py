@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sagan import diagnostics
 from sagan.best import BestOfRun
-from sagan.checkpoint import load_checkpoint, save_checkpoint
+from sagan.checkpoint import check_same_run, load_checkpoint, save_checkpoint
 from sagan.config import Config, flatten
 from sagan.cost import count
 from sagan.data import open_dataset
@@ -85,19 +85,18 @@ class Trainer:
     ) -> None:
         obstacle = config.obstacle()
         if obstacle:
-            raise ValueError(f"model.attention.at: {list(config.model.attention.at)} {obstacle}")
+            raise ValueError(
+                f"model.attention.at, model.bn_groups: this config {obstacle}, got "
+                f"{list(config.model.attention.at)} at {config.data.resolution} px, "
+                f"{config.model.bn_groups} groups of {config.optim.batch_size} images"
+            )
         torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
         torch.backends.cudnn.allow_tf32 = False  # a GPU would take TF32 unasked, and call it fp32
         self.config, self.seed, self.directory = config, seed, directory
         self.device = torch.device(device)
         self.world = World.here()
-        if config.optim.batch_size % self.world.size:
-            raise ValueError(
-                f"optim.batch_size: must be a multiple of the {self.world.size} processes that share a batch, got "
-                f"{config.optim.batch_size}; change it, or start another number of processes"
-            )
+        self.part = self.world.part_of_batch(config.optim.batch_size)
         sharers = self.world.sharers(config.model.bn_groups)
-        self.part = self.world.part(config.optim.batch_size)
         self.checkpoint_every = checkpoint_every
         cache_dir = cache_dir or directory / "cache"
         dataset = open_dataset(config.data, data_root, cache_dir).conditioned(config.model.conditioning)
@@ -321,19 +320,11 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         ours = {**flatten(self.config), "seed": self.seed, "images": self.data_fingerprint}
         theirs = {**saved["config"], "seed": saved["seed"], "images": saved.get("images")}
-        names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        if names:
-            changes = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names)
-            raise ValueError(
-                f"{self.directory} holds a checkpoint of another run: {changes}. Use another folder, or remove it."
-            )
-        if saved["processes"] != self.world.size and self.world.rank == 0:
-            log.warning(
-                "%s: the checkpoint is of %d processes and goes on with %d: equal to rounding, not to the bit",
-                self.directory,
-                saved["processes"],
-                self.world.size,
-            )
+        check_same_run(self.directory, ours, theirs)
+        before, now = saved["processes"], self.world.size
+        if before != now and self.world.rank == 0:
+            changed = f"the checkpoint is of {before} processes and goes on with {now}"
+            log.warning("%s: %s: equal to rounding, not to the bit", self.directory, changed)
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
         self.step, self.since = saved["step"], saved["since"]

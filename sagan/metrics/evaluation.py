@@ -95,7 +95,8 @@ class Evaluator:
 def _joined(shares: list[Features]) -> Features:
     if len(shares) == 1:
         return shares[0]
-    return Features(**{item.name: torch.cat([getattr(share, item.name) for share in shares]) for item in fields(Features)})
+    names = [item.name for item in fields(Features)]
+    return Features(**{name: torch.cat([getattr(share, name) for share in shares]) for name in names})
 
 
 @metric

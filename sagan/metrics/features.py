@@ -31,7 +31,8 @@ def extract(
     """Features of uint8 [B, 3, H, W] batches that follow the order of `labels` [N], or of a `part` of these.
 
     Local tokens sit at four positions an image, drawn from a fixed seed by the image's place in the sequence, so the
-    result depends neither on the batch size nor on who extracts which part. TF32 and autocast are off: float32 means float32 on every machine.
+    result depends neither on the batch size nor on who extracts which part. TF32 and autocast are off: float32 means
+    float32 on every machine.
     """
     choices = torch.rand(len(labels), TOKENS_PER_IMAGE, generator=torch.Generator().manual_seed(_TOKEN_SEED))
     if part is not None:
