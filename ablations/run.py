@@ -7,6 +7,7 @@ Bad input is told before torch, MLflow or Optuna is imported, and with nothing w
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,12 @@ T = TypeVar("T")
 def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
     """`program` is the command that starts a worker, where it is not the installed one."""
     options = _parser().parse_intermixed_args(arguments)
+    several = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun started us, as it will start a worker of as many processes
+    if several and os.environ["LOCAL_RANK"] != "0":
+        return 0  # the first one launches
     try:
+        if several:
+            program = program or _program_of_several(options)
         chosen = _choose(_studies(options), options.only)
         return _start(chosen, options, program, arguments)
     except StudyError as error:
@@ -247,6 +253,15 @@ def _check_extractors(configs: Sequence[Config], cache_dir: Path, inception_weig
         from sagan.metrics.extractor import load_extractor
 
         load_extractor(name, device="cpu", cache_dir=cache_dir, inception_weights=inception_weights)
+
+
+def _program_of_several(options: argparse.Namespace) -> Sequence[str]:
+    if options.workers not in ("auto", "1"):
+        raise ValueError(f"--workers: must be 1 under torchrun, got {options.workers}; leave it out")
+    options.workers = "1"
+    from ablations import torchrun
+
+    return torchrun.program(options.device)
 
 
 def _named(option: str, check: Callable[[str], T], value: str) -> T:

@@ -7,6 +7,7 @@ or 130 when it was told to stop: then its cell is saved and back in the queue.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from ablations.outbox import open_client
 from ablations.plan import Cell
@@ -74,12 +77,22 @@ class Stop:
             signal.signal(number, self._on_signal)
 
     def __bool__(self) -> bool:
-        if self.status is None and os.getppid() != self._launcher_pid:
+        if self.status is None and _starter() != self._launcher_pid:
             self.status = 128 + signal.SIGTERM  # nobody would start us again or show what we do
         return self.status is not None
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.status = 128 + number
+
+
+def _starter() -> int:
+    """The process that started this worker; torchrun stands in between where it has several processes."""
+    parent = os.getppid()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return parent
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(parent).ppid()
+    return 0
 
 
 class Heartbeat:
@@ -223,6 +236,11 @@ def main(arguments: list[str], trainer: Callable[..., Trainer] | None = None) ->
     launch = Launch.read(options.launch)
     stop = Stop(launch.launcher_pid)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if trainer is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        from ablations.torchrun import work_together
+
+        work_together(launch, options.token, options.device, stop)
+        return stop.status or 0
     if trainer is None:
         import torch
 

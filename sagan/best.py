@@ -36,7 +36,7 @@ class BestOfRun:
         if not self.weights:
             return {}
         generator.load_state_dict(self.weights)
-        scores = evaluator(sampler.images(generator.eval(), "best"), sampler.labels)
+        scores = evaluator(sampler.images(generator.eval(), "best"), sampler.labels, sampler.part)
         return {"best/step": float(self.step)} | {f"best/{name}": scores[name] for name in _SCORES if name in scores}
 
     def state_dict(self) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class ModelConfig:
     bn_momentum: float = 0.001  # torch's convention: the weight of the new value
     final_bn_momentum: float = 0.0001  # the plain batch norm before G's last convolution
     bn_eps: float = 1e-5
+    bn_groups: int = 1  # equal parts of a batch that G's batch norm takes by themselves, as the official towers are
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     sn: SpectralNormConfig = field(default_factory=SpectralNormConfig)
 
@@ -103,6 +104,7 @@ class ModelConfig:
         _fraction("model.bn_momentum", self.bn_momentum)
         _fraction("model.final_bn_momentum", self.final_bn_momentum)
         _positive("model.bn_eps", self.bn_eps)
+        _positive("model.bn_groups", self.bn_groups)
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,10 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def obstacle(self) -> str | None:
-        """Why these networks cannot be built ("needs 128 px"), or None: a variant's state, not an error."""
+        """Why these networks cannot be trained ("needs 128 px"), or None: a variant's state, not an error."""
+        groups, size = self.model.bn_groups, self.optim.batch_size
+        if size % groups or size < 2 * groups:
+            return f"needs batches of {groups} equal parts of 2 images or more"
         for size in self.model.attention.at:
             if size not in attention_sizes(self.data.resolution, self.model.attention.networks):
                 fitting = (r for r in RESOLUTIONS if size in attention_sizes(r, self.model.attention.networks))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -93,10 +94,15 @@ class BatchNormReLU(nn.Module):
 
     Momentum is torch's: the weight of the new batch. The variance that is kept is the biased one's unbiased form,
     as torch does; the official code keeps the biased one.
+
+    A batch is normalised in `groups` equal parts in a row, each by itself, or together with the batches that the
+    processes of `sharers` hold. Running statistics take the mean over the parts.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    groups = 1
+    sharers: dist.ProcessGroup | None = None
 
     def __init__(
         self, channels: int, num_classes: int | None, *, momentum: float, eps: float, spectral_norm: bool = False
@@ -113,12 +119,14 @@ class BatchNormReLU(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         rows = labels if self.conditional else torch.zeros_like(labels)
         if self.training:
-            normed: tuple[Tensor, Tensor, Tensor] = _NormReLU.apply(x, self.gain(rows), self.bias(rows), self.eps)
+            normed: tuple[Tensor, Tensor, Tensor] = _NormReLU.apply(
+                x, self.gain(rows), self.bias(rows), self.eps, self.groups, self.sharers
+            )
             y, mean, var = normed
-            count = x.numel() // x.shape[1]
+            count = _count(x, self.groups, self.sharers)
             with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+                self.running_mean.lerp_(mean.mean(0), self.momentum)
+                self.running_var.lerp_(var.mean(0) * (count / (count - 1)), self.momentum)
             return y
         scale = self.gain(rows) * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias(rows) - self.running_mean * scale
@@ -126,35 +134,44 @@ class BatchNormReLU(nn.Module):
 
 
 class _NormReLU(torch.autograd.Function):
-    """relu(gain * (x - mean) / std + bias) over a batch, and the batch's mean and biased variance.
+    """relu(gain * (x - mean) / std + bias) over each group of a batch, and the groups' means and biased variances
+    [groups, C].
 
     Written out because torch's own operators pass over the activations some fourteen times, this nine times.
     Activations may be bf16; all else, statistics included, has the precision of the parameters.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = _batch_statistics(x)
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, groups: int, sharers: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found = [_batch_statistics(part) for part in x.chunk(groups)]
+        mean, var = (torch.stack(values) for values in zip(*found, strict=True))
+        if sharers is not None:
+            mean, var = _joined(mean, var, sharers)
         rstd = torch.rsqrt(var + eps)
-        scale = gain * rstd
-        y = torch.addcmul(_spatial(bias - mean * scale), x, _spatial(scale)).relu_().to(x.dtype)
+        scale = gain * _by_image(rstd, x)
+        y = torch.addcmul(_spatial(bias - _by_image(mean, x) * scale), x, _spatial(scale)).relu_().to(x.dtype)
         ctx.save_for_backward(x, y, gain, mean, rstd)
+        ctx.groups, ctx.sharers = groups, sharers
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, _mean: None, _var: None) -> Any:
         x, y, gain, mean, rstd = ctx.saved_tensors
-        count = x.numel() // x.shape[1]
         grad = torch.ops.aten.threshold_backward(grad_y, y, 0).to(gain.dtype)
         grad_bias = grad.sum((2, 3))
-        grad_gain = rstd * ((grad * x).sum((2, 3)) - mean * grad_bias)
-        mean_grad = (gain * grad_bias).sum(0) / count
-        mean_grad_x = (gain * grad_gain).sum(0) / count
+        grad_gain = _by_image(rstd, x) * ((grad * x).sum((2, 3)) - _by_image(mean, x) * grad_bias)
+        sums = torch.stack([gain * grad_bias, gain * grad_gain]).unflatten(1, (ctx.groups, -1)).sum(2)
+        if ctx.sharers is not None:
+            dist.all_reduce(sums, group=ctx.sharers)
+        mean_grad, mean_grad_x = (sums / _count(x, ctx.groups, ctx.sharers)).unbind()
         slope = -rstd * rstd * mean_grad_x
         level = -rstd * mean_grad - slope * mean
-        grad_x = torch.addcmul(level[None, :, None, None], x, slope[None, :, None, None])
-        return grad_x.addcmul_(grad, _spatial(gain * rstd)).to(x.dtype), grad_gain, grad_bias, None
+        grad_x = torch.addcmul(_spatial(_by_image(level, x)), x, _spatial(_by_image(slope, x)))
+        grad_x.addcmul_(grad, _spatial(gain * _by_image(rstd, x)))
+        return grad_x.to(x.dtype), grad_gain, grad_bias, None, None, None
 
 
 def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,6 +181,26 @@ def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.batch_norm_update_stats(x, None, None, 0.0)  # a seventh of var_mean's time on channels_last
     var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
     return mean, var
+
+
+def _joined(mean: Tensor, var: Tensor, sharers: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """The statistics of all sharers' images from those of each, without the cancellation in a mean of squares."""
+    of_each = mean.new_zeros(dist.get_world_size(sharers), 2, *mean.shape)
+    of_each[dist.get_rank(sharers)] = torch.stack([mean, var])
+    dist.all_reduce(of_each, group=sharers)
+    means, variances = of_each.unbind(1)
+    return means.mean(0), variances.mean(0) + means.var(0, correction=0)
+
+
+def _count(x: Tensor, groups: int, sharers: dist.ProcessGroup | None) -> int:
+    """Values of a channel that are normalised together."""
+    processes = 1 if sharers is None else dist.get_world_size(sharers)
+    return processes * x.numel() // (x.shape[1] * groups)
+
+
+def _by_image(by_group: Tensor, x: Tensor) -> Tensor:
+    """[groups, C] -> [B, C]; one group is left to broadcasting."""
+    return by_group if len(by_group) == 1 else by_group.repeat_interleave(len(x) // len(by_group), 0)
 
 
 def _spatial(per_image: Tensor) -> Tensor:

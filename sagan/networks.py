@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -81,6 +82,16 @@ class Generator(nn.Module):
         for _, h in self._feature_maps(z, labels):
             final = h
         return torch.tanh(self.out(self.bn(final, labels)))
+
+    def split_batch_norm(self, groups: int, sharers: dist.ProcessGroup | None) -> None:
+        """In training, normalise as many parts of a batch by themselves, or one together with other processes'."""
+        for norm in self.modules():
+            if isinstance(norm, BatchNormReLU):
+                norm.groups, norm.sharers = groups, sharers
+
+    def running_statistics(self) -> list[Tensor]:
+        norms = [norm for norm in self.modules() if isinstance(norm, BatchNormReLU)]
+        return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
 
     def attention_maps(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """{"32": (B, N, M)} for every self-attention, from the map that it reads."""

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sagan.config import Config
+from sagan.distributed import World
 from sagan.layers import BatchNormReLU
 from sagan.networks import Generator
 from sagan.streams import noise, stream
 
+_AT_ONCE = 50  # images that are scored; their z is drawn together
 _GRID_CLASSES = 10  # rows of a sample grid, spread over the classes
 _GRID_COLUMNS = 8
 _QUERIES = ((0.25, 0.25), (0.5, 0.3), (0.75, 0.75))  # row, column on the unit square, as in the paper's Fig. 5
@@ -40,11 +42,20 @@ class Sampler:
 
     Scored samples take their z from the run's seed, with labels in turn so that classes are equally many. The grid
     and the attention maps take theirs from a seed that all runs share, so that variants can be compared by eye.
+
+    Of the scored samples, whose labels are `labels`, each process draws its `part`, whole batches.
     """
 
-    def __init__(self, config: Config, num_classes: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, num_classes: int, seed: int, device: torch.device, world: World | None = None
+    ) -> None:
         self.config, self.num_classes, self.seed, self.device = config, num_classes, seed, device
-        self.labels = torch.arange(config.eval.num_samples) % num_classes
+        self.world = world or World()
+        n = config.eval.num_samples
+        self.labels = torch.arange(n) % num_classes
+        starts = range(0, n, _AT_ONCE)
+        self._starts = starts[self.world.part(len(starts))]
+        self.part = slice(self._starts.start, min(self._starts.stop, n))
         rows = min(num_classes, _GRID_CLASSES)
         self.grid_labels = (torch.arange(rows) * num_classes // rows).repeat_interleave(_GRID_COLUMNS)
         self.grid_z = torch.randn(len(self.grid_labels), config.model.z_dim, generator=stream(0, "grid"))
@@ -60,19 +71,26 @@ class Sampler:
                 for norm in norms:
                     norm.momentum = 1 / (turn + 1)  # the plain mean over the batches
                 draw = stream(self.seed, "standing", turn)
-                z, labels = noise(draw, self.config.optim.batch_size, self.config.model.z_dim, self.num_classes)
-                generator(z.to(self.device), labels.to(self.device))
+                size = self.config.optim.batch_size
+                z, labels = noise(draw, size, self.config.model.z_dim, self.num_classes)
+                part = self.world.part(size)
+                generator(z[part].to(self.device), labels[part].to(self.device))
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+            self.world.average(generator.running_statistics())
         generator.eval()
 
     @torch.no_grad()
-    def images(self, generator: Generator, purpose: str = "scored", batch_size: int = 50) -> Iterator[Tensor]:
-        """uint8 batches (B, 3, R, R) of the classes `labels`; another `purpose` draws another z."""
-        for start in range(0, len(self.labels), batch_size):
-            labels = self.labels[start : start + batch_size]
+    def images(self, generator: Generator, purpose: str = "scored") -> Iterator[Tensor]:
+        """uint8 batches (B, 3, R, R) of the classes `labels[part]`; another `purpose` draws another z."""
+        for start in self._starts:
+            labels = self.labels[start : start + _AT_ONCE]
             z = torch.randn(len(labels), self.config.model.z_dim, generator=stream(self.seed, purpose, start))
             yield to_uint8(generator(z.to(self.device), labels.to(self.device)))
+
+    def batches_within(self, n: int) -> int:
+        """How many of the batches of `images` are among the first `n` samples of all."""
+        return sum(start < n for start in self._starts)
 
     @torch.no_grad()
     def attention_maps(self, generator: Generator) -> dict[str, Tensor]:

@@ -31,10 +31,19 @@ class Batches:
     """Batch k of an endless run over the images, each epoch in an order of its own drawn from the seed.
 
     The images lie on `device` where they fill less than a quarter of its free memory. Those that stay in a file are
-    read ahead, by threads, while earlier batches are trained on.
+    read ahead, by threads, while earlier batches are trained on. Of each batch of `batch_size` only `part` is given.
     """
 
-    def __init__(self, dataset: ImageDataset, batch_size: int, seed: int, h_flip: bool, device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batch_size: int,
+        seed: int,
+        h_flip: bool,
+        device: torch.device,
+        part: slice | None = None,
+    ) -> None:
+        self._part = part or slice(None)
         self._batch_size, self._seed, self._h_flip, self._device = batch_size, seed, h_flip, device
         self._images: Tensor | ImageFile = dataset.images
         if _fits(dataset.images, device):
@@ -49,7 +58,7 @@ class Batches:
         rows, images = self._read(k)
         images = to_device(images, self._device)
         if self._h_flip:
-            flipped = torch.rand(len(rows), generator=stream(self._seed, "flip", k)) < 0.5
+            flipped = torch.rand(self._batch_size, generator=stream(self._seed, "flip", k))[self._part] < 0.5
             images = torch.where(to_device(flipped, self._device)[:, None, None, None], images.flip(3), images)
         return images, to_device(self._labels[rows], self._device)
 
@@ -71,7 +80,7 @@ class Batches:
                 self._epoch_order(epoch)[max(start - epoch * n, 0) : start + self._batch_size - epoch * n]
                 for epoch in range(start // n, (start + self._batch_size - 1) // n + 1)
             ]
-        )
+        )[self._part]
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

@@ -7,23 +7,25 @@ checkpoint ends in the same bits as one that was not, on one machine's CPU.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator as Events
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sagan import diagnostics
 from sagan.best import BestOfRun
-from sagan.checkpoint import load_checkpoint, save_checkpoint
+from sagan.checkpoint import check_same_run, load_checkpoint, save_checkpoint
 from sagan.config import Config, flatten
 from sagan.cost import count
 from sagan.data import open_dataset
+from sagan.distributed import World, in_step
 from sagan.generator_file import save_generator
 from sagan.losses import LOSSES
 from sagan.metrics.evaluation import Evaluator
@@ -38,7 +40,9 @@ Outcome = Literal["finished", "collapsed", "diverged"]
 # A run has collapsed when its samples vary less than this share of the real images' variation, after they once
 # varied twice as much (or at the last step): a stated rule, far under what a poor but living run shows.
 COLLAPSED_DIVERSITY = 0.1
-_DIVERSITY_BATCHES = 20  # of samples: a thousand tell it, and fifty thousand would fill the memory
+_DIVERSITY_SAMPLES = 1000  # they tell it, and fifty thousand would fill the memory
+
+log = logging.getLogger(__name__)
 
 _LOGGED = ("loss_g", "loss_d", "logit_real", "logit_fake")  # the losses: their adversarial part
 
@@ -61,6 +65,8 @@ class Trainer:
     """One run of one config and seed in `directory`, which holds its checkpoints; it goes on from the newest one.
 
     On CUDA both passes of a step are compiled; `compile_backend` names one of torch.compile's to do so elsewhere.
+    Where processes have joined (sagan/distributed.py), each builds this and runs it; `optim.batch_size` is that of all
+    together, the results are one process's to rounding, and the first one writes the files and has the events.
     Raises ValueError for a config that cannot be built and for a checkpoint of another config (naming the fields).
     """
 
@@ -79,16 +85,23 @@ class Trainer:
     ) -> None:
         obstacle = config.obstacle()
         if obstacle:
-            raise ValueError(f"model.attention.at: {list(config.model.attention.at)} {obstacle}")
+            raise ValueError(
+                f"model.attention.at, model.bn_groups: this config {obstacle}, got "
+                f"{list(config.model.attention.at)} at {config.data.resolution} px, "
+                f"{config.model.bn_groups} groups of {config.optim.batch_size} images"
+            )
         torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
         torch.backends.cudnn.allow_tf32 = False  # a GPU would take TF32 unasked, and call it fp32
         self.config, self.seed, self.directory = config, seed, directory
         self.device = torch.device(device)
+        self.world = World.here()
+        self.part = self.world.part_of_batch(config.optim.batch_size)
+        sharers = self.world.sharers(config.model.bn_groups)
         self.checkpoint_every = checkpoint_every
         cache_dir = cache_dir or directory / "cache"
         dataset = open_dataset(config.data, data_root, cache_dir).conditioned(config.model.conditioning)
         self.classes, self.groups, self.data_fingerprint = dataset.classes, dataset.groups, dataset.fingerprint
-        self.batches = Batches(dataset, config.optim.batch_size, seed, config.data.h_flip, self.device)
+        self.batches = Batches(dataset, config.optim.batch_size, seed, config.data.h_flip, self.device, self.part)
 
         resolution, num_classes = config.data.resolution, len(dataset.classes)
         self.generator = Generator(config.model, resolution, num_classes, seed=seed).to(self.device)
@@ -96,6 +109,11 @@ class Trainer:
         # The moving average of G; a plain copy of it, taken at each evaluation, when ema_decay is 0.
         self.average = Generator(config.model, resolution, num_classes, seed=seed).to(self.device)
         self.average.requires_grad_(False)
+        own_groups = max(1, config.model.bn_groups // self.world.size)
+        for network in (self.generator, self.average):
+            network.split_batch_norm(own_groups, sharers)
+        # Those of whole groups are known to their process alone until they are averaged.
+        self.unshared = self.generator.running_statistics() if config.model.bn_groups > 1 else []
         lr_g, lr_d = config.optim.rates
         self.optimizer_g = self._adam(self.generator, lr_g)
         self.optimizer_d = self._adam(self.discriminator, lr_d)
@@ -116,7 +134,7 @@ class Trainer:
             weights="ema" if config.optim.ema_decay else "raw",
         )
         self.metric_fingerprint = self.evaluator.fingerprint
-        self.sampler = Sampler(config, num_classes, seed, self.device)
+        self.sampler = Sampler(config, num_classes, seed, self.device, self.world)
         spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), 1000)).long()
         self.real_diversity = diversity(dataset.images[spread])  # over all of the set, which may be sorted by class
 
@@ -125,12 +143,18 @@ class Trainer:
         self.highest_diversity = 0.0
         self.best = BestOfRun()
         self.sums, self.since = self._no_sums(), 0  # of what is logged, since that step
-        saved = load_checkpoint(directory)
+        saved = self.world.from_first(load_checkpoint(directory) if self.world.rank == 0 else None)
         if saved:
             self._restore(saved)
 
-    def run(self) -> Iterator[Event]:
-        """Events from the current step to the last; leaving the loop early leaves a checkpoint behind."""
+    def run(self) -> Events[Event]:
+        """Events from the current step to the last; leaving the loop early leaves a checkpoint behind.
+
+        With several processes all loop over it, and only the first has events.
+        """
+        return in_step(self.world, self._run()) if self.world.size > 1 else self._run()
+
+    def _run(self) -> Events[Event]:
         steps, every = self.config.optim.steps, self.config.eval.every
         log_every = min(100, max(1, steps // 50))
         metrics: dict[str, float] = {}
@@ -162,7 +186,8 @@ class Trainer:
                 if self.step % self.checkpoint_every == 0 or self.step == steps:
                     self._save()
             images = self._evaluate(metrics)
-            save_generator(self.directory / "generator.safetensors", self.average, self.config, self.classes)
+            if self.world.rank == 0:
+                save_generator(self.directory / "generator.safetensors", self.average, self.config, self.classes)
             metrics |= self._best_of_run()
             yield Event(self.step, metrics, images, "collapsed" if self._has_collapsed(metrics) else "finished")
         finally:
@@ -177,6 +202,7 @@ class Trainer:
                 aim_d, of_d = self.discriminator_pass(self.generator, self.discriminator, self.loss_d, *batch)
             self.optimizer_d.zero_grad()
             aim_d.backward()
+            self.world.average([*_gradients(self.discriminator), of_d])
             self.optimizer_d.step()
 
         draw = self._noise("noise_g", self.step)
@@ -186,6 +212,7 @@ class Trainer:
         self.discriminator.requires_grad_(True)
         self.optimizer_g.zero_grad()
         aim_g.backward()
+        self.world.average([*_gradients(self.generator), loss_g, *self.unshared])
         self.optimizer_g.step()
         self._average_weights()
 
@@ -195,7 +222,7 @@ class Trainer:
     def _noise(self, purpose: str, turn: int) -> tuple[Tensor, Tensor]:
         size = self.config.optim.batch_size, self.config.model.z_dim, len(self.classes)
         z, labels = noise(stream(self.seed, purpose, turn), *size)
-        return to_device(z, self.device), to_device(labels, self.device)
+        return to_device(z[self.part], self.device), to_device(labels[self.part], self.device)
 
     def _average_weights(self) -> None:
         decay = self.config.optim.ema_decay
@@ -226,10 +253,12 @@ class Trainer:
             self.average.load_state_dict(self.generator.state_dict())
         self.sampler.settle(self.average)
         batches = self.sampler.images(self.average)
-        first = list(itertools.islice(batches, _DIVERSITY_BATCHES))
-        metrics.update(self.evaluator(itertools.chain(first, batches), self.sampler.labels))
+        first = list(itertools.islice(batches, self.sampler.batches_within(_DIVERSITY_SAMPLES)))
+        metrics.update(self.evaluator(itertools.chain(first, batches), self.sampler.labels, self.sampler.part))
         self.best.offer(self.step, metrics["fid"], self.average)
-        metrics["sample_diversity"] = diversity(torch.cat(first)) / self.real_diversity
+        shown = [batch.cpu() for share in self.world.gather(first) for batch in share]
+        varied = diversity(torch.cat(shown)) / self.real_diversity if shown else 0.0
+        metrics["sample_diversity"] = self.world.from_first(varied)
         metrics.update(diagnostics.gammas(self.generator, self.discriminator))
         maps = self.sampler.attention_maps(self.average)
         metrics.update(diagnostics.attention_statistics(maps))
@@ -273,11 +302,14 @@ class Trainer:
         }
 
     def _save(self) -> None:
+        if self.world.rank > 0:
+            return
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {
             "config": flatten(self.config),
             "seed": self.seed,
             "images": self.data_fingerprint,
+            "processes": self.world.size,
             "step": self.step,
             "since": self.since,
             "sums": self.sums,
@@ -288,14 +320,17 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         ours = {**flatten(self.config), "seed": self.seed, "images": self.data_fingerprint}
         theirs = {**saved["config"], "seed": saved["seed"], "images": saved.get("images")}
-        names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        if names:
-            changes = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names)
-            raise ValueError(
-                f"{self.directory} holds a checkpoint of another run: {changes}. Use another folder, or remove it."
-            )
+        check_same_run(self.directory, ours, theirs)
+        before, now = saved["processes"], self.world.size
+        if before != now and self.world.rank == 0:
+            changed = f"the checkpoint is of {before} processes and goes on with {now}"
+            log.warning("%s: %s: equal to rounding, not to the bit", self.directory, changed)
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
         self.step, self.since = saved["step"], saved["since"]
         self.sums = saved["sums"].to(self.device)
         self.highest_diversity = saved["highest_diversity"]
+
+
+def _gradients(network: nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]

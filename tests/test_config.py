@@ -41,6 +41,7 @@ def test_texts_from_files_and_command_lines_become_the_type_of_the_field(
         ("optim.lr_g", "nan", "optim.lr_g: must be a finite number"),
         ("optim.lr_g", -1, "optim.lr_g: must be above 0, got -1"),
         ("optim.batch_size", 1, "batch norm needs 2 images or more, got 1"),
+        ("model.bn_groups", 0, "model.bn_groups: must be above 0, got 0"),
         ("data.resolution", 100, "data.resolution: must be one of 32, 64, 128, 256, got 100"),
         ("data.h_flip", "yes", "data.h_flip: must be true or false, got 'yes'"),
         ("eval.bn", "standin", "eval.bn: must be one of running, standing, got 'standin'; did you mean 'standing'"),
@@ -54,6 +55,12 @@ def test_a_value_that_breaks_a_rule_is_told_with_field_rule_and_value(name: str,
         override(Config(), {name: value})
 
 
+def test_a_batch_that_cannot_be_cut_into_groups_of_two_is_an_obstacle() -> None:
+    configs = [override(Config(), {"optim.batch_size": 12, "model.bn_groups": n}) for n in (1, 6, 5, 12)]
+    needs = "needs batches of {} equal parts of 2 images or more"
+    assert [config.obstacle() for config in configs] == [None, None, needs.format(5), needs.format(12)]
+
+
 def test_digests_differ_exactly_when_configs_do() -> None:
     configs = [*PRESETS.values(), override(Config(), {"optim.steps": 7})]
     assert len({digest(config) for config in configs}) == len(configs)
@@ -65,6 +72,7 @@ def test_the_official_recipe_is_what_the_defaults_say() -> None:
     official, paper = flatten(PRESETS["imagenet128"]), flatten(PRESETS["paper128"])
     expected = {"optim.lr_g": 1e-4, "optim.lr_d": 4e-4, "optim.beta1": 0.0, "optim.beta2": 0.999}
     expected |= {"optim.batch_size": 256, "optim.d_steps": 1, "optim.ema_decay": 0.0, "model.width_g": 64}
+    expected |= {"model.bn_groups": 4}
     assert {name: official[name] for name in expected} == expected
     changed = {name for name in official if official[name] != paper[name]}
     assert changed == {"optim.beta2", "model.attention.value_ratio", "model.attention.pool"}

@@ -66,6 +66,24 @@ def test_batch_norm_relu_equals_torch_in_value_gradient_and_running_statistics(n
     torch.testing.assert_close(layer(x, labels), expected(), **CLOSE)
 
 
+def test_groups_of_a_batch_are_normalised_as_if_each_were_alone() -> None:
+    layer = filled(BatchNormReLU(6, 4, momentum=0.1, eps=1e-5))
+    x, labels = torch.randn(12, 6, 4, 4, dtype=torch.float64, requires_grad=True), torch.arange(12) % 4
+    inputs, pull = (x, layer.gain.weight, layer.bias.weight), torch.randn(12, 6, 4, 4, dtype=torch.float64)
+    outputs, statistics = [], []
+    for groups, parts in ((3, [slice(0, 12)]), (1, [slice(0, 4), slice(4, 8), slice(8, 12)])):
+        layer.groups, after = groups, []
+        ys = []
+        for part in parts:
+            layer.running_mean.zero_(), layer.running_var.fill_(1)
+            ys.append(layer(x[part], labels[part]))
+            after.append(torch.stack([layer.running_mean, layer.running_var]))
+        outputs.append((torch.cat(ys), *torch.autograd.grad(torch.cat(ys), inputs, pull)))
+        statistics.append(torch.stack(after).mean(0))
+    torch.testing.assert_close(outputs[0], outputs[1], **CLOSE)
+    torch.testing.assert_close(statistics[0], statistics[1], **CLOSE)
+
+
 def test_spectral_norm_equals_torch_over_steps_of_value_gradient_and_vectors() -> None:
     layers: list[Weighted] = [
         Conv2d(4, 6, 3, spectral_norm=True),

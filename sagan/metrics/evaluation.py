@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sagan.config import EvalConfig
 from sagan.data import ImageDataset
+from sagan.distributed import World
 from sagan.metrics.extractor import load_extractor
 from sagan.metrics.features import Features, extract
 from sagan.metrics.frechet import (
@@ -73,13 +74,29 @@ class Evaluator:
             ]
         )
 
-    def __call__(self, images: Iterable[Tensor], labels: Tensor) -> dict[str, float]:
-        """All metrics of uint8 [B, 3, H, W] batches in the order of `labels` [N]; batches may differ in size."""
-        generated = extract(self._extractor, images, labels, self._device)
+    def __call__(self, images: Iterable[Tensor], labels: Tensor, part: slice | None = None) -> dict[str, float]:
+        """All metrics of uint8 [B, 3, H, W] batches in the order of `labels` [N]; batches may differ in size.
+
+        Where several processes score together, `images` are this one's, those of `labels[part]`; the parts follow one
+        another by rank, and each process has the metrics of all.
+        """
+        world = World.here()
+        is_empty = part is not None and part.start == part.stop  # there are fewer batches than processes
+        extracted = None if is_empty else extract(self._extractor, images, labels, self._device, part)
+        shares = [share for share in world.gather(extracted) if share is not None]
         found: dict[str, float] = {}
-        for measure in METRICS.values():
-            found |= measure(generated, self._reference)
-        return found
+        if world.rank == 0:
+            generated = _joined(shares)
+            for measure in METRICS.values():
+                found |= measure(generated, self._reference)
+        return world.from_first(found)
+
+
+def _joined(shares: list[Features]) -> Features:
+    if len(shares) == 1:
+        return shares[0]
+    names = [item.name for item in fields(Features)]
+    return Features(**{name: torch.cat([getattr(share, name) for share in shares]) for name in names})
 
 
 @metric

@@ -25,6 +25,7 @@ CASES: dict[str, tuple[Config, float, int]] = {  # config, goal against the plai
                 "model.width_g": 16,
                 "model.width_d": 16,
                 "model.attention.at": [64],
+                "model.bn_groups": 1,
                 "optim.batch_size": 8,
                 **LONG,
                 **FP32,
