@@ -70,11 +70,15 @@ class Session:
             self._store.end_run(self._parent, status)
 
     @property
+    def folder(self) -> Path:
+        return self.order.runs / self.order.study.name
+
+    @property
     def has_run(self) -> bool:
         return self._parent is not None
 
     def results(self) -> dict[str, Result]:
-        return self._store.recorded(self._experiment_id, self.order.reuse)
+        return self._store.recorded(self._experiment_id, self.folder, self.order.reuse)
 
     def publish(self, documents: Mapping[str, dict[str, Any]]) -> None:
         """JSON artifacts of the parent run, by name; they wait for it where there is none yet."""
@@ -146,15 +150,18 @@ class Session:
                     crew.start()
                 if not counts["waiting"] and not counts["running"] and not len(crew):
                     # A worker may have died between telling the queue and telling the store.
-                    if not queue.enqueue(self.results()):
+                    recorded = self.results()
+                    # What other hosts have trained cannot be known while the store is away.
+                    if self._store.is_away or not queue.enqueue(recorded):
                         return
                 time.sleep(TICK_SECONDS)
         finally:
             display.close()
 
     def _bury(self, queue: CellQueue) -> None:
-        """Takes the cells of dead workers back, and ends the runs that dead processes left running."""
+        """Takes the cells of dead workers back, sends what they left, and ends the runs that they left running."""
         queue.reap()
+        self._store.push(self._experiment_id, self.folder, wait=self._interrupt.status is None)
         running = {state.cell.key for state in queue.states() if state.state == "running"}
         self._store.end_abandoned(self._experiment_id, running)
         for run_id, process in self._store.running_launches(self._experiment_id).items():
