@@ -18,8 +18,9 @@ from ablations.search import Trials
 from ablations.session import Order, Session
 from ablations.slurm import open_executor, submit
 from ablations.space import BEST
+from ablations.spool import held_unsent
 from ablations.storage import exclusive, probe
-from ablations.tracking import Result, Store
+from ablations.tracking import Result, Store, StoreAway
 
 WORKER: Program = (sys.executable, "-m", "ablations.worker")
 
@@ -38,11 +39,16 @@ def run_studies(orders: Sequence[Order], console: Console, program: Program = WO
         for number, order in enumerate(orders, 1):
             if len(orders) > 1:
                 say(f"Study {number} of {len(orders)}: {order.study.name}")
-            with Session(order, store, interrupt, console, program) as session:
-                _run(session, console)
-                summary = _summary(session)
-                good = {"done", "running"} if order.worker_only else {"done"}
-                worst = max(worst, int(any(state.state not in good for state in session.states.values())))
+            try:
+                with Session(order, store, interrupt, console, program) as session:
+                    _run(session, console)
+                    summary = _summary(session)
+                    good = {"done", "running"} if order.worker_only else {"done"}
+                    worst = max(worst, int(any(state.state not in good for state in session.states.values())))
+            except StoreAway as error:
+                say(f"{order.study.name}: not run to its end, because {error}. The same command goes on from here.")
+                worst = 1
+                break
             say(summary)
             _name_failures(list(session.states.values()), console)
             summaries.append(f"{order.study.name}: {summary}")
@@ -50,6 +56,12 @@ def run_studies(orders: Sequence[Order], console: Console, program: Program = WO
                 break
     if len(orders) > 1:
         say("\n".join(summaries))
+    if unsent := sum(1 for order in orders for _ in held_unsent(order.runs / order.study.name)):
+        say(
+            f"The tracking store does not answer and lacks something of {unsent} cells, which is safe in "
+            f"{orders[0].runs}. When it answers, the same command sends it, and trains nothing that is trained."
+        )
+        worst = 1
     if interrupt.status is not None:
         say("Stopped. The same command goes on from here.")
         return interrupt.status

@@ -75,11 +75,15 @@ class Session:
             self._store.end_run(self._parent, status)
 
     @property
+    def folder(self) -> Path:
+        return self.order.runs / self.order.study.name
+
+    @property
     def has_run(self) -> bool:
         return self._parent is not None
 
     def results(self) -> dict[str, Result]:
-        return self._store.recorded(self._experiment_id, self.order.reuse)
+        return self._store.recorded(self._experiment_id, self.folder, self.order.reuse)
 
     def publish(self, documents: Mapping[str, dict[str, Any]]) -> None:
         """JSON artifacts of the parent run, by name; they wait for it where there is none yet."""
@@ -175,7 +179,9 @@ class Session:
                     self._beats = None
                 elif not self._must_stay(states):
                     # A worker may have died between telling the queue and telling the store.
-                    if not queue.enqueue(self.results()):
+                    recorded = self.results()
+                    # What other hosts have trained cannot be known while the store is away.
+                    if self._store.is_away or not queue.enqueue(recorded):
                         return
                 time.sleep(min(max(TICK_SECONDS, 10 * looking), _LONGEST_TICK))
         finally:
@@ -191,8 +197,9 @@ class Session:
         return any(beats[key] == self._beats[key] for key in beats.keys() & self._beats.keys())
 
     def _bury(self, queue: CellQueue) -> None:
-        """Takes the cells of dead workers back, and ends the runs that dead processes left running."""
+        """Takes the cells of dead workers back, sends what they left, and ends the runs that they left running."""
         queue.reap()
+        self._store.push(self._experiment_id, self.folder, wait=self._interrupt.status is None)
         self._store.end_abandoned(self._experiment_id, queue.living())
         for run_id, process in self._store.running_launches(self._experiment_id).items():
             if Worker(**process).is_dead():

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ablations.outbox import open_client
+from ablations.cell_run import CellRun
+from ablations.outbox import open_client, push
 from ablations.plan import Cell
 from ablations.queue import CellQueue, Claim, ClaimLost, Worker
-from ablations.tracking import CellRun
 
 if TYPE_CHECKING:
     from sagan.training import Event, Trainer
@@ -136,7 +136,10 @@ def work(launch: Launch, token: str, device: str, stop: Stop, trainer: Callable[
         run: CellRun | None = None
         try:
             with Heartbeat(queue, claim) as heartbeat:
-                run = CellRun(client, launch.experiment_id, launch.parent_run, claim.cell, about, launch.reuse)
+                directory = claim.cell.directory(launch.runs)
+                run = CellRun(
+                    client, launch.experiment_id, launch.parent_run, claim.cell, about, directory, launch.reuse
+                )
                 if run.outcome is not None:  # recorded by a worker that died before it told the queue
                     queue.complete(claim, run.outcome)
                     continue
@@ -148,7 +151,13 @@ def work(launch: Launch, token: str, device: str, stop: Stop, trainer: Callable[
             _log.error("%s: failed\n%s", claim.cell.name, report)
             queue.fail(claim, f"{type(error).__name__}: {error}"[:500])
             if run is not None:
-                run.fail(report)
+                with contextlib.suppress(OSError):  # a full disk may be what failed the cell: its log has the report
+                    run.fail(report)
+        finally:
+            if run is not None:
+                run.close()
+        if run is not None and run.is_sent:  # the store answers: it may lack some of what was told before
+            push(client, launch.experiment_id, launch.runs / launch.study)
 
 
 def _train(
@@ -163,7 +172,6 @@ def _train(
 ) -> None:
     cell = claim.cell
     directory = cell.directory(launch.runs)
-    directory.mkdir(parents=True, exist_ok=True)
     training = trainer(
         cell.config,
         cell.seed,
@@ -194,7 +202,7 @@ def _train(
         queue.complete(claim, source.outcome)
         _log.info("%s: shared with %s", cell.name, source.study)
         return
-    last = _follow(training.run(), run, heartbeat, stop, directory)
+    last = _follow(training.run(), run, heartbeat, stop)
     if heartbeat.lost:
         raise ClaimLost(cell.name)
     if last is None or last.outcome is None:
@@ -204,12 +212,12 @@ def _train(
         return
     queue.beat(claim, heartbeat.progress)  # whoever has lost the cell ends here, and records nothing
     # The store first: a cell that the queue calls done and the store does not know yet looks like a lost record.
-    run.finish(last.outcome, last.step, directory)
+    run.finish(last.outcome, last.step)
     queue.complete(claim, last.outcome)
     _log.info("%s: %s at step %d", cell.name, last.outcome, last.step)
 
 
-def _follow(events: Iterator[Event], run: CellRun, heartbeat: Heartbeat, stop: Stop, directory: Path) -> Event | None:
+def _follow(events: Iterator[Event], run: CellRun, heartbeat: Heartbeat, stop: Stop) -> Event | None:
     """Hands events to the tracker; returns the last one. Leaving early closes the trainer, which saves a checkpoint."""
     event: Event | None = None
     started = time.monotonic()
@@ -217,7 +225,7 @@ def _follow(events: Iterator[Event], run: CellRun, heartbeat: Heartbeat, stop: S
         scored = bool(event.images) or event.done
         run.log(event.step, event.metrics, now=scored)
         if event.images:
-            run.log_images(event.step, event.images, directory)
+            run.log_images(event.step, event.images)
         shown = {name: value for name, value in event.metrics.items() if name in ("images_per_sec", "fid")}
         seconds = time.monotonic() - started
         heartbeat.progress = {**heartbeat.progress, **shown, "step": event.step, "seconds": seconds}

@@ -20,7 +20,8 @@ ONLY_IN = {
     "torch_fidelity": ("sagan/metrics/",),
     "optuna": ("ablations/storage.py", "ablations/queue.py", "ablations/search.py"),
     "yaml": ("ablations/document.py", "reports/"),
-    "mlflow": ("ablations/tracking.py", "ablations/outbox.py", "ablations/sharing.py", "reports/store.py"),
+    "mlflow": tuple(f"ablations/{name}.py" for name in ("tracking", "cell_run", "outbox", "sharing"))
+    + ("reports/store.py",),
 }
 # Imported while a bad study file or --help is answered, which takes under a second.
 QUICK = ("document", "machine", "plan", "preflight", "run", "space", "study")

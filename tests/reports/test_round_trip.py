@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ablations import tracking
+from ablations.cell_run import CellRun
 from ablations.study import read_study
 from reports.store import Store
 from reports.unit import load_units
@@ -26,16 +27,16 @@ def test_a_launch_and_its_cells_come_back_as_the_tracker_wrote_them(
     experiment = writer.open_experiment(study)
     launch = writer.start_launch(experiment, study, {"pid": 1}, "0123abc")
     none, feat16 = study.cells()
-    run = tracking.CellRun(writer.client, experiment, launch, none, {"device": "cpu"})
+    run = CellRun(writer.client, experiment, launch, none, {"device": "cpu"}, tmp_path / "cell")
     run.describe({"data_fingerprint": "data", "metric_fingerprint": "embedded-v1@1a2b; 32 samples"})
     run.log(0, {"num_params_g": 33_000.0})
     run.log(6, {"fid": 12.5, "loss_d": float("inf")})
     images, queries = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((1, 2), int)
     arrays = {"images": images, "queries": queries, "maps": np.ones((2, 1, 4, 4))}
     pictures = {"samples": np.zeros((6, 2, 8, 8, 3), np.uint8), **{f"attention/g16/{k}": v for k, v in arrays.items()}}
-    run.log_images(6, pictures, tmp_path / "cell")
-    assert run.finish("finished", 6, tmp_path / "cell")
-    failed = tracking.CellRun(writer.client, experiment, launch, feat16, {})
+    run.log_images(6, pictures)
+    assert run.finish("finished", 6)
+    failed = CellRun(writer.client, experiment, launch, feat16, {}, tmp_path / "failed")
     failed.fail("Traceback\nValueError: no")
 
     (unit,) = load_units(Store())

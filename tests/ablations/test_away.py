@@ -1,0 +1,200 @@
+"""Launches whose MLflow server, a process of its own, stops answering in the middle, hangs, or comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from ablations import tracking
+from ablations.run import main
+from ablations.spool import spools
+from ablations.study import read_study
+from ablations.tracking import Store
+
+HERE = Path(__file__).parent
+WORKER = (sys.executable, str(HERE / "fake_worker.py"))
+STEPS = 60
+pytestmark = pytest.mark.slow
+
+
+class Server:
+    """`mlflow server` on this host alone, over a database in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        artifacts = ["--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1"]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *stores, *artifacts], env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        give_up = time.monotonic() + 240
+        while not self.answers():
+            assert time.monotonic() < give_up and self.process.poll() is None, (self.folder / "server.log").read_text()
+            time.sleep(0.1)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE.parents[1]))
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+def study(write_study: Callable[..., Path], request: pytest.FixtureRequest) -> Path:
+    """Two cells, at one seed."""
+    name = f"s_{request.node.name.encode().hex()[-24:]}"
+    return write_study(
+        {"name: position": f"name: {name}", "seeds: [0, 1]": f"set: {{optim.steps: {STEPS}}}\nseeds: [0]"}
+    )
+
+
+def launch(folder: Path, study: Path, server: Server) -> tuple[int, str]:
+    said = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said):
+        status = main([str(study), "--workers", "1", "--tracking-uri", server.uri], program=WORKER)
+    return status, " ".join(said.getvalue().split())
+
+
+@contextlib.contextmanager
+def meanwhile(action: Callable[[], None]) -> Iterator[None]:
+    thread = threading.Thread(target=action)
+    thread.start()
+    yield
+    thread.join()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, "it never happened"
+        time.sleep(0.05)
+
+
+def outcomes(folder: Path) -> list[str]:
+    """Of the cells whose spool has one."""
+    found = [spool.summary().tags.get("outcome") for study in folder.glob("runs/*") for spool in spools(study)]
+    return [outcome for outcome in found if outcome]
+
+
+def reached(folder: Path, step: int) -> Callable[[], bool]:
+    return lambda: any(int(file.read_text() or 0) >= step for file in folder.glob("runs/*/*/*/checkpoint.txt"))
+
+
+def sittings(folder: Path) -> list[str]:
+    return [line for file in sorted(folder.glob("runs/*/*/*/sittings.txt")) for line in file.read_text().splitlines()]
+
+
+def cells(study: Path, server: Server) -> list[Run]:
+    """The runs of the study's cells, after every point of them was found to be stored once."""
+    store = Store(server.uri)
+    experiment_id = store.find_experiment(read_study(study))
+    assert experiment_id is not None
+    runs = sorted(store.runs(experiment_id, "tags.kind = 'cell'"), key=lambda run: run.info.run_name)
+    for run in runs:
+        for key, steps in {"loss_g": range(1, STEPS), "images_per_sec": range(1, STEPS), "fid": [STEPS]}.items():
+            points = store.client.get_metric_history(run.info.run_id, key)
+            assert sorted(point.step for point in points) == list(steps), f"{run.info.run_name}: {key}"
+            assert key != "loss_g" or all(point.value == 1.0 / point.step for point in points)
+        paths = {file.path for file in store.client.list_artifacts(run.info.run_id)}
+        assert paths == {"config.yaml", "samples", "attention", "generator.safetensors"}
+    assert [run.info.run_name for run in runs] == ["feat32/seed0", "none/seed0"]
+    assert {(run.info.status, run.data.tags["outcome"]) for run in runs} == {("FINISHED", "finished")}
+    return runs
+
+
+def test_a_server_that_hangs_and_wakes_up_has_every_point_once(
+    server: Server, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_PATIENCE_SECONDS", 240.0)
+
+    def hang() -> None:
+        wait_until(reached(tmp_path, STEPS // 3))
+        server.signal(signal.SIGSTOP)
+        wait_until(lambda: len(outcomes(tmp_path)) == 2)
+        server.signal(signal.SIGCONT)
+
+    with meanwhile(hang):
+        status, said = launch(tmp_path, study, server)
+    assert (status, "2 cells: 2 finished." in said) == (0, True), said
+    assert "lacks" not in said
+    assert [line.split()[-1] for line in sittings(tmp_path)] == ["0", "0"]
+    cells(study, server)
+
+
+def test_results_are_kept_while_the_server_is_gone_and_the_same_command_sends_them(
+    server: Server, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_PATIENCE_SECONDS", 1.0)
+
+    def die() -> None:
+        wait_until(reached(tmp_path, STEPS // 3))
+        server.stop()  # in the middle of the first cell, so the second begins without it
+
+    with meanwhile(die):
+        status, said = launch(tmp_path, study, server)
+    assert (status, "2 cells: 2 finished." in said) == (1, True), said
+    assert f"lacks something of 2 cells, which is safe in {tmp_path}/runs" in said
+    before = sittings(tmp_path)
+    assert [line.split()[-1] for line in before] == ["0", "0"]
+
+    assert launch(tmp_path, study, server)[0] == 2, "a launch does not begin without its store"
+    with next(tmp_path.glob("runs/*/feat32/*/spool-*.jsonl")).open("ab") as file:
+        file.write(b'{"kind": "metrics", "ti')  # as if the machine had gone down too
+    server.start()
+    status, said = launch(tmp_path, study, server)
+    assert (status, "Nothing to run." in said) == (0, True), said
+    assert sittings(tmp_path) == before
+    cells(study, server)
+    assert "RUNNING" not in {
+        run.info.status
+        for run in Store(server.uri).runs(
+            Store(server.uri).find_experiment(read_study(study)) or "", "tags.kind = 'launch'"
+        )
+    }
