@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -217,7 +217,7 @@ def _train(
     _log.info("%s: %s at step %d", cell.name, last.outcome, last.step)
 
 
-def _follow(events: Iterator[Event], run: CellRun, heartbeat: Heartbeat, stop: Stop) -> Event | None:
+def _follow(events: Generator[Event], run: CellRun, heartbeat: Heartbeat, stop: Stop) -> Event | None:
     """Hands events to the tracker; returns the last one. Leaving early closes the trainer, which saves a checkpoint."""
     event: Event | None = None
     started = time.monotonic()
@@ -231,7 +231,7 @@ def _follow(events: Iterator[Event], run: CellRun, heartbeat: Heartbeat, stop: S
         heartbeat.progress = {**heartbeat.progress, **shown, "step": event.step, "seconds": seconds}
         if not event.done and (stop or heartbeat.lost):
             break
-    events.close()  # type: ignore[attr-defined]  # a generator: its `finally` saves
+    events.close()  # its `finally` saves
     return event
 
 
