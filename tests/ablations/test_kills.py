@@ -1,0 +1,142 @@
+"""`kill -9` of workers, launchers and both, at moments that are seen to come and then a little later, at random."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import Lab, wait_until
+from nursery import Popen, nursery
+
+STUDY = """
+    name: kills
+    question: What does it take to lose a cell?
+    preset: embedded
+    seeds: [0, 1]
+    baseline: none
+    set:
+      data.resolution: 32
+      model.width_g: 4
+      model.width_d: 4
+      model.bn_groups: 1
+      optim.batch_size: 4
+      optim.steps: 12
+      eval.every: 4
+      eval.num_samples: 32
+    factors:
+      attention:
+        none:   {}
+        feat16: {model.attention.at: [16]}
+"""
+KILLS = 40  # at least
+ROUNDS = 3
+COMMAND = ("--workers", "2", "--retry-failed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the nursery writes its children's command lines as Linux does"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def open_nursery() -> Iterator[None]:
+    with nursery():
+        yield
+
+
+def _files(lab: Lab, name: str) -> set[Any]:
+    found = set()
+    for file in lab.folder.glob(f"runs/*/*/*/{name}"):
+        with contextlib.suppress(FileNotFoundError):  # it has just been renamed
+            found.add((file, file.stat().st_ino))
+    return found
+
+
+def _told(lab: Lab, kind: str) -> list[dict[str, Any]]:
+    return [line for line in lab.told() if line["kind"] == kind]
+
+
+# What is looked at: when something new appears there, the moment has come. Then how many seconds it may last.
+MOMENTS: dict[str, tuple[Callable[[Lab], set[Any]], float]] = {
+    "start-up": (lambda lab: set(lab.workers()), 0.3),
+    "claim": (lambda lab: {line["time"] for line in _told(lab, "start")}, 0.1),
+    "training": (lambda lab: {line["time"] for line in _told(lab, "metrics")}, 0.1),
+    "evaluation": (lambda lab: {line["time"] for line in _told(lab, "metrics") if line["step"] % 4 == 3}, 0.3),
+    "checkpoint": (lambda lab: _files(lab, ".checkpoint*") | _files(lab, "checkpoint*"), 0.02),
+    "end": (lambda lab: _files(lab, "generator.safetensors"), 0.3),
+}
+
+
+def kill(lab: Lab, launcher: Popen, draw: random.Random, moment: str) -> int:
+    """Waits for the moment, kills somebody, and returns how many; 0 where the launch ended before it came."""
+    look, lasts = MOMENTS[moment]
+    before = look(lab)
+    wait_until(lambda: launcher.poll() is not None or look(lab) - before)
+    time.sleep(draw.uniform(0.0, lasts))
+    who = draw.choice(["worker", "worker", "worker", "launcher", "both"])
+    workers = lab.workers()
+    victims = [launcher.pid] if who == "launcher" else [draw.choice(workers)] if who == "worker" and workers else []
+    victims = [launcher.pid, *workers] if who == "both" else victims
+    if launcher.poll() is not None:
+        return 0
+    killed = 0
+    for victim in victims:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(victim, signal.SIGKILL)
+            killed += 1
+    return killed
+
+
+def launch_until_done(lab: Lab, study: Path, attempts: int = 5) -> None:
+    for _ in range(attempts):
+        status = lab.start(study, *COMMAND).wait(240)
+        if status == 0:
+            return
+        assert status == 1, lab.said.read_text()  # a cell had lost its third worker: the command says to try again
+    raise AssertionError(lab.said.read_text())
+
+
+def test_after_forty_kills_at_random_moments_every_cell_is_counted_once_and_equals_an_undisturbed_one(
+    write_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    study = write_study(text=STUDY)
+    undisturbed = Lab(tmp_path / "undisturbed")
+    assert undisturbed.start(study, *COMMAND).wait(240) == 0, undisturbed.said.read_text()
+    expected = undisturbed.results(study)
+    assert len(expected) == 4 and all(outcome == "finished" for outcome, _, _ in expected.values())
+
+    draw, kills = random.Random(6), Counter[str]()
+    for number in range(ROUNDS):
+        lab = Lab(tmp_path / f"round{number}")
+        launcher = lab.start(study, *COMMAND)
+        while kills.total() < KILLS * (number + 1) / ROUNDS:
+            moment = draw.choice(list(MOMENTS))
+            t = time.monotonic()
+            kills[moment] += kill(lab, launcher, draw, moment)
+            print(number, moment, kills.total(), "waited", round(time.monotonic() - t, 2), launcher.poll(), flush=True)
+            if launcher.poll() is not None:
+                wait_until(lambda lab=lab: not lab.workers())  # no orphan stays
+                if launcher.wait() == 0:
+                    break
+                launcher = lab.start(study, *COMMAND)
+        launcher.wait(240)
+        launch_until_done(lab, study)
+        assert not lab.workers()
+        results = lab.results(study)
+        assert results.keys() == expected.keys()
+        for cell, (outcome, points, weights) in expected.items():
+            assert results[cell][0] == outcome
+            print(cell, {k: v for k, v in points.items() if results[cell][1].get(k) != v})
+            assert results[cell][2] == weights, cell
+        assert {run.info.status for run in lab.runs(study, "cell")} == {"FINISHED"}
+        assert "RUNNING" not in {run.info.status for run in lab.runs(study, "launch")}
+    print(kills)
+    assert kills.total() >= KILLS
