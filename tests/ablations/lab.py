@@ -22,7 +22,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 240.0) -> None:
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up, "it never happened"
-        time.sleep(0.01)
+        time.sleep(0.03)
 
 
 class Lab:

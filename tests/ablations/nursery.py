@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -129,6 +130,7 @@ def _serve() -> None:
     owner = os.getppid()
     for module in _IMPORTED:
         importlib.import_module(module)
+    _draw_pictures()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # attendants leave nothing behind
     address = os.environ[_ADDRESS]
     with socket.socket(socket.AF_UNIX) as listener:
@@ -143,6 +145,17 @@ def _serve() -> None:
                     listener.close()
                     _attend(connection)
                 connection.close()
+
+
+def _draw_pictures() -> None:
+    """Those of the built-in data set at 32 px, which each worker would draw for itself."""
+    import torch
+
+    from sagan.data import open_dataset
+    from sagan.presets import PRESETS
+
+    torch.set_num_threads(1)
+    open_dataset(replace(PRESETS["embedded"].data, resolution=32))
 
 
 def _attend(connection: socket.socket) -> None:
