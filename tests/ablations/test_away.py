@@ -98,7 +98,7 @@ def study(write_study: Callable[..., Path], request: pytest.FixtureRequest) -> P
 def launch(folder: Path, study: Path, server: Server) -> tuple[int, str]:
     said = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(said):
-        status = main([str(study), "--workers", "1", "--tracking-uri", server.uri], program=WORKER)
+        status = main([str(study), "--workers", "1", "--no-reuse", "--tracking-uri", server.uri], program=WORKER)
     return status, " ".join(said.getvalue().split())
 
 
