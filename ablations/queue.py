@@ -49,9 +49,13 @@ class Worker:
     def here(cls, token: str) -> Worker:
         return cls(_host(), os.getpid(), token)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        return self.host != _host()
+
     def is_dead(self) -> bool:
         """True where that is certain: the process belonged to this host and is gone."""
-        if self.host != _host():
+        if self.is_elsewhere:
             return False
         try:
             return self.token not in psutil.Process(self.pid).cmdline()
@@ -200,9 +204,10 @@ class CellQueue:
         return [_state(cell, newest.get(key)) for key, cell in self._cells.items()]
 
     @outlasting
-    def living(self) -> set[str]:
-        """Keys of the cells of this study that somebody trains, also of cells that other launches asked for."""
-        return {trial.attrs["cell"] for trial in self._running() if not Worker(**trial.attrs["worker"]).is_dead()}
+    def living(self) -> dict[str, Worker]:
+        """{key: worker} of the cells of this study that somebody trains, whichever launch asked for them."""
+        workers = {trial.attrs["cell"]: Worker(**trial.attrs["worker"]) for trial in self._running()}
+        return {key: worker for key, worker in workers.items() if not worker.is_dead()}
 
     def close(self) -> None:
         self._storage.engine.dispose()

@@ -129,6 +129,18 @@ def _runs_on(state: CellState, host: str) -> bool:
     return state.state == "running" and state.worker is not None and state.worker.host == host
 
 
+def test_the_launch_of_a_host_that_died_is_ended_by_another_host(write_study: WriteStudy, tmp_path: Path) -> None:
+    path = write_study({"seeds:": "set: {optim.steps: 60}\nseeds:", "[0, 1]": "[0]"})
+    stores = ("--storage", f"sqlite:///{tmp_path}/optuna.db", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+    lost = Host(tmp_path / "lost", path, "--workers", 1, *stores)
+    wait_until(lambda: len(lost.sittings()) > 0)
+    lost.die()
+    assert launches(stores[3], read_study(path)) == ["RUNNING"]
+    other = Host(tmp_path / "other", path, "--workers", 1, *stores)
+    assert other.process.wait(300) == 0, other.log.read_text()
+    assert sorted(launches(stores[3], read_study(path))) == ["FINISHED", "KILLED"]
+
+
 def test_workers_alone_go_on_under_the_launch_that_they_find(write_study: WriteStudy, tmp_path: Path) -> None:
     path = write_study({"seeds:": "set: {optim.steps: 100}\nseeds:"})
     study = read_study(path)
