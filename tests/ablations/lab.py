@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ class Lab:
         """A launch, of which the newest says what it has to say in `said`."""
         with self.said.open("w") as said:
             command = ["ablations.run", self.trainer, str(study), *options]
-            return Popen(command, cwd=self.folder, stdout=said, **({"env": environment} if environment else {}))
+            return Popen(command, cwd=self.folder, stdout=said, env={**os.environ, **environment})
 
     def workers(self) -> list[int]:
         return living("ablations.worker", self.folder)

@@ -6,16 +6,15 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lab import Lab, wait_until
-from nursery import Popen, nursery
+from nursery import Popen
 
 STUDY = """
     name: kills
@@ -40,16 +39,7 @@ STUDY = """
 """
 KILLS = 40  # at least
 COMMAND = ("--workers", "2", "--retry-failed", "--no-reuse")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="the nursery writes its children's command lines as Linux does"),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def open_nursery() -> Iterator[None]:
-    with nursery():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 
 def _files(lab: Lab, name: str) -> set[Any]:
