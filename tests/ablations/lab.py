@@ -31,6 +31,7 @@ class Lab:
         folder.mkdir(exist_ok=True)
         self.folder, self.trainer = folder, trainer
         self.said = folder / "said.txt"
+        self.uri = f"sqlite:///{folder}/mlflow.db"
 
     def start(self, study: Path, *options: str, **environment: str) -> Popen:
         """A launch, of which the newest says what it has to say in `said`."""
@@ -42,7 +43,7 @@ class Lab:
         return living("ablations.worker", self.folder)
 
     def store(self) -> Store:
-        return Store(f"sqlite:///{self.folder}/mlflow.db")
+        return Store(self.uri)
 
     def runs(self, study: Path, kind: str) -> list[Run]:
         """Of the study's "cell"s or "launch"es, in order of their names."""

@@ -207,7 +207,7 @@ def _live(wanted: dict[str, Any]) -> None:
 def _obey(command: list[str], parent: int) -> int:
     from fake_host import pretend
 
-    from ablations import crew, session, worker
+    from ablations import crew, session, tracking, worker
 
     pretend()
     what, trainer, *arguments = command
@@ -215,6 +215,7 @@ def _obey(command: list[str], parent: int) -> int:
         from ablations.run import main
 
         session.TICK_SECONDS = 0.1
+        tracking._PATIENCE_SECONDS = float(os.environ.get("FAKE_PATIENCE", tracking._PATIENCE_SECONDS))
         crew.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
             Popen=Popen, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
         )
