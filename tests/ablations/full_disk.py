@@ -25,7 +25,8 @@ class Disk:
         self.folder = folder
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], check=True)
 
-    def fill(self) -> None:
+    def fill(self, but: int = 0) -> None:
+        """Leaves this many bytes."""
         with (self.folder / "ballast").open("wb", buffering=0) as file:
             for size in (MIB, 4096, 1):
                 try:
@@ -33,6 +34,7 @@ class Disk:
                         pass
                 except OSError:
                     continue
+            file.truncate(file.tell() - but)
 
     def clear(self) -> None:
         (self.folder / "ballast").unlink()
@@ -120,3 +122,18 @@ def test_what_one_disk_had_no_room_for_is_told_later_and_not_trained_again(
     }
     sat_down = "".join(file.read_text() for file in lab.folder.glob("runs/*/*/*/sittings.txt"))
     assert sat_down.count("from 0\n") == 2
+
+
+@pytest.mark.parametrize("room", [300_000, 2_000_000])
+def test_a_launch_that_finds_no_room_says_so_and_starts_once_there_is_some(
+    disk: Disk, write_study: Callable[..., Path], tmp_path: Path, room: int
+) -> None:
+    study = write_study({"seeds: [0, 1]": "set: {optim.steps: 4}\nseeds: [0]"})
+    lab = Lab(disk.folder / "lab", "fake")
+    lab.said = tmp_path / "said.txt"
+    disk.fill(room)
+    assert lab.start(study, *COMMAND, FAKE_PATIENCE="1").wait(240) in (1, 2)
+    assert "make room on its disk" in lab.said.read_text() or "no room left on the disk of" in lab.said.read_text()
+    disk.clear()
+    assert lab.start(study, *COMMAND).wait(240) == 0, lab.said.read_text()
+    assert len(lab.results(study)) == 2

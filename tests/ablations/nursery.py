@@ -12,6 +12,7 @@ import ctypes
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -220,6 +221,9 @@ def _obey(command: list[str], parent: int) -> int:
             Popen=Popen, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
         )
         return main(arguments, program=("ablations.worker", trainer))
+    if room := os.environ.get("FAKE_MEMORY_MIB"):  # that a worker may take beyond what it begins with
+        most = psutil.Process().memory_info().vms + int(room) * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     worker._starter = lambda: parent if psutil.pid_exists(parent) else 0
     return worker.main(arguments, trainer=_trainer(trainer))
 

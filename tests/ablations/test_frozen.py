@@ -8,14 +8,21 @@ import signal
 import sqlite3
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 import pytest
+from fake_trainer import Event, FakeTrainer
 from lab import Lab, wait_until
 from test_kills import MOMENTS, STUDY
+
+from ablations import queue
+from ablations.queue import CellQueue
+from ablations.study import read_study
+from ablations.tracking import Store
+from ablations.worker import Launch, work
 
 GRACE = 3.0  # seconds
 COMMAND = ("--workers", "1", "--only", "none/seed0")
@@ -72,3 +79,28 @@ def test_a_frozen_workers_cell_is_left_to_it_on_its_host_taken_over_from_another
     assert first.wait(240) == 0
     assert lab.results(study) == undisturbed
     assert [run.info.status for kind in ("cell", "launch") for run in lab.runs(study, kind)] == ["FINISHED"] * 3
+
+
+def test_a_worker_that_fails_after_it_has_lost_its_cell_leaves_it_to_the_next_one(
+    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = read_study(write_study({"seeds: [0, 1]": "seeds: [0]"}))
+    storage, uri = f"sqlite:///{tmp_path}/optuna.db", f"sqlite:///{tmp_path}/mlflow.db"
+    experiment_id = Store(uri).open_experiment(study)
+    elsewhere = CellQueue(storage, study.name, cells := study.cells("none"), grace=0.0)
+    elsewhere.enqueue(recorded=())
+
+    class Late(FakeTrainer):
+        def run(self, stop: Callable[[], bool]) -> Iterator[Event]:
+            monkeypatch.setattr(queue, "_host", lambda: "elsewhere")
+            wait_until(elsewhere.reap)
+            assert elsewhere.claim(queue.Worker.here("another"))
+            yield Event(1, {"loss_g": 1.0})
+            raise RuntimeError("too late to matter")
+
+    launch = Launch(storage, uri, experiment_id, "parent", study.name, tuple(cells), tmp_path, 0, 1, reuse=False)
+    work(launch, "late", "cpu", stop=False, trainer=Late)
+    (state,) = elsewhere.states()
+    assert (state.state, state.worker.token) == ("running", "another")
+    (run,) = Store(uri).runs(experiment_id, "tags.kind = 'cell'")
+    assert "error" not in run.data.tags

@@ -112,3 +112,18 @@ def test_after_forty_kills_at_random_moments_every_cell_is_counted_once_and_equa
         assert lab.results(study) == expected
         assert {run.info.status for run in lab.runs(study, "cell")} == {"FINISHED"}
         assert "RUNNING" not in {run.info.status for run in lab.runs(study, "launch")}
+
+
+def test_a_launcher_that_is_killed_while_it_makes_its_databases_can_be_started_again(
+    write_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    study, draw = write_study({"seeds: [0, 1]": "set: {optim.steps: 4}\nseeds: [0]"}), random.Random(7)
+    lab = Lab(tmp_path / "lab", "fake")
+    for _ in range(4):
+        launcher = lab.start(study)
+        wait_until(lambda: any(lab.folder.glob("mlflow.db*")))
+        time.sleep(draw.uniform(0.0, 0.5))
+        launcher.kill()
+        launcher.wait()
+    assert lab.start(study).wait(240) == 0, lab.said.read_text()
+    assert len(lab.results(study)) == 2
