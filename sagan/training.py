@@ -95,7 +95,8 @@ class Trainer:
         self.config, self.seed, self.directory = config, seed, directory
         self.device = torch.device(device)
         self.world = World.here()
-        self.part = self.world.part_of_batch(config.optim.batch_size)
+        config.check_shared(self.world.size)
+        self.part = self.world.part(config.optim.batch_size)
         sharers = self.world.sharers(config.model.bn_groups)
         self.checkpoint_every = checkpoint_every
         cache_dir = cache_dir or directory / "cache"
@@ -256,7 +257,7 @@ class Trainer:
         first = list(itertools.islice(batches, self.sampler.batches_within(_DIVERSITY_SAMPLES)))
         metrics.update(self.evaluator(itertools.chain(first, batches), self.sampler.labels, self.sampler.part))
         self.best.offer(self.step, metrics["fid"], self.average)
-        shown = [batch.cpu() for share in self.world.gather(first) for batch in share]
+        shown = [batch for share in self.world.gather([batch.cpu() for batch in first]) for batch in share]
         varied = diversity(torch.cat(shown)) / self.real_diversity if shown else 0.0
         metrics["sample_diversity"] = self.world.from_first(varied)
         metrics.update(diagnostics.gammas(self.generator, self.discriminator))
