@@ -124,6 +124,17 @@ def test_a_cell_that_kills_its_workers_fails(open_queue: Callable[..., CellQueue
     assert state.error is not None and "died 3 times" in state.error
 
 
+def test_a_cell_that_comes_further_between_deaths_is_not_blamed_for_them(open_queue: Callable[..., CellQueue]) -> None:
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    for began in (0, 500, 500, 1000, 1000, 1500):
+        claimed = claim(queue, dead_worker())
+        queue.beat(claimed, {"since": began, "step": began + 100})
+        assert queue.reap() == [claimed.cell]
+    state = next(state for state in queue.states() if state.cell == claimed.cell)
+    assert state.state == "waiting"
+
+
 def test_a_failed_cell_is_run_again_only_when_asked(open_queue: Callable[..., CellQueue]) -> None:
     queue = open_queue()
     queue.enqueue(recorded=set())
