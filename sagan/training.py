@@ -341,7 +341,7 @@ class Trainer:
         ours = {**flatten(self.config), "seed": self.seed, "images": self.data_fingerprint}
         theirs = {**saved["config"], "seed": saved["seed"], "images": saved.get("images")}
         check_same_run(self.directory, ours, theirs)
-        before, now = saved["processes"], self.world.size
+        before, now = saved.get("processes", 1), self.world.size  # earlier versions had but one
         if before != now and self.world.rank == 0:
             changed = f"the checkpoint is of {before} processes and goes on with {now}"
             log.warning("%s: %s: equal to rounding, not to the bit", self.directory, changed)
