@@ -88,7 +88,8 @@ class Trainer:
         self.config, self.seed, self.directory = config, seed, directory
         self.device = torch.device(device)
         self.world = World.here()
-        self.part = self.world.part_of_batch(config.optim.batch_size)
+        config.check_shared(self.world.size)
+        self.part = self.world.part(config.optim.batch_size)
         sharers = self.world.sharers(config.model.bn_groups)
         self.checkpoint_every = checkpoint_every
         cache_dir = cache_dir or directory / "cache"
@@ -303,7 +304,7 @@ class Trainer:
         ours = {**flatten(self.config), "seed": self.seed, "images": self.data_fingerprint}
         theirs = {**saved["config"], "seed": saved["seed"], "images": saved.get("images")}
         check_same_run(self.directory, ours, theirs)
-        before, now = saved["processes"], self.world.size
+        before, now = saved.get("processes", 1), self.world.size  # earlier versions had but one
         if before != now and self.world.rank == 0:
             changed = f"the checkpoint is of {before} processes and goes on with {now}"
             log.warning("%s: %s: equal to rounding, not to the bit", self.directory, changed)
