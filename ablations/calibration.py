@@ -268,7 +268,7 @@ def _timed(config: Config, open_trainer: Callable[[Config], Trainer], clock: Cal
         seconds = at[-1] - at[_COLD_STEPS] if len(at) > _COLD_STEPS + 1 else 0.0
         if not event.images and (seconds > STEP_SECONDS or event.step == _MAX_STEPS - 1):
             break
-    events.close()  # its `finally` saves
+    events.close()
     gpu = peak_memory_mib(device) if device.type == "cuda" else 0.0
     return Times(started, at, clock(), max(peak, peak_memory_mib(cpu)), gpu)
 

@@ -13,7 +13,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,12 +26,12 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from ablations.plan import Cell
-from ablations.storage import Attempt, attempts, exclusive, open_storage, waiting_ids
+from ablations.storage import Attempt, attempts, exclusive, open_storage, outlasting, waiting_ids
 
 GRACE = 120.0  # seconds without a sign of life; only for workers whose process cannot be looked up from here
 _BLIND = 60.0  # seconds without a look, after which what we saw before says nothing of a silence since
 _BATCH = 100  # cells that are put in the queue at a time; others may claim in between
-MAX_DEATHS = 3  # of workers at one cell; then it counts as failed, because the cell is what kills them
+MAX_DEATHS = 3  # of workers at one cell that comes no further; then it counts as failed: it is what kills them
 _FIRST_NAMESPACE = "pid:[4026531836]"  # Linux: of processes in no container
 
 State = Literal["new", "waiting", "running", "done", "failed"]
@@ -49,9 +49,13 @@ class Worker:
     def here(cls, token: str) -> Worker:
         return cls(_host(), os.getpid(), token)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        return self.host != _host()
+
     def is_dead(self) -> bool:
         """True where that is certain: the process belonged to this host and is gone."""
-        if self.host != _host():
+        if self.is_elsewhere:
             return False
         try:
             return self.token not in psutil.Process(self.pid).cmdline()
@@ -65,6 +69,22 @@ class Worker:
 class Claim:
     trial_id: int
     cell: Cell
+
+
+@dataclass(frozen=True)
+class History:
+    """Of a cell, carried from trial to trial: how many workers died at it one after another that all began at step
+    `reached`, and so came to no newer checkpoint. A week's run may well lose three workers."""
+
+    deaths: int = 0
+    reached: int = 0
+
+    @classmethod
+    def of(cls, attrs: Mapping[str, Any]) -> History:
+        return cls(attrs["deaths"], attrs.get("reached", 0))  # queues of earlier versions do not say it
+
+    def and_a_death(self, began: int) -> History:
+        return History(1, began) if began > self.reached else History(self.deaths + 1, self.reached)
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,11 @@ class ClaimLost(Exception):
 
 
 class CellQueue:
-    """The cells of one study in an Optuna storage; `cells` are those that this launch asks for, in that order."""
+    """The cells of one study in an Optuna storage; `cells` are those that this launch asks for, in that order.
+
+    All wait for a database that is away. What it did without an answer is done again, which harms nothing: a
+    cell that waits twice is found to be recorded, and one that was claimed by nobody comes back when its worker leaves.
+    """
 
     def __init__(self, url: str, study: str, cells: Sequence[Cell], grace: float = GRACE) -> None:
         self._url = sqlalchemy.make_url(url)
@@ -101,6 +125,7 @@ class CellQueue:
                 self._storage.create_new_study([StudyDirection.MINIMIZE], study)
             self._study_id = self._storage.get_study_id_from_name(study)
 
+    @outlasting
     def enqueue(self, recorded: Container[str], retry_failed: bool = False) -> int:
         """Puts every cell in the queue that has no result yet; returns how many.
 
@@ -111,12 +136,13 @@ class CellQueue:
         for start in range(0, len(missing), _BATCH):
             batch = set(list(missing)[start : start + _BATCH])
             with self._exclusive():  # another launcher may have been here since we looked
-                for key, deaths in self._missing(recorded, retry_failed).items():
+                for key, history in self._missing(recorded, retry_failed).items():
                     if key in batch:
-                        self._add(key, deaths)
+                        self._add(key, history)
                         added += 1
         return added
 
+    @outlasting
     def claim(self, worker: Worker) -> Claim | None:
         """The first waiting cell, now this worker's own; None where no cell waits."""
         with self._exclusive():
@@ -129,29 +155,34 @@ class CellQueue:
             assert claimed, "another process changed the queue under our lock"
         return Claim(waiting[key], self._cells[key])
 
+    @outlasting
     def beat(self, claim: Claim, progress: dict[str, Any]) -> None:
         """A sign of life. Raises ClaimLost when the cell is not this worker's any more."""
         with _own(claim):
             self._storage.set_trial_user_attr(claim.trial_id, "progress", {**progress, "beat": uuid.uuid4().hex})
 
+    @outlasting
     def complete(self, claim: Claim, outcome: str) -> None:
         """Raises ClaimLost: then the result is another worker's to record."""
         with _own(claim):
             self._storage.set_trial_user_attr(claim.trial_id, "outcome", outcome)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.COMPLETE)
 
+    @outlasting
     def fail(self, claim: Claim, error: str) -> None:
         with _own(claim):
             self._storage.set_trial_user_attr(claim.trial_id, "error", error)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
 
+    @outlasting
     def release(self, claim: Claim) -> None:
         """Gives a cell back, to be resumed by whoever claims it next."""
         with self._exclusive(), _own(claim):
             trial = self._storage.get_trial(claim.trial_id)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
-            self._add(claim.cell.key, trial.user_attrs["deaths"])
+            self._add(claim.cell.key, History.of(trial.user_attrs))
 
+    @outlasting
     def reap(self) -> list[Cell]:
         """Takes cells back from dead workers, and from silent ones after the grace period; returns these cells."""
         if time.monotonic() - self._looked > _BLIND:  # the database was away, or we were: nobody could be heard
@@ -167,26 +198,29 @@ class CellQueue:
                     reaped.append(self._take_back(trial))
         return reaped
 
+    @outlasting
     def states(self) -> list[CellState]:
         newest = self._newest()
         return [_state(cell, newest.get(key)) for key, cell in self._cells.items()]
 
-    def living(self) -> set[str]:
-        """Keys of the cells of this study that somebody trains, also of cells that other launches asked for."""
-        return {trial.attrs["cell"] for trial in self._running() if not Worker(**trial.attrs["worker"]).is_dead()}
+    @outlasting
+    def living(self) -> dict[str, Worker]:
+        """{key: worker} of the cells of this study that somebody trains, whichever launch asked for them."""
+        workers = {trial.attrs["cell"]: Worker(**trial.attrs["worker"]) for trial in self._running()}
+        return {key: worker for key, worker in workers.items() if not worker.is_dead()}
 
     def close(self) -> None:
         self._storage.engine.dispose()
 
     def _take_back(self, trial: Attempt) -> Cell:
-        deaths = trial.attrs["deaths"] + 1
+        history = History.of(trial.attrs).and_a_death(trial.attrs.get("progress", {}).get("since", 0))
         cell = self._cells[trial.attrs["cell"]]
-        if deaths >= MAX_DEATHS:
-            message = f"its worker died {deaths} times; the worker's log says more"
+        if history.deaths >= MAX_DEATHS:
+            message = f"its worker died {history.deaths} times at step {history.reached}; the worker's log says more"
             self._storage.set_trial_user_attr(trial.trial_id, "error", message)
         self._storage.set_trial_state_values(trial.trial_id, TrialState.FAIL)
-        if deaths < MAX_DEATHS:
-            self._add(cell.key, deaths)
+        if history.deaths < MAX_DEATHS:
+            self._add(cell.key, history)
         return cell
 
     def _is_stale(self, trial: Attempt) -> bool:
@@ -198,14 +232,14 @@ class CellQueue:
             self._beats[trial.trial_id] = (beat, now)
         return now - self._beats[trial.trial_id][1] > self._grace
 
-    def _missing(self, recorded: Container[str], retry_failed: bool) -> dict[str, int]:
-        """{key: deaths so far} of the cells that have neither a result nor a trial that can come to one."""
+    def _missing(self, recorded: Container[str], retry_failed: bool) -> dict[str, History]:
+        """{key: history} of the cells that have neither a result nor a trial that can come to one."""
         newest = self._newest()
         missing = {}
         for key in self._cells:
             trial = newest.get(key)
             if key not in recorded and (trial is None or _is_open_again(trial, retry_failed)):
-                missing[key] = 0 if trial is None or "error" in trial.attrs else trial.attrs["deaths"]
+                missing[key] = History() if trial is None or "error" in trial.attrs else History.of(trial.attrs)
         return missing
 
     def _waiting(self) -> dict[str, int]:
@@ -223,8 +257,8 @@ class CellQueue:
         found = attempts(self._storage, self._study_id)
         return {trial.attrs["cell"]: trial for trial in found if trial.attrs["cell"] in self._cells}
 
-    def _add(self, key: str, deaths: int) -> None:
-        waiting = create_trial(state=TrialState.WAITING, user_attrs={"cell": key, "deaths": deaths})
+    def _add(self, key: str, history: History) -> None:
+        waiting = create_trial(state=TrialState.WAITING, user_attrs={"cell": key, **asdict(history)})
         self._storage.create_new_trial(self._study_id, waiting)
 
     def _exclusive(self) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -81,14 +81,14 @@ class _Leader(Trainer):
             lead.tell((arguments, options))
             super().__init__(*arguments, **options)
 
-    def run(self) -> Generator[Event]:
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Generator[Event]:
         self._lead.tell(_RUN)
-        self._lead.running = self._run_in_step()
+        self._lead.running = self._run_in_step(stop)
         return self._lead.running
 
-    def _run_in_step(self) -> Generator[Event]:
+    def _run_in_step(self, stop: Callable[[], bool]) -> Generator[Event]:
         with self._lead.in_step():
-            yield from super().run()
+            yield from super().run(stop)
 
 
 def _follow(device: str) -> None:

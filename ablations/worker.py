@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -201,9 +201,14 @@ def _train(
         queue.complete(claim, source.outcome)
         _log.info("%s: shared with %s", cell.name, source.study)
         return
-    last = _follow(training.run(), run, heartbeat, stop)
-    if heartbeat.lost:
-        raise ClaimLost(cell.name)
+
+    def leaves() -> bool:
+        if heartbeat.lost:  # another worker trains it, perhaps in the same folder: leave without saving
+            raise ClaimLost(cell.name)
+        return bool(stop)
+
+    with contextlib.closing(training.run(leaves)) as events:
+        last = _follow(events, run, heartbeat)
     if last is None or last.outcome is None:
         run.pause()  # before the release: whoever claims the cell next sets the run going again
         queue.release(claim)
@@ -216,21 +221,17 @@ def _train(
     _log.info("%s: %s at step %d", cell.name, last.outcome, last.step)
 
 
-def _follow(events: Generator[Event], run: CellRun, heartbeat: Heartbeat, stop: Stop) -> Event | None:
-    """Hands events to the tracker; returns the last one. Leaving early closes the trainer, which saves a checkpoint."""
+def _follow(events: Iterator[Event], run: CellRun, heartbeat: Heartbeat) -> Event | None:
+    """Hands events to the tracker; returns the last one."""
     event: Event | None = None
     started = time.monotonic()
     for event in events:
-        scored = bool(event.images) or event.done
-        run.log(event.step, event.metrics, now=scored)
+        run.log(event.step, event.metrics, now=bool(event.images) or event.done)
         if event.images:
             run.log_images(event.step, event.images)
         shown = {name: value for name, value in event.metrics.items() if name in ("images_per_sec", "fid")}
         seconds = time.monotonic() - started
         heartbeat.progress = {**heartbeat.progress, **shown, "step": event.step, "seconds": seconds}
-        if not event.done and (stop or heartbeat.lost):
-            break
-    events.close()  # its `finally` saves
     return event
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
 
-from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Generator
 from sagan.sampling import Sampler
+
+Evaluate = Callable[[Iterable[Tensor], Tensor, slice], dict[str, float]]  # as Evaluator.__call__
 
 _SCORES = ("fid", "is_mean", "intra_fid")
 
@@ -28,7 +30,7 @@ class BestOfRun:
             self.step, self.fid = step, fid
             self.weights = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
 
-    def score(self, generator: Generator, sampler: Sampler, evaluator: Evaluator) -> dict[str, float]:
+    def score(self, generator: Generator, sampler: Sampler, evaluate: Evaluate) -> dict[str, float]:
         """`best/step` and the scores of the kept weights, which are loaded into `generator`; {} if none were kept.
 
         The samples are fresh: the lowest of many scores on the samples by which it was chosen is partly luck.
@@ -36,7 +38,7 @@ class BestOfRun:
         if not self.weights:
             return {}
         generator.load_state_dict(self.weights)
-        scores = evaluator(sampler.images(generator.eval(), "best"), sampler.labels, sampler.part)
+        scores = evaluate(sampler.images(generator.eval(), "best"), sampler.labels, sampler.part)
         return {"best/step": float(self.step)} | {f"best/{name}": scores[name] for name in _SCORES if name in scores}
 
     def state_dict(self) -> dict[str, Any]:

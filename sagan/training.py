@@ -6,10 +6,10 @@ checkpoint ends in the same bits as one that was not, on one machine's CPU.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Generator as Events
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +59,10 @@ class Event:
     @property
     def done(self) -> bool:
         return self.outcome is not None
+
+
+class _Stopped(Exception):
+    """The caller wants to leave."""
 
 
 class Trainer:
@@ -142,56 +146,72 @@ class Trainer:
         self.step = 0
         self.highest_diversity = 0.0
         self.best = BestOfRun()
-        self.sums, self.since = self._no_sums(), 0  # of what is logged, since that step
+        self.sums, self.since = self._no_sums(), 0  # of what is logged, since the step that was last reported
         saved = self.world.from_first(load_checkpoint(directory) if self.world.rank == 0 else None)
         if saved:
             self._restore(saved)
 
-    def run(self) -> Events[Event]:
-        """Events from the current step to the last; leaving the loop early leaves a checkpoint behind.
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Events[Event]:
+        """Events from the current step to the last.
 
-        With several processes all loop over it, and only the first has events.
+        `stop` is asked after every step and between the batches of an evaluation. Where it says so, or the caller
+        leaves early, a checkpoint is left behind; an error, also one that `stop` raises, leaves those that are there.
+        With several processes all loop over it, only the first has events, and evaluations are not interrupted.
         """
-        return in_step(self.world, self._run()) if self.world.size > 1 else self._run()
+        return in_step(self.world, self._run(stop)) if self.world.size > 1 else self._run(stop)
 
-    def _run(self) -> Events[Event]:
-        steps, every = self.config.optim.steps, self.config.eval.every
-        log_every = min(100, max(1, steps // 50))
-        metrics: dict[str, float] = {}
+    def _run(self, stop: Callable[[], bool]) -> Events[Event]:
+        self._stop = stop
         diagnostics.reset_peak_memory(self.device)
         if self.step == 0:
             yield Event(0, self._sizes())
         try:
-            started, started_at = time.perf_counter(), self.step
-            while self.step < steps:
-                self._train_step()
-                evaluates = self.step % every == 0 or self.step == steps
-                if self.step % log_every == 0 or evaluates:
-                    metrics = self._averages()
-                    shown = (self.step - started_at) * self.config.optim.batch_size * self.config.optim.d_steps
-                    metrics["images_per_sec"] = shown / (time.perf_counter() - started)
-                    if not all(math.isfinite(value) for value in metrics.values()):
-                        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-                        yield Event(self.step, finite, outcome="diverged")
-                        return
-                    if self.step < steps:
-                        images = self._evaluate(metrics) if evaluates else {}
-                        outcome: Outcome | None = "collapsed" if evaluates and self._has_collapsed(metrics) else None
-                        if outcome:
-                            metrics |= self._best_of_run()
-                        yield Event(self.step, metrics, images, outcome)
-                        if outcome:
-                            return
-                    started, started_at = time.perf_counter(), self.step
-                if self.step % self.checkpoint_every == 0 or self.step == steps:
-                    self._save()
-            images = self._evaluate(metrics)
-            if self.world.rank == 0:
-                save_generator(self.directory / "generator.safetensors", self.average, self.config, self.classes)
-            metrics |= self._best_of_run()
-            yield Event(self.step, metrics, images, "collapsed" if self._has_collapsed(metrics) else "finished")
-        finally:
+            yield from self._train()
+        except (GeneratorExit, _Stopped):  # between two steps; in the middle of one there is nothing worth keeping
             self._save()
+
+    def _train(self) -> Events[Event]:
+        log_every = min(100, max(1, self.config.optim.steps // 50))
+        started, started_at = time.perf_counter(), self.step
+        while True:
+            if self.since < self.step and (self.step % log_every == 0 or self._is_scored):
+                images_shown = (self.step - started_at) * self.config.optim.batch_size * self.config.optim.d_steps
+                event = self._report(images_shown / (time.perf_counter() - started))
+                if not event.done:  # the last one is found anew by whoever comes back
+                    self.sums, self.since = self._no_sums(), self.step
+                yield event
+                if event.done:
+                    return
+                started, started_at = time.perf_counter(), self.step
+            self._train_step()
+            if self.world.from_first(self._stop()):
+                raise _Stopped
+            if self.step % self.checkpoint_every == 0 or self._is_scored:
+                self._save()
+
+    @property
+    def _is_scored(self) -> bool:
+        return self.step % self.config.eval.every == 0 or self.step == self.config.optim.steps
+
+    def _report(self, images_per_sec: float) -> Event:
+        """What there is to tell of this step, and of the training since the last report."""
+        metrics = dict(zip(self.logged, (self.sums / (self.step - self.since)).tolist(), strict=True))
+        if images_per_sec:
+            metrics["images_per_sec"] = images_per_sec
+        if not all(math.isfinite(value) for value in metrics.values()):
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            return Event(self.step, finite, outcome="diverged")
+        if not self._is_scored:
+            return Event(self.step, metrics)
+        images = self._evaluate(metrics)
+        has_collapsed, is_last = self._has_collapsed(metrics), self.step == self.config.optim.steps
+        if is_last and self.world.rank == 0:
+            save_generator(self.directory / "generator.safetensors", self.average, self.config, self.classes)
+        if not has_collapsed and not is_last:
+            return Event(self.step, metrics, images)
+        generator = Generator(self.config.model, self.config.data.resolution, len(self.classes)).to(self.device)
+        metrics |= self.best.score(generator, self.sampler, self._score)
+        return Event(self.step, metrics, images, "collapsed" if has_collapsed else "finished")
 
     def _train_step(self) -> None:
         """One generator update after `d_steps` discriminator updates; nothing here waits for the device."""
@@ -235,12 +255,6 @@ class Trainer:
         else:
             torch._foreach_lerp_(targets, sources, 1 - decay)
 
-    def _averages(self) -> dict[str, float]:
-        """Means over the steps since the last call."""
-        values = (self.sums / (self.step - self.since)).tolist()
-        self.sums, self.since = self._no_sums(), self.step
-        return dict(zip(self.logged, values, strict=True))
-
     def _no_sums(self) -> Tensor:
         return torch.zeros(len(self.logged), device=self.device)
 
@@ -252,9 +266,9 @@ class Trainer:
         else:
             self.average.load_state_dict(self.generator.state_dict())
         self.sampler.settle(self.average)
-        batches = self.sampler.images(self.average)
-        first = list(itertools.islice(batches, self.sampler.batches_within(_DIVERSITY_SAMPLES)))
-        metrics.update(self.evaluator(itertools.chain(first, batches), self.sampler.labels, self.sampler.part))
+        first: list[Tensor] = []
+        batches = _noted(self.sampler.images(self.average), first, self.sampler.batches_within(_DIVERSITY_SAMPLES))
+        metrics.update(self._score(batches, self.sampler.labels, self.sampler.part))
         self.best.offer(self.step, metrics["fid"], self.average)
         shown = [batch.cpu() for share in self.world.gather(first) for batch in share]
         varied = diversity(torch.cat(shown)) / self.real_diversity if shown else 0.0
@@ -267,9 +281,14 @@ class Trainer:
         metrics["peak_memory_mib"] = diagnostics.peak_memory_mib(self.device)
         return self.sampler.pictures(self.average, maps)
 
-    def _best_of_run(self) -> dict[str, float]:
-        generator = Generator(self.config.model, self.config.data.resolution, len(self.classes)).to(self.device)
-        return self.best.score(generator, self.sampler, self.evaluator)
+    def _score(self, images: Iterable[Tensor], labels: Tensor, part: slice) -> dict[str, float]:
+        return self.evaluator(self._until_stopped(images), labels, part)
+
+    def _until_stopped(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        for batch in batches:
+            if self.world.size == 1 and self._stop():  # others would wait for this process's part
+                raise _Stopped
+            yield batch
 
     def _has_collapsed(self, metrics: dict[str, float]) -> bool:
         diversity_now = metrics["sample_diversity"]
@@ -330,6 +349,14 @@ class Trainer:
         self.step, self.since = saved["step"], saved["since"]
         self.sums = saved["sums"].to(self.device)
         self.highest_diversity = saved["highest_diversity"]
+
+
+def _noted(batches: Iterable[Tensor], first: list[Tensor], count: int) -> Iterator[Tensor]:
+    """`batches`, of which `count` are put into `first` as they pass."""
+    for number, batch in enumerate(batches):
+        if number < count:
+            first.append(batch)
+        yield batch
 
 
 def _gradients(network: nn.Module) -> list[Tensor]:

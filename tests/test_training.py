@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from sagan import load_generator
 from sagan.checkpoint import load_checkpoint
 from sagan.config import Config, override
 from sagan.training import Event, Trainer
+
+TIMED = {"images_per_sec", "peak_memory_mib"}
 
 
 def trained(config: Config, directory: Path, cache_dir: Path, seed: int = 0) -> tuple[Trainer, list[Event]]:
@@ -69,7 +72,7 @@ def test_resume_is_bit_identical_to_an_uninterrupted_run(
     for event in events:
         if event.step == stop_after:
             break
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     resumed = Trainer(config, 0, part, cache_dir=cache_dir)
     assert resumed.step == stop_after
     rest = list(resumed.run())
@@ -77,9 +80,46 @@ def test_resume_is_bit_identical_to_an_uninterrupted_run(
     assert_same_bits(state_of(tmp_path / "whole"), state_of(part))
     files = [directory / "generator.safetensors" for directory in (tmp_path / "whole", part)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    timed = {"images_per_sec", "peak_memory_mib"}
-    for name in undisturbed[-1].metrics.keys() - timed:
+    for name in undisturbed[-1].metrics.keys() - TIMED:
         assert rest[-1].metrics[name] == undisturbed[-1].metrics[name], name
+
+
+@pytest.mark.parametrize("asked", [1, 4, 9], ids=["after a step", "in an evaluation", "in the last evaluation"])
+def test_told_to_stop_a_run_leaves_at_once_and_resumes_to_the_same_bits(
+    tiny: Config, tmp_path: Path, cache_dir: Path, asked: int
+) -> None:
+    """The third step is the first that is scored, in two batches, and the sixth the last."""
+    config = override(tiny, {"eval.num_samples": 100})
+    _, undisturbed = trained(config, tmp_path / "whole", cache_dir)
+    part = tmp_path / "parts"
+    part.mkdir()
+    answers = iter([False] * asked + [True])
+    left = list(Trainer(config, 0, part, cache_dir=cache_dir).run(lambda: next(answers)))
+    assert not any(event.done for event in left)
+    assert next(answers, None) is None, "left when told, and asked no more"
+
+    rest = list(Trainer(config, 0, part, cache_dir=cache_dir).run())
+    files = [directory / "generator.safetensors" for directory in (tmp_path / "whole", part)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [event.step for event in (*left, *rest)] == [event.step for event in undisturbed], "each told once"
+    for found, wanted in zip((*left, *rest), undisturbed, strict=True):
+        for name in wanted.metrics.keys() - TIMED:
+            assert found.metrics[name] == wanted.metrics[name], name
+
+
+def test_an_error_in_the_middle_of_a_step_leaves_the_checkpoint_from_before(
+    tiny: Config, tmp_path: Path, cache_dir: Path
+) -> None:
+    """D has made its update and G has not: no run was ever in that state."""
+    trainer = Trainer(tiny, 0, tmp_path, cache_dir=cache_dir, checkpoint_every=1)
+    with (
+        mock.patch.object(trainer.optimizer_g, "step", side_effect=[None, None, MemoryError]),
+        pytest.raises(MemoryError),
+    ):
+        list(trainer.run())
+    saved = state_of(tmp_path)
+    assert saved["step"] == 2
+    assert saved["optimizer_d"]["state"][0]["step"] == 2
 
 
 def test_a_run_ends_with_one_event_that_has_an_outcome_and_scores(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,13 @@ class FakeTrainer:
         self.checkpoint = directory / "checkpoint.txt"
         self.step = int(self.checkpoint.read_text()) if self.checkpoint.exists() else 0
 
-    def run(self) -> Iterator[Event]:
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         steps, fate = self.config.optim.steps, self.config.optim.d_steps
         with (self.directory / "sittings.txt").open("a") as file:
             file.write(f"{os.getpid()} from {self.step}\n")
         while (gate := os.environ.get("FAKE_GATE")) and not Path(gate).exists():
+            if stop():
+                return
             time.sleep(0.05)
         try:
             while self.step < steps:
@@ -61,6 +63,8 @@ class FakeTrainer:
                 if self.step < steps:
                     yield Event(self.step, {"loss_g": 1.0 / self.step, "images_per_sec": 100.0})
                 self._save()
+                if stop():
+                    return
             samples = np.full((2, 3, 8, 8, 3), self.seed, dtype=np.uint8)
             maps = {
                 "attention/g32/images": np.zeros((2, 8, 8, 3), np.uint8),

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from benchmarks.measure import Clock
@@ -12,7 +12,7 @@ from benchmarks.measure import Clock
 from ablations import worker
 from sagan.training import Event, Trainer
 
-PARTS = {"steps": ["_train_step"], "evaluation": ["_evaluate", "_best_of_run"], "saving": ["_save"]}
+PARTS = {"steps": ["_train_step"], "evaluation": ["_report"], "saving": ["_save"]}
 
 
 class TimedTrainer(Trainer):
@@ -25,8 +25,8 @@ class TimedTrainer(Trainer):
             for name in names:
                 setattr(self, name, self.clock.timed(part, getattr(self, name)))
 
-    def run(self) -> Iterator[Event]:
-        for event in super().run():
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Generator[Event]:
+        for event in super().run(stop):
             self.events += 1
             handed_over = time.perf_counter()
             yield event
