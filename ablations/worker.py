@@ -93,7 +93,7 @@ def _starter() -> int:
     parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return parent
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.Error):
         return psutil.Process(parent).ppid()
     return 0
 
@@ -196,10 +196,9 @@ def _train(
         {
             "data_fingerprint": training.data_fingerprint,
             "metric_fingerprint": training.metric_fingerprint,
-            "classes": json.dumps(training.classes),
-            "groups": json.dumps(training.groups),
         }
     )
+    run.describe_classes(training.classes, training.groups)
     heartbeat.progress = {"since": training.step, "step": training.step}
     # Nothing of it trained here yet: half of one run and half of another would be neither.
     if (
