@@ -1,8 +1,10 @@
-"""What tells a full disk from other faults: it is no cell's fault, and passes when there is room again."""
+"""A full disk is no cell's fault, passes when there is room again, and leaves no database that is half made."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -24,6 +26,22 @@ def is_full_disk(error: BaseException) -> bool:
 def fullest(folders: Iterable[Path]) -> Path:
     """The one of these folders whose disk has the least room."""
     return min(folders, key=lambda folder: shutil.disk_usage(folder).free)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to make the tables of a new SQLite file, which is at `path` once they are all there.
+
+    Neither MLflow nor Optuna can go on with some of them, which is what a full disk or a process that is killed leaves.
+    """
+    draft, copy = (path.with_name(f"{path.name}.{name}") for name in ("draft", "copy"))
+    for rest in ("", "-journal"):  # of an attempt that ended early
+        draft.with_name(f"{draft.name}{rest}").unlink(missing_ok=True)
+    yield draft
+    # Not the draft itself, which may still be open: to close a file drops all locks that this process has on it.
+    shutil.copyfile(draft, copy)
+    os.replace(copy, path)
+    draft.unlink()
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -23,7 +23,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from ablations.room import is_full_disk
+from ablations.room import is_full_disk, whole
 
 logging.getLogger("optuna").setLevel(logging.WARNING)
 
@@ -60,8 +60,13 @@ class Attempt:
 
 
 def open_storage(url: sqlalchemy.URL) -> RDBStorage:
+    """Makes the tables of a new database: one process at a time may call this (see `exclusive`)."""
     if url.get_backend_name() != "sqlite":
         return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=_POOL)
+    assert url.database, "options name a file"
+    if not (path := Path(url.database)).exists():
+        with whole(path) as draft:
+            RDBStorage(f"sqlite:///{draft}").engine.dispose()
     storage = RDBStorage(url.render_as_string(), engine_kwargs={"connect_args": {"timeout": 60}})
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")

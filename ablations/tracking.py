@@ -10,8 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -24,7 +22,7 @@ from filelock import FileLock
 from ablations.outbox import cell_key, open_client, push
 from ablations.plan import Cell, Study
 from ablations.preflight import sqlite_path
-from ablations.room import is_full_disk
+from ablations.room import is_full_disk, whole
 from ablations.spool import spools
 
 if TYPE_CHECKING:
@@ -64,7 +62,8 @@ class Store:
         with FileLock(f"{path}.lock") if path else contextlib.nullcontext():
             try:
                 if path and not path.exists():
-                    _make_tables(path)
+                    with whole(path) as draft:
+                        open_client(f"sqlite:///{draft}").search_experiments(max_results=1)
                 self.client = open_client(uri)
                 self.client.search_experiments(max_results=1)
             except Exception as error:  # whatever the client, its driver or the network raises
@@ -250,18 +249,6 @@ class Store:
                 raise StoreAway(f"the tracking store does not answer ({self._reason})")
             time.sleep(1.0)
         return answers[0]
-
-
-def _make_tables(path: Path) -> None:
-    """Makes a store's file, which is there whole or not at all: MLflow goes on with no file that has half its tables."""
-    draft, whole = (path.with_name(f"{path.name}.{name}") for name in ("draft", "whole"))
-    for rest in ("", "-journal"):  # of an attempt that was killed
-        draft.with_name(f"{draft.name}{rest}").unlink(missing_ok=True)
-    open_client(f"sqlite:///{draft}").search_experiments(max_results=1)
-    # A copy: to close a file that this process has open a second time would drop the locks of the first.
-    shutil.copyfile(draft, whole)
-    os.replace(whole, path)
-    draft.unlink()
 
 
 def plan_digest(study: Study) -> str:

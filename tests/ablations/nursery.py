@@ -3,6 +3,9 @@
 Importing torch and MLflow takes seconds: with a start each, forty kills would take minutes. Each child is a process of
 its own that does what the command would, under a command line that says which: `Popen(["ablations.run", TRAINER, ...])`
 and, from there, `Popen(["ablations.worker", TRAINER, LAUNCH.json, TOKEN, ...])`. TRAINER is "real" or "fake".
+
+In the environment of a launch, FAKE_HOST and FAKE_GRACE stand for fake_host.py, FAKE_PATIENCE for the seconds that it
+waits for its tracking store, and FAKE_MEMORY_MIB for the memory that a worker may take beyond what it begins with.
 """
 
 from __future__ import annotations
