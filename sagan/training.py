@@ -157,7 +157,7 @@ class Trainer:
 
         `stop` is asked after every step and between the batches of an evaluation. Where it says so, or the caller
         leaves early, a checkpoint is left behind; an error, also one that `stop` raises, leaves those that are there.
-        With several processes all loop over it, only the first has events, and evaluations are not interrupted.
+        With several processes all loop over it, the first has the events, and its `stop` decides.
         """
         return in_step(self.world, self._run(stop)) if self.world.size > 1 else self._run(stop)
 
@@ -286,8 +286,9 @@ class Trainer:
         return self.evaluator(self._until_stopped(images), labels, part)
 
     def _until_stopped(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        for batch in batches:
-            if self.world.size == 1 and self._stop():  # others would wait for this process's part
+        for number, batch in enumerate(batches):
+            # All have to answer, and some have a batch more than others.
+            if number < self.sampler.fewest_batches and self.world.from_first(self._stop()):
                 raise _Stopped
             yield batch
 
