@@ -6,9 +6,11 @@ tracker for long and never dies with it.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ from ablations.spool import Spool
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_MAX_TAG = 8000  # characters; MLflow cuts off the rest
 _FLUSH_SECONDS = 1.0
 _HOLD_SECONDS = 10.0  # for a launch that is sending what the last worker at this cell left
 _log = logging.getLogger(__name__)
@@ -56,6 +59,7 @@ class CellRun:
         if "shared_study" in kept.tags:  # the store has lost this copy, or it must not count: find or train it again
             self._spool.clear()
             kept = self._spool.summary()
+        self._keys: dict[str, str] = {}  # of metrics that the store would refuse: what they are called there
         self._time = kept.time
         self.outcome = kept.tags.get("outcome")
         if self.outcome is None:
@@ -81,9 +85,20 @@ class CellRun:
             self._tag(**{key: value})
         self._send()
 
+    def describe_classes(self, classes: Sequence[str], groups: Mapping[str, Sequence[int]]) -> None:
+        """Names and groups of classes; names are folders of the user's, and may hold what no metric's key can.
+
+        So many names that no tag holds them are left out, and with them the groups: they have no metrics of their own.
+        """
+        names = storable(classes)
+        self._keys = {f"fid_class/{name}": f"fid_class/{stored}" for name, stored in zip(classes, names, strict=True)}
+        text = json.dumps(names)
+        if len(text) <= _MAX_TAG:
+            self.describe({"classes": text, "groups": json.dumps(groups)})
+
     def log(self, step: int, metrics: Mapping[str, float], now: bool = False) -> None:
         """Metrics at `step`; they travel about once a second, or at once if `now`. Only finite values are stored."""
-        values = {key: float(value) for key, value in metrics.items() if np.isfinite(value)}
+        values = {self._keys.get(key, key): float(value) for key, value in metrics.items() if np.isfinite(value)}
         if values:
             self._spool.append("metrics", time=self._now(), step=step, values=values)
         if now or time.monotonic() - self._sent > _FLUSH_SECONDS:
@@ -150,3 +165,14 @@ class CellRun:
     def _end(self, status: str) -> bool:
         self._spool.append("end", status=status, time=int(time.time() * 1000))
         return self._send()
+
+
+def storable(names: Sequence[str]) -> list[str]:
+    """`names` as keys of MLflow take them, each still different: one refused key would lose all scores of its step."""
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w.\- :]", "_", name)[:200]
+        while plain in found:
+            plain += "_"
+        found.append(plain)
+    return found

@@ -12,7 +12,10 @@ from typing import Any, Literal
 
 import yaml
 
-_MAX_BYTES = 1_000_000
+_MAX_BYTES = 100_000  # PyYAML takes a second or two for as much
+_MAX_ERRORS = 100
+_MAX_MESSAGE = 1_000
+_COLLECTIONS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 Position = tuple[str, ...]  # where in the file: ("factors", "attention", "feat8")
 
@@ -52,13 +55,22 @@ class Document:
         self._note(mark, f"{'.'.join(path)}: {message}")
 
     def _note(self, mark: yaml.Mark | None, message: str) -> None:
-        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
-        where = f"{self.path}:{line}:{column}" if mark else str(self.path)
-        self._errors.append((line, column, f"{where}: {message}"))
+        self._errors.append(self._located(mark, message))
+        if len(self._errors) == _MAX_ERRORS:
+            raise self._fatal(mark, f"{_MAX_ERRORS} mistakes; the rest of the file is not looked at")
 
     def _fatal(self, mark: yaml.Mark | None, message: str) -> StudyError:
-        self._note(mark, message)
+        self._errors.append(self._located(mark, message))
         return StudyError(self.errors())
+
+    def _located(self, mark: yaml.Mark | None, message: str) -> tuple[int, int, str]:
+        """Line, column, and the message as one line of a terminal: keys and values may hold anything."""
+        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+        where = f"{self.path}:{line}:{column}" if mark else str(self.path)
+        shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+        if len(shown) > _MAX_MESSAGE:
+            shown = f"{shown[: _MAX_MESSAGE // 2]} ... {shown[-_MAX_MESSAGE // 2 :]}"
+        return line, column, f"{where}: {shown}"
 
     def _read(self) -> str:
         if self.path.is_dir():
@@ -91,6 +103,8 @@ class Document:
             raise self._fatal(None, f"is not a text file that YAML can hold ({reason}); give a study file") from None
         except RecursionError:
             raise self._fatal(None, "is nested too deeply for a study file") from None
+        except (ValueError, OverflowError):  # PyYAML's, of an escape such as "\\U99999999"
+            raise self._fatal(None, "holds an escape that is no character; write the character itself") from None
         if root is None:
             raise self._fatal(None, "is empty; see studies/smoke.yaml for what a study holds")
         return root
@@ -99,6 +113,9 @@ class Document:
         self._values[path] = node.start_mark
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
+        if node.tag not in _COLLECTIONS:
+            name = ".".join(path) or "the study"
+            self._note(node.start_mark, f"{name}: tags are not read, got {node.tag!r}; drop it")
         if id(node) in self._visited:
             raise self._fatal(node.start_mark, f"{'.'.join(path)}: anchors and aliases are not read; write it out")
         self._visited.add(id(node))
@@ -109,8 +126,10 @@ class Document:
 
     def _scalar(self, node: yaml.ScalarNode, path: Position) -> Any:
         try:
-            return yaml.SafeLoader("").construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError):
+            value = yaml.SafeLoader("").construct_object(node)
+            repr(value)  # Python prints no whole number of more than 4,300 digits
+            return value
+        except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError):  # as for !!bool maybe
             self._note(node.start_mark, f"{'.'.join(path)}: cannot be read as a value, got {node.value!r}; quote it")
             return None
 
@@ -119,7 +138,8 @@ class Document:
         for key_node, value_node in node.value:
             key = key_node.value  # as written: YAML 1.1 reads the keys on and off as true and false
             if not isinstance(key_node, yaml.ScalarNode):
-                self._note(key_node.start_mark, f"{'.'.join(path)}: a key must be a text, got a collection")
+                name = ".".join(path) or "the study"
+                self._note(key_node.start_mark, f"{name}: a key must be a text, got a collection")
             elif key in plain:
                 first = self._keys[(*path, key)].line + 1
                 self._note(

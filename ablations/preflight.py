@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote
 
 
 def check_storage(url: str) -> None:
@@ -55,6 +56,12 @@ def _check_sqlite(url: str, example: str) -> None:
         raise ValueError(f"must name a file that workers share, got {url!r}; write {example}")
     if not path.parent.is_dir():
         raise ValueError(f"must be in a folder that exists, got {url!r}; make it first")
+    whole = str(path.resolve())
+    if "?" in whole or unquote(whole) != whole:
+        raise ValueError(
+            f"must be in a folder whose path has no ? and no % before two hexadecimal digits, which SQLAlchemy and "
+            f"MLflow read as parts of a URL, got {whole!r}; work in another folder"
+        )
     check_folder(path.parent)
     # Not by opening it: closing any handle of a SQLite file drops the locks that this process holds on it.
     if path.exists() and not os.access(path, os.W_OK):

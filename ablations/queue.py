@@ -26,7 +26,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from ablations.plan import Cell
-from ablations.storage import Attempt, attempts, exclusive, open_storage, waiting_ids
+from ablations.storage import Attempt, attempts, exclusive, open_storage, outlasting, waiting_ids
 
 GRACE = 120.0  # seconds without a sign of life; only for workers whose process cannot be looked up from here
 _BLIND = 60.0  # seconds without a look, after which what we saw before says nothing of a silence since
@@ -49,9 +49,13 @@ class Worker:
     def here(cls, token: str) -> Worker:
         return cls(_host(), os.getpid(), token)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        return self.host != _host()
+
     def is_dead(self) -> bool:
         """True where that is certain: the process belonged to this host and is gone."""
-        if self.host != _host():
+        if self.is_elsewhere:
             return False
         try:
             return self.token not in psutil.Process(self.pid).cmdline()
@@ -100,7 +104,11 @@ class ClaimLost(Exception):
 
 
 class CellQueue:
-    """The cells of one study in an Optuna storage; `cells` are those that this launch asks for, in that order."""
+    """The cells of one study in an Optuna storage; `cells` are those that this launch asks for, in that order.
+
+    All wait for a database that is away. What it did without an answer is done again, which harms nothing: a
+    cell that waits twice is found to be recorded, and one that was claimed by nobody comes back when its worker leaves.
+    """
 
     def __init__(self, url: str, study: str, cells: Sequence[Cell], grace: float = GRACE) -> None:
         self._url = sqlalchemy.make_url(url)
@@ -117,6 +125,7 @@ class CellQueue:
                 self._storage.create_new_study([StudyDirection.MINIMIZE], study)
             self._study_id = self._storage.get_study_id_from_name(study)
 
+    @outlasting
     def enqueue(self, recorded: Container[str], retry_failed: bool = False) -> int:
         """Puts every cell in the queue that has no result yet; returns how many.
 
@@ -133,6 +142,7 @@ class CellQueue:
                         added += 1
         return added
 
+    @outlasting
     def claim(self, worker: Worker) -> Claim | None:
         """The first waiting cell, now this worker's own; None where no cell waits."""
         with self._exclusive():
@@ -145,22 +155,26 @@ class CellQueue:
             assert claimed, "another process changed the queue under our lock"
         return Claim(waiting[key], self._cells[key])
 
+    @outlasting
     def beat(self, claim: Claim, progress: dict[str, Any]) -> None:
         """A sign of life. Raises ClaimLost when the cell is not this worker's any more."""
         with _own(claim):
             self._storage.set_trial_user_attr(claim.trial_id, "progress", {**progress, "beat": uuid.uuid4().hex})
 
+    @outlasting
     def complete(self, claim: Claim, outcome: str) -> None:
         """Raises ClaimLost: then the result is another worker's to record."""
         with _own(claim):
             self._storage.set_trial_user_attr(claim.trial_id, "outcome", outcome)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.COMPLETE)
 
+    @outlasting
     def fail(self, claim: Claim, error: str) -> None:
         with _own(claim):
             self._storage.set_trial_user_attr(claim.trial_id, "error", error)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
 
+    @outlasting
     def release(self, claim: Claim) -> None:
         """Gives a cell back, to be resumed by whoever claims it next."""
         with self._exclusive(), _own(claim):
@@ -168,6 +182,7 @@ class CellQueue:
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
             self._add(claim.cell.key, History.of(trial.user_attrs))
 
+    @outlasting
     def reap(self) -> list[Cell]:
         """Takes cells back from dead workers, and from silent ones after the grace period; returns these cells."""
         if time.monotonic() - self._looked > _BLIND:  # the database was away, or we were: nobody could be heard
@@ -183,13 +198,16 @@ class CellQueue:
                     reaped.append(self._take_back(trial))
         return reaped
 
+    @outlasting
     def states(self) -> list[CellState]:
         newest = self._newest()
         return [_state(cell, newest.get(key)) for key, cell in self._cells.items()]
 
-    def living(self) -> set[str]:
-        """Keys of the cells of this study that somebody trains, also of cells that other launches asked for."""
-        return {trial.attrs["cell"] for trial in self._running() if not Worker(**trial.attrs["worker"]).is_dead()}
+    @outlasting
+    def living(self) -> dict[str, Worker]:
+        """{key: worker} of the cells of this study that somebody trains, whichever launch asked for them."""
+        workers = {trial.attrs["cell"]: Worker(**trial.attrs["worker"]) for trial in self._running()}
+        return {key: worker for key, worker in workers.items() if not worker.is_dead()}
 
     def close(self) -> None:
         self._storage.engine.dispose()

@@ -200,9 +200,13 @@ class Session:
         """Takes the cells of dead workers back, sends what they left, and ends the runs that they left running."""
         queue.reap()
         self._store.push(self._experiment_id, self.folder, wait=self._interrupt.status is None)
-        self._store.end_abandoned(self._experiment_id, queue.living())
+        trained = queue.living()
+        self._store.end_abandoned(self._experiment_id, trained)
+        busy = {worker.host for worker in trained.values()}
         for run_id, process in self._store.running_launches(self._experiment_id).items():
-            if Worker(**process).is_dead():
+            launcher = Worker(**process)
+            # Of another host its cells are the only sign of life. If it lives all the same, it tells its end itself.
+            if launcher.is_dead() or (launcher.is_elsewhere and launcher.host not in busy):
                 self._store.end_run(run_id, "KILLED")
 
     def _launch(self, cells: Sequence[Cell], parent: str) -> Launch:

@@ -14,6 +14,7 @@ Changes = dict[str, Any]
 
 OBJECTIVES = ("fid", "fid_extrapolated", "fid_local", "intra_fid", "kid")  # lower is better in all
 MAX_SEED = 2**31 - 1
+_MAX_TRIALS = 10_000
 BEST = "best"  # the variant of the best trial, run again on the study's own seeds
 
 _REQUIRED = ("seed", "trials", "fields")
@@ -117,6 +118,9 @@ class _Checker:
         trials = self._content.get("trials", 1)
         if type(trials) is not int or trials < 1:
             self._error(("trials",), f"must be a whole number above 0, got {trials!r}")
+            return 1
+        if trials > _MAX_TRIALS:
+            self._error(("trials",), f"must be {_MAX_TRIALS} at most, got {trials}")
             return 1
         return trials
 

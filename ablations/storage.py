@@ -10,18 +10,26 @@ import contextlib
 import functools
 import json
 import logging
+import time
 import zlib
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import filelock
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 logging.getLogger("optuna").setLevel(logging.WARNING)
+
+PATIENCE_SECONDS = 300.0  # with a database that is started anew, or moves to another host
+_RETRY_SECONDS = 3.0
+_log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # A server has about a hundred connections to give: a worker keeps one, and takes more only while it needs them.
 _POOL: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}
@@ -66,6 +74,28 @@ def open_storage(url: sqlalchemy.URL) -> RDBStorage:
 
     storage.engine.dispose()  # connections made before the listeners stood
     return storage
+
+
+def outlasting(method: Callable[P, T]) -> Callable[P, T]:
+    """`method`, called again while the database does not answer, for some minutes; then its error is raised.
+
+    For what may be done twice: a database that goes away may have done it, and its answer is lost.
+    """
+
+    @functools.wraps(method)
+    def patient(*args: P.args, **kwargs: P.kwargs) -> T:
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return method(*args, **kwargs)
+            except (sqlalchemy.exc.OperationalError, StorageInternalError) as error:
+                if time.monotonic() > give_up:
+                    raise
+                reason = str(error.__cause__ or error).splitlines()[0]
+                _log.warning("The queue's database does not answer, trying again: %s", reason)
+                time.sleep(_RETRY_SECONDS)
+
+    return patient
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -17,6 +19,9 @@ _REQUIRED = ("name", "question", "preset", "seeds", "baseline")
 _FIELDS = (*_REQUIRED, "factors", "paper", "design", "set", "search")
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}")
 _NAME_RULE = "must be 1 to 64 letters, digits or any of _ - + . and not begin with a dot, because it names files"
+_MAX_NAME = 200  # of a variant of several factors; a file's name has 255
+_MAX_TEXT = 1_000
+_MAX_CELLS = 20_000
 
 
 def read_study(path: Path, preset: str | None = None, changes: Mapping[str, str] | None = None) -> Study:
@@ -54,7 +59,7 @@ class _Checker:
         if search is not None:
             baseline = self._baseline_of_search()
         else:
-            baseline = self._baseline(design, factors) if design and factors else ""
+            baseline = self._baseline(design, factors, seeds) if design and factors else ""
         if errors := self._command_errors + self._document.errors():
             raise StudyError(errors)
         assert design is not None
@@ -95,6 +100,10 @@ class _Checker:
         value = self._content.get(path[0], "")
         if path[0] in self._content and not (isinstance(value, str) and value.strip()):
             self._error(path, f"must be a text, got {value!r}; write it in quotes")
+        elif not all(char.isprintable() or char in "\n\t" for char in str(value)):
+            self._error(path, f"must have no control characters nor half ones, got {value!r}; take them out")
+        elif len(str(value)) > _MAX_TEXT:
+            self._error(path, f"must have {_MAX_TEXT} characters at most, got {len(value)}; shorten it")
         return str(value).strip()
 
     def _name(self, path: Position) -> str:
@@ -118,11 +127,14 @@ class _Checker:
         if not isinstance(seeds, list) or not seeds:
             self._error(("seeds",), f"must be a list with a whole number or more, got {seeds!r}; write [0, 1, 2]")
             return ()
+        seen = set[int]()
         for index, seed in enumerate(seeds):
             if type(seed) is not int or not 0 <= seed <= MAX_SEED:
                 self._error(("seeds", str(index)), f"must be a whole number in 0..{MAX_SEED}, got {seed!r}")
-            elif seed in seeds[:index]:
+            elif seed in seen:
                 self._error(("seeds", str(index)), f"each seed once, got {seed} again; drop it")
+            else:
+                seen.add(seed)
         return tuple(seeds)
 
     def _design(self) -> Design | None:
@@ -164,6 +176,8 @@ class _Checker:
         sound: Factors = {}
         for factor, levels in factors.items():
             self._check_name(("factors", factor))
+            if "+" in factor:
+                self._error(("factors", factor), "must have no +, which joins levels; take - or _", at="key")
             if not isinstance(levels, dict) or not levels:
                 self._error(("factors", factor), f"must have a level or more, got {levels!r}; write none: {{}}")
                 continue
@@ -208,21 +222,30 @@ class _Checker:
             self._error(("baseline",), f"{_NAME_RULE}, got {baseline!r}")
         return baseline
 
-    def _baseline(self, design: Design, factors: Factors) -> str:
+    def _baseline(self, design: Design, factors: Factors, seeds: Sized) -> str:
         baseline = self._baseline_name()
         if not baseline:
             return ""
+        variants = math.prod(map(len, factors.values())) if design == "grid" else sum(map(len, factors.values()))
+        if variants * len(seeds) > _MAX_CELLS:  # before they are made: a grid of ten factors would take all memory
+            got = f"{variants:,} variants x {len(seeds):,} seeds"
+            self._error(("factors",), f"must give {_MAX_CELLS:,} cells at most, got {got}; drop levels or seeds")
+            return baseline
         if design == "ladder" and len(factors) > 1:
             self._error(("factors",), f"a ladder climbs one factor, got {', '.join(factors)}; choose grid, or keep one")
             return baseline
         if design == "one_at_a_time":
             self._check_home(baseline, factors)
             return baseline
-        names = [arm.name for arm in arms(design, factors, baseline)]
+        names = Counter(arm.name for arm in arms(design, factors, baseline))
         if baseline not in names:
             self._error(("baseline",), f"must name a variant, got {baseline!r}; {did_you_mean(baseline, names)}")
-        for name in {name for name in names if names.count(name) > 1}:
-            self._error(("factors",), f"two variants would be named {name!r}; rename a level")
+        for name, count in names.items():
+            if count > 1:
+                self._error(("factors",), f"two variants would be named {name!r}; rename a level")
+            if len(name) > _MAX_NAME:
+                rule = f"a variant's name must have {_MAX_NAME} characters at most, because it names files"
+                self._error(("factors",), f"{rule}, got {len(name)} in {name!r}; shorten its levels")
         return baseline
 
     def _check_home(self, baseline: str, factors: Factors) -> None:

@@ -185,10 +185,9 @@ def _train(
         {
             "data_fingerprint": training.data_fingerprint,
             "metric_fingerprint": training.metric_fingerprint,
-            "classes": json.dumps(training.classes),
-            "groups": json.dumps(training.groups),
         }
     )
+    run.describe_classes(training.classes, training.groups)
     heartbeat.progress = {"since": training.step, "step": training.step}
     # Nothing of it trained here yet: half of one run and half of another would be neither.
     if (

@@ -28,6 +28,7 @@ FORMATS = ("html", "md", "tex", "csv", "png", "pdf")
 SECTIONS = ("Answer", "Search", "Variants", "Training curves", "Samples", "Attention", "Geometry against texture",
             "Inside the networks", "Every metric", "Cells")  # fmt: skip
 MARK = "report.json"  # says of a folder that it is ours to replace
+GALLERY = "index.html"
 THUMBNAIL = "seeds"  # the figure that the gallery shows
 
 
@@ -85,12 +86,12 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
             {"folder": folder} | (written[folder] if folder in written else _built(unit, out / folder))
             for folder, unit in folders.items()
         ]
-        page = Path(scratch) / "index.html"
-        page.write_text(_render("index.html", entries=entries, store=store.shown_uri, now=_now()), encoding="utf-8")
+        page = Path(scratch) / GALLERY
+        page.write_text(_render(GALLERY, entries=entries, store=store.shown_uri, now=_now()), encoding="utf-8")
         for folder in chosen:
             _replace(Path(scratch) / folder, out / folder)
-        os.replace(page, out / "index.html")
-    return out / "index.html"
+        os.replace(page, out / GALLERY)
+    return out / GALLERY
 
 
 def _write_units(units: dict[str, Any], scratch: Path, formats: frozenset[str]) -> dict[str, dict[str, Any]]:
@@ -111,7 +112,8 @@ def folder_names(units: Sequence[Any]) -> list[str]:
     names: list[str] = []
     for unit in units:
         name = _slug(unit.study) if plain[unit.study] is unit else f"{_slug(unit.study)}@{_slug(unit.protocol)}"
-        names.append(f"{name}-{_hash(unit.study + unit.protocol)}" if name in names else name)
+        taken = name in (GALLERY, *names)
+        names.append(f"{name}-{_hash(unit.study + unit.protocol)}" if taken else name)
     return names
 
 
@@ -137,7 +139,8 @@ def write_unit(unit: Any, folder: Path, formats: frozenset[str]) -> dict[str, An
         (folder / "table.tex").write_text(f"% needs \\usepackage{{booktabs}}\n{text}", encoding="utf-8")
     if "csv" in formats:
         pd.concat([summary.tidy(part["unit"]) for part in parts]).to_csv(folder / "table.csv", index=False)
-        unit.cells.join(unit.finals).to_csv(folder / "results.csv", index=False)
+        scores = unit.finals.rename(columns={key: f"{key} (metric)" for key in unit.finals if key in unit.cells})
+        unit.cells.join(scores).to_csv(folder / "results.csv", index=False)
     if formats & {"png", "pdf"}:
         (folder / "figures").mkdir()
     for panel in panels:
@@ -225,16 +228,19 @@ def _panels(draw: Any, unit: Any, suffix: str, pdf: bool) -> list[Panel]:
 
     from reports import style
 
-    panels = []
+    panels: list[Panel] = []
     with style.look():
         for drawn in draw(unit):
+            name = _slug(drawn.name)
+            if name in [panel.name for panel in panels]:
+                name = f"{name}-{_hash(drawn.name)}"
             png, vector = io.BytesIO(), io.BytesIO()
             drawn.figure.savefig(png, format="png", metadata={"Software": None})
             if pdf:
                 drawn.figure.set_layout_engine("none")  # it is laid out already; once more costs as much as drawing
                 drawn.figure.savefig(vector, format="pdf", metadata={"CreationDate": None})
             plt.close(drawn.figure)
-            panels.append(Panel(drawn.name + suffix, drawn.caption, png.getvalue(), vector.getvalue() if pdf else None))
+            panels.append(Panel(name + suffix, drawn.caption, png.getvalue(), vector.getvalue() if pdf else None))
     return panels
 
 
@@ -280,7 +286,7 @@ def _check_ours(folder: Path) -> None:
 
 def _replace(new: Path, old: Path) -> None:
     if old.exists():
-        shutil.move(old, new.with_name(f"{new.name}.old"))  # deleted with the scratch folder
+        shutil.move(old, new.with_name(f".{new.name}"))  # deleted with the scratch folder
     os.replace(new, old)
 
 

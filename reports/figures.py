@@ -24,7 +24,7 @@ from reports.unit import Unit
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure with its file name (no suffix) and the sentences beneath it."""
+    """A figure with its name, of which its file's is made, and the sentences beneath it."""
 
     name: str
     caption: str

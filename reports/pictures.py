@@ -44,7 +44,7 @@ def samples(unit: Unit) -> Iterator[Drawn]:
             text += f"   {style.label('fid', unit.fingerprint)} {style.number(size, style.decimals([size]))}"
         axes.set_title(text, loc="left", color=looks(unit)[picture.variant].colour)
         caption = f"{picture.variant}, one seed ({picture.seed}), step {picture.step:,}; same z in every variant."
-        yield Drawn(f"samples_{_slug(picture.variant)}", caption, fig)
+        yield Drawn(f"samples_{picture.variant}", caption, fig)
 
 
 @figure("Samples")
@@ -139,7 +139,7 @@ def attention(unit: Unit) -> Iterator[Drawn]:
             f"{picture.variant}, seed {picture.seed}, step {picture.step:,}: query points on the sample, then what "
             f"each looks at, framed in its colour: weights over {maps.shape[-2]} × {maps.shape[-1]} keys."
         )
-        yield Drawn(f"attention_{_slug(picture.variant)}_{picture.name}", caption, fig)
+        yield Drawn(f"attention_{picture.variant}_{picture.name}", caption, fig)
 
 
 def _side(picture: Picture) -> int:
@@ -185,7 +185,3 @@ def _attention_row(axes: np.ndarray, image: np.ndarray, queries: np.ndarray, map
         panel.imshow(veil, extent=box, interpolation="nearest")
         panel.plot(*spot, "o", color=colour, ms=3.5, mec="white", mew=0.7)
         panel.spines[:].set(visible=True, color=colour, linewidth=2)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]", "-", name)

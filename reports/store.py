@@ -12,7 +12,7 @@ import re
 import sqlite3
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlparse
@@ -20,9 +20,11 @@ from urllib.parse import quote, unquote, urlparse
 import pandas as pd
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Engine, Executable
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+# Controls and halves of surrogate pairs, which no format can show; line ends and tabs are left.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # MLflow's databases cannot hold an infinity and store 1.797e308 in its place.
 LARGEST = 1e300
 
@@ -45,6 +47,7 @@ class Run:
 class Store:
     """Runs, metric histories and artifacts behind one tracking URI.
 
+    Anybody may have written them: all texts are made printable here, and escaped by what writes them to a format.
     Raises ValueError, saying what to do, for a store that is absent, does not answer or is no MLflow store.
     """
 
@@ -70,7 +73,12 @@ class Store:
 
     def runs(self) -> list[Run]:
         """Every run that is not deleted and carries the tag `kind`, oldest first."""
-        return sorted(self._source.runs(), key=lambda run: (run.start, run.id))
+        found = [
+            replace(run, name=printable(run.name), experiment=printable(run.experiment),
+                    tags=_printable_all(run.tags), params=_printable_all(run.params))
+            for run in self._source.runs()
+        ]  # fmt: skip
+        return sorted(found, key=lambda run: (run.start, run.id))
 
     def histories(self, runs: list[Run]) -> pd.DataFrame:
         """Columns run_id, key, step, value; one row a point, ordered by step.
@@ -78,6 +86,7 @@ class Store:
         A step that was replayed after a resume is stored twice: the newest entry counts. What overflowed is NaN.
         """
         points = self._source.points(runs)
+        points["key"] = points["key"].map({key: printable(key) for key in points["key"].unique()})
         points["value"] = points["value"].where(points["value"].abs() < LARGEST)
         points = points.sort_values(["step", "timestamp"], kind="stable")
         points = points.drop_duplicates(["run_id", "key", "step"], keep="last")
@@ -89,12 +98,15 @@ class Store:
         return sorted(path for path in root.glob("**/*") if path.is_file()) if root is not None else []
 
     def document(self, launch: Run, name: str) -> dict[str, Any] | None:
-        """plan.json or search.json of a launch; None where it has none, or died before it wrote one."""
+        """plan.json or search.json of a launch; None where it has none, or died while it wrote one."""
         path = self._local(launch, name)
         if path is None or not path.is_file():
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        try:
+            found = _printable_all(json.loads(path.read_bytes()))
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
 
     def _local(self, run: Run, name: str) -> Path | None:
         parsed = urlparse(run.artifact_uri)
@@ -111,13 +123,25 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         self._downloads = self._downloads or tempfile.TemporaryDirectory(prefix="reports-")
-        target = Path(self._downloads.name) / run.id
-        target.mkdir(exist_ok=True)
+        target = tempfile.mkdtemp(dir=self._downloads.name)
         try:
             uri = f"{run.artifact_uri}/{name}"
-            return Path(download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=self.uri))
+            return Path(download_artifacts(artifact_uri=uri, dst_path=target, tracking_uri=self.uri))
         except (MlflowException, OSError):
             return None
+
+
+def printable(text: str) -> str:
+    return _UNPRINTABLE.sub("?", text)
+
+
+def _printable_all(value: Any) -> Any:
+    """The same lists and mappings with all of their texts printable."""
+    if isinstance(value, dict):
+        return {_printable_all(key): _printable_all(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable_all(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def shown_uri(uri: str) -> str:
@@ -132,6 +156,7 @@ class _Database:
         from sqlalchemy import inspect
         from sqlalchemy.exc import SQLAlchemyError
 
+        self._uri = uri
         try:
             self._engine = _sqlite_engine(_sqlite_path(uri)) if uri.startswith("sqlite:") else _engine(uri)
             tables = set(inspect(self._engine).get_table_names())
@@ -157,11 +182,10 @@ class _Database:
 
         metrics = table("metrics", *map(column, ("run_uuid", "key", "step", "timestamp", "value", "is_nan")))
         rows: list[Any] = []
-        with self._engine.connect() as connection:
-            for first in range(0, len(runs), 500):  # a database limits how many values one query may name
-                ids = [run.id for run in runs[first : first + 500]]
-                found = connection.execute(select(*metrics.columns).where(metrics.c.run_uuid.in_(ids)))
-                rows += map(tuple, found)  # pandas takes ten times as long over SQLAlchemy's own rows
+        for first in range(0, len(runs), 500):  # a database limits how many values one query may name
+            ids = [run.id for run in runs[first : first + 500]]
+            found = self._all(select(*metrics.columns).where(metrics.c.run_uuid.in_(ids)))
+            rows += map(tuple, found)  # pandas takes ten times as long over SQLAlchemy's own rows
         frame = pd.DataFrame(rows, columns=[*_POINT, "is_nan"]).astype(_POINT)
         frame["value"] = frame["value"].where(frame["is_nan"].astype(int) == 0)  # a NaN is stored as 0 with a mark
         return frame.drop(columns="is_nan")
@@ -175,8 +199,19 @@ class _Database:
     def _rows(self, name: str, *columns: str) -> list[Any]:
         from sqlalchemy import column, select, table
 
-        with self._engine.connect() as connection:
-            return list(connection.execute(select(*map(column, columns)).select_from(table(name))).all())
+        return self._all(select(*map(column, columns)).select_from(table(name)))
+
+    def _all(self, query: Executable) -> list[Any]:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            with self._engine.connect() as connection:
+                return list(connection.execute(query).all())
+        except SQLAlchemyError as error:
+            raise ValueError(
+                f"{shown_uri(self._uri)} cannot be read ({_first_line(error)}): where another version of MLflow has "
+                "made it, back it up and run `mlflow db upgrade` with its URI"
+            ) from None
 
 
 def _sqlite_path(uri: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.store import Run, Store
+from reports.store import Run, Store, printable
 
 # What is logged while training; everything else is measured on samples, at evaluations.
 TRACES = ("loss_", "logit_", "gamma/", "attention_", "sigma_max/", "num_params_", "flops_", "images_per_sec",
@@ -146,10 +146,12 @@ def _unit(
     store: Store, study: str, protocol: str, runs: list[Run], histories: pd.DataFrame, sources: dict[str, Run]
 ) -> Unit:
     launches = [run for run in reversed(runs) if run.tags["kind"] == "launch"]
-    plans = [plan for launch in launches if (plan := store.document(launch, "plan.json")) is not None]
+    plans = [plan for launch in launches if (plan := store.document(launch, "plan.json")) and _is_plan(plan)]
     searches = (found for launch in launches if (found := store.document(launch, "search.json")) is not None)
     design = str(plans[0].get("design") or "one_at_a_time") if plans else "one_at_a_time"
-    cell_runs = [run for run in runs if run.tags["kind"] == "cell"]
+    all_cell_runs = [run for run in runs if run.tags["kind"] == "cell"]
+    cell_runs = [run for run in all_cell_runs if "variant" in run.tags and _whole(run, "seed") is not None]
+    unnamed = len(all_cell_runs) - len(cell_runs)
     variants = _variants(plans, cell_runs)
     if design == "search":  # its trials choose what is compared; they are not compared themselves
         variants = tuple(variant for variant in variants if not TRIAL.fullmatch(variant.name))
@@ -157,6 +159,8 @@ def _unit(
     seeds = sorted({seed for plan in plans for seed in plan["seeds"]} | {int(run.tags["seed"]) for run in cell_runs})
     newest = plans[0] if plans else {**runs[-1].tags, "question": ""}
     counted, notes = _counted(cell_runs, variants)
+    if unnamed:
+        notes = (*notes, f"{unnamed} runs are left out: their tags name no variant, or no seed.")
 
     identity = {run.id: pair for pair, run in counted.items()}
     points = histories[histories["run_id"].isin(list(identity))].copy()
@@ -183,8 +187,7 @@ def _unit(
             for pair, run in counted.items()
             for picture in _pictures(store, pair, sources.get(run.tags.get("shared_run", ""), run))
         ),
-        classes=tuple(json.loads(described.get("classes", "[]"))),
-        groups={name: tuple(labels) for name, labels in json.loads(described.get("groups", "{}")).items()},
+        **_classes(described),
         launched=runs[0].start,
         notes=notes,
         design=design,
@@ -193,11 +196,42 @@ def _unit(
     )
 
 
+def _is_plan(plan: dict[str, Any]) -> bool:
+    """Whether it has what every version of ours has written."""
+    variants, seeds = plan.get("variants"), plan.get("seeds")
+    if not isinstance(variants, list) or not isinstance(seeds, list):
+        return False
+    named = all(isinstance(variant, dict) and isinstance(variant.get("name"), str) for variant in variants)
+    return named and all(type(seed) is int for seed in seeds)
+
+
 def _search(stored: dict[str, Any] | None) -> Search | None:
+    """None too for one that no version of ours has written."""
     if stored is None:
         return None
-    trials = tuple(SearchTrial(**trial) for trial in stored["trials"])
-    return Search(stored["objective"], stored["fields"], trials, stored["importances"], stored["best"])
+    try:
+        trials = tuple(SearchTrial(**trial) for trial in stored["trials"])
+        return Search(stored["objective"], stored["fields"], trials, stored["importances"], stored["best"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _classes(tags: dict[str, str]) -> dict[str, Any]:
+    """`classes` and `groups` of a unit; empty where no tags say them, or the store cut them short."""
+    try:
+        classes = tuple(map(str, json.loads(tags.get("classes", "[]"))))
+        groups = json.loads(tags.get("groups", "{}"))
+        known = range(len(classes))
+        labels = {name: tuple(label for label in found if label in known) for name, found in groups.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {"classes": (), "groups": {}}
+    return {"classes": classes, "groups": labels}
+
+
+def _whole(run: Run, tag: str) -> int | None:
+    """A tag's whole number from 0; None where there is none."""
+    text = run.tags.get(tag, "")
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Variant, ...]:
@@ -243,12 +277,13 @@ def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) ->
         empty = dict.fromkeys(("step", "steps", "run_id", "seconds", *CELL_TAGS))
         return {**row, "state": variant.obstacle or "missing", **empty}
     reached = points.loc[points["run_id"] == run.id, "step"].max()
-    step = int(run.tags["last_step"]) if "last_step" in run.tags else None if pd.isna(reached) else int(reached)
+    last, steps = _whole(run, "last_step"), run.params.get("optim.steps", "")
+    step = last if last is not None else None if pd.isna(reached) else int(reached)
     return {
         **row,
         "state": run.tags.get("outcome") or _STATES.get(run.status, "interrupted"),
         "step": step,
-        "steps": int(run.params["optim.steps"]) if "optim.steps" in run.params else None,
+        "steps": int(steps) if steps.isdecimal() else None,
         "run_id": run.id,
         "seconds": None if run.end is None else (run.end - run.start) / 1000,
         **{tag: run.tags.get(tag) for tag in CELL_TAGS},
@@ -267,11 +302,11 @@ def _finals(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pictures(store: Store, pair: tuple[str, int], run: Run) -> list[Picture]:
-    tile = int(run.tags["tile_px"]) if "tile_px" in run.tags else None
+    tile = _whole(run, "tile_px")
     found = []
     for kind in ("samples", "attention"):
         for path in store.artifacts(run, kind):
             step = path.stem.removeprefix("step_")
-            if step.isdigit():
-                found.append(Picture(*pair, kind, path.parent.name, int(step), path, tile))
+            if step.isdecimal():
+                found.append(Picture(*pair, kind, printable(path.parent.name), int(step), path, tile))
     return found

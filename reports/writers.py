@@ -39,6 +39,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"$<$", ">": r"$>$", "|": r"\textbar{}",
     "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "\n": " ",
+    "[": "{[}", "*": "{*}",  # at the start of a row they would be an argument of what ends the row before
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import types
@@ -257,7 +258,8 @@ def digest(config: Config) -> str:
 
 
 def _rebuild(node: Any, prefix: str, changes: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(type(node))
+    kind: Any = type(node)
+    hints = _hints(kind)
     values = {}
     for item in dataclasses.fields(node):
         name, value = f"{prefix}{item.name}", getattr(node, item.name)
@@ -265,7 +267,12 @@ def _rebuild(node: Any, prefix: str, changes: dict[str, Any]) -> Any:
             values[item.name] = _rebuild(value, f"{name}.", changes)
         else:
             values[item.name] = _coerce(name, hints[item.name], changes[name]) if name in changes else value
-    return type(node)(**values)
+    return kind(**values)
+
+
+@functools.cache  # each annotation is compiled anew, which was most of the time of `override`
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _coerce(name: str, kind: Any, value: Any) -> Any:
@@ -298,14 +305,17 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
         if kind is int:
             if number != int(number):
                 raise ValueError
-            return int(number)
-        if number != number or abs(number) == float("inf"):
+            whole = value if isinstance(value, int) else int(number)
+        elif number != number or abs(number) == float("inf"):
             raise ValueError
-        return number
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name}: must be a {_NAMES[kind]}, got {value!r}") from None
+    if kind is int and abs(whole) > _LARGEST:
+        raise ValueError(f"{name}: must be {_LARGEST} at most, got {value!r}")
+    return whole if kind is int else number
 
 
+_LARGEST = 2**53  # of larger whole numbers a float, as which texts are read, holds only some
 _NAMES = {int: "whole number", float: "finite number", str: "text"}
 
 

@@ -45,7 +45,7 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tupl
         )
     try:
         written = json.loads(metadata[_ENTRY])
-        config, classes = override(Config(), written["config"]), tuple(written["classes"])
+        config, classes = override(Config(), written["config"]), tuple(map(str, written["classes"]))
         generator = Generator(config.model, config.data.resolution, len(classes))
         generator.load_state_dict(state)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:

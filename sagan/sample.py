@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"sagan.sample: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {options.out}: {shown}")
+    # A file from elsewhere may call its classes anything, also what moves a terminal's cursor.
+    print(f"wrote {options.out}:", "".join(char if char.isprintable() else "?" for char in shown))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -20,9 +21,27 @@ _FOLDERS = [Path("/usr/lib/postgresql"), Path("/usr/local/pgsql"), Path("/opt/ho
 class Postgres:
     """`url("queue")` is a fresh database of that name."""
 
-    def __init__(self, port: int, log: Path) -> None:
-        self._port, self._made = port, set[str]()
-        self.log = log
+    def __init__(self, command: list[str], port: int, log: Path) -> None:
+        self._command, self._port, self._log = [*command, "-c", f"port={port}"], port, log
+        self._made = set[str]()
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("wb") as output:
+            self._server = subprocess.Popen(self._command, stdout=output, stderr=output)
+        give_up = time.monotonic() + 120
+        while not self.answers():
+            assert self._server.poll() is None and time.monotonic() < give_up, self._log.read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.send_signal(signal.SIGINT)  # without waiting for its clients
+            try:
+                self._server.wait(20)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
 
     def answers(self) -> bool:
         import psycopg
@@ -69,25 +88,17 @@ def postgres_server(connections: int = 100) -> Iterator[Postgres]:
             port = free.getsockname()[1]
         settings = {
             "listen_addresses": "127.0.0.1",
-            "port": port,
             "unix_socket_directories": folder,
             "max_connections": connections,
             "fsync": "off",  # nothing here outlives the machine
         }
         words = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
-        with log.open("wb") as output:
-            server = subprocess.Popen([*as_other, postgres, "-D", str(data), *words], stdout=output, stderr=output)
+        server = Postgres([*as_other, postgres, "-D", str(data), *words], port, log)
         try:
-            found = Postgres(port, log)
-            _wait_for(server, found)
-            yield found
+            server.start()
+            yield server
         finally:
-            server.terminate()  # waits for clients; they have been stopped
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            server.stop()
 
 
 def _as_other_than_root(folder: Path) -> list[str]:
@@ -102,10 +113,3 @@ def _as_other_than_root(folder: Path) -> list[str]:
     nobody = pwd.getpwnam("nobody")
     os.chown(folder, nobody.pw_uid, nobody.pw_gid)
     return [setpriv, f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
-
-
-def _wait_for(server: subprocess.Popen[bytes], found: Postgres) -> None:
-    give_up = time.monotonic() + 120
-    while not found.answers():
-        assert server.poll() is None and time.monotonic() < give_up, found.log.read_text()
-        time.sleep(0.05)

@@ -247,6 +247,11 @@ def _listing(folder: Path) -> _Listing:
     """What is in a folder, by name; names that start with a dot are passed over, as in any listing."""
     with os.scandir(folder) as entries:
         seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in seen:
+        if any("\ud800" <= char <= "\udfff" for char in entry.name):  # how Python reads bytes that are no UTF-8
+            raise ValueError(
+                f"--data-root: names must be UTF-8, got {os.fsencode(entry.name)!r} in {folder}; rename it"
+            )
     folders = [entry for entry in seen if entry.is_dir()]
     images = [entry for entry in seen if not entry.is_dir() and entry.name.lower().endswith(EXTENSIONS)]
     return _Listing(folders, images, len(seen) - len(folders) - len(images))

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
+from mlflow_server import Server
 
 from ablations import tracking
 from ablations.run import main
@@ -30,52 +27,10 @@ STEPS = 60
 pytestmark = pytest.mark.slow
 
 
-class Server:
-    """`mlflow server` on this host alone, over a database in `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        artifacts = ["--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1"]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *stores, *artifacts], env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        give_up = time.monotonic() + 240
-        while not self.answers():
-            assert time.monotonic() < give_up and self.process.poll() is None, (self.folder / "server.log").read_text()
-            time.sleep(0.1)
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        os.killpg(self.process.pid, number)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+    folder = tmp_path_factory.mktemp("server")
+    server = Server(folder, f"sqlite:///{folder}/server.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(HERE.parents[1]))
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
@@ -98,7 +53,7 @@ def study(write_study: Callable[..., Path], request: pytest.FixtureRequest) -> P
 def launch(folder: Path, study: Path, server: Server) -> tuple[int, str]:
     said = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(said):
-        status = main([str(study), "--workers", "1", "--tracking-uri", server.uri], program=WORKER)
+        status = main([str(study), "--workers", "1", "--no-reuse", "--tracking-uri", server.uri], program=WORKER)
     return status, " ".join(said.getvalue().split())
 
 

@@ -1,4 +1,5 @@
-"""Workers on several hosts: folders of their own and names that tell them apart, one PostgreSQL server. Some die."""
+"""Workers on several hosts: folders of their own and names that tell them apart, one PostgreSQL and one MLflow
+server. Some die."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fake_host import GRACE
+from mlflow_server import Server
 from postgres import Postgres, postgres_server
 
 from ablations.plan import Study
@@ -34,6 +36,15 @@ pytestmark = pytest.mark.slow
 def postgres() -> Iterator[Postgres]:
     with postgres_server() as server:
         yield server
+
+
+@pytest.fixture
+def server(postgres: Postgres, tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(folder, postgres.url("store"))
+    yield server
+    server.stop()
 
 
 class Host:
@@ -93,13 +104,14 @@ def launches(uri: str, study: Study) -> list[str]:
 
 
 def test_workers_of_two_hosts_train_each_cell_once_though_one_host_and_some_workers_die(
-    postgres: Postgres, write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, server: Server, write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_study({"seeds:": "set: {optim.steps: 50}\nseeds:", "[0, 1]": str(list(range(8)))})
     study = read_study(path)
     gate = tmp_path / "gate"
     monkeypatch.setenv("FAKE_GATE", str(gate))  # until then all workers have a cell and none has ended one
-    queue_url, store_url = postgres.url("queue"), postgres.url("store")
+    server.start()
+    queue_url, store_url = postgres.url("queue"), server.uri
     words = (path, "--worker-only", "--workers", 4, "--storage", queue_url, "--tracking-uri", store_url)
     first, second = Host(tmp_path / "first", *words), Host(tmp_path / "second", *words)  # nobody has made anything yet
     wait_until(lambda: len(first.sittings()) == len(second.sittings()) == 4)
@@ -127,6 +139,18 @@ def test_workers_of_two_hosts_train_each_cell_once_though_one_host_and_some_work
 
 def _runs_on(state: CellState, host: str) -> bool:
     return state.state == "running" and state.worker is not None and state.worker.host == host
+
+
+def test_the_launch_of_a_host_that_died_is_ended_by_another_host(write_study: WriteStudy, tmp_path: Path) -> None:
+    path = write_study({"seeds:": "set: {optim.steps: 60}\nseeds:", "[0, 1]": "[0]"})
+    stores = ("--storage", f"sqlite:///{tmp_path}/optuna.db", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+    lost = Host(tmp_path / "lost", path, "--workers", 1, *stores)
+    wait_until(lambda: len(lost.sittings()) > 0)
+    lost.die()
+    assert launches(stores[3], read_study(path)) == ["RUNNING"]
+    other = Host(tmp_path / "other", path, "--workers", 1, *stores)
+    assert other.process.wait(300) == 0, other.log.read_text()
+    assert sorted(launches(stores[3], read_study(path))) == ["FINISHED", "KILLED"]
 
 
 def test_workers_alone_go_on_under_the_launch_that_they_find(write_study: WriteStudy, tmp_path: Path) -> None:

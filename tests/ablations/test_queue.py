@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import psutil
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
+from postgres import postgres_server
 
 from ablations.plan import Cell
 from ablations.queue import MAX_DEATHS, CellQueue, Claim, ClaimLost, Worker
@@ -200,7 +202,7 @@ def test_a_cell_of_another_launch_that_is_being_trained_is_known_to_be(
     queue.enqueue(recorded=set())
     kept, _ = claim(queue), claim(queue, dead_worker())
     others = CellQueue(f"sqlite:///{tmp_path}/optuna.db", "position", cells[2:])
-    assert others.living() == {kept.cell.key}
+    assert others.living().keys() == {kept.cell.key}
     assert others.reap() == [], "its own launch takes it back"
 
 
@@ -211,3 +213,31 @@ def test_processes_of_two_containers_are_never_taken_for_neighbours(monkeypatch:
     here = Worker.here("token")
     monkeypatch.setattr("ablations.queue.Path.read_text", lambda _path: "another boot")
     assert Worker.here("token").host != here.host
+
+
+@pytest.mark.slow
+def test_a_queue_outlasts_a_database_that_is_started_anew(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ablations.storage._RETRY_SECONDS", 0.1)
+    with postgres_server() as server:
+        queue = CellQueue(server.url("queue"), "position", cells)
+        queue.enqueue(recorded=set())
+        claimed = claim(queue)
+        server.stop()
+        with ThreadPoolExecutor() as pool:
+            answers = [pool.submit(queue.complete, claimed, "finished"), pool.submit(queue.claim, living_worker())]
+            wait(answers, timeout=0.5)
+            assert not any(answer.done() for answer in answers)
+            server.start()
+            answers[0].result(60)
+            second = answers[1].result(60)
+        assert "does not answer, trying again" in caplog.text
+        states = {state.cell.name: state.state for state in queue.states()}
+        assert (states[claimed.cell.name], states[second.cell.name]) == ("done", "running")
+
+        server.stop()
+        monkeypatch.setattr("ablations.storage.PATIENCE_SECONDS", 0.3)
+        with pytest.raises(sqlalchemy.exc.OperationalError):
+            queue.states()
+        queue.close()

@@ -30,6 +30,7 @@ SEARCH_MISTAKES = {
     "a seed that confirms": ({"seed: 100": "seed: 1"}, "7:9: search.seed: must not be among seeds"),
     "a typo in a key": ({"objective:": "objectiv:"}, "9:3: search.objectiv: no such .* did you mean 'objective'?"),
     "a missing key": ({"  trials: 8\n": ""}, "7:3: search.trials: is missing"),
+    "a trial a second for years": ({"trials: 8": "trials: 1000000000"}, "8:11: search.trials: must be 10000 at most"),
     "no trials": ({"trials: 8": "trials: 0"}, "8:11: search.trials: must be a whole number above 0, got 0"),
     "an objective that rises": ({"objective: fid": "objective: is_mean"}, "9:14: search.objective: must be one of fid"),
     "a field that is none": ({"lr_g": "lr_h"}, "11:5: search.fields.optim.lr_h: no such field; did you mean 'optim.lr"),
@@ -103,6 +104,25 @@ MISTAKES = {
         {"question: Where": "question: !!python/name:os.system Where"},
         "2:11: question: cannot be read",
     ),
+    "a bool that is none": ({"question: Where": "question: !!bool Where"}, "2:11: question: cannot be read as a value"),
+    "a whole number of no digits": ({"[0, 1]": "[!!int '']"}, "5:9: seeds.0: cannot be read as a value"),
+    "a whole number of 5,000 digits": ({"[0, 1]": f"[0x{'f' * 5000}]"}, "5:9: seeds.0: cannot be read as a value"),
+    "a tag on a list": (
+        {"[0, 1]": "!!python/object/apply:os.system ['true']"},
+        "5:8: seeds: tags are not read, got '.*os.system'; drop it",
+    ),
+    "half a character": ({"Where should": '"\\ud800" #'}, r"2:11: question: must have no control characters .*\\ud800"),
+    "a question like a book": ({"Where should": "x" * 2000}, "2:11: question: must have 1000 characters at most, got"),
+    "a key with a line end": ({"paper: table1": '"a\\nb\\e[2J": 1'}, r"4:1: a\\nb\\x1b\[2J: no such field"),
+    "a factor that MLflow cannot hold": ({"  attention:": "  a+b:"}, "8:3: factors.a\\+b: must have no \\+"),
+    "more cells than anybody waits for": (
+        {"[0, 1]": f"{list(range(7000))}"},
+        "8:3: factors: must give 20,000 cells at most, got 3 variants x 7,000 seeds",
+    ),
+    "a number that no float holds": (
+        {"{model.attention.at: [32]}": f"{{optim.steps: {2**53 + 1}}}"},
+        "10:27: .*optim.steps: must be 9007199254740992 at most, got 9007199254740993",
+    ),
     "a field of two factors": (
         {"factors:\n": "factors:\n  other: {none: {}, feat8: {model.attention.at: [8]}}\n"},
         "11:14: .*is changed by factors.other already",
@@ -133,6 +153,12 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write_study: Wri
         (b"- 1\n", "1:1: must be a mapping"),
         (b"\x7fELF\x02\xff\xfe", "is not UTF-8 text"),
         (b"name: \x00\x01", "is not a text file"),
+        (b'name: "\\U99999999"\n', "holds an escape that is no character"),
+        (
+            b"".join(b"k%d: 1\n" % number for number in range(200)),
+            "100 mistakes; the rest of the file is not looked at",
+        ),
+        (b"a: &a [x]\nb: &b [*a, *a, *a]\nc: &c [*b, *b, *b]\n", "1:4: b.0: anchors and aliases are not read"),
         (b"[" * 5000, "nested too deeply|not valid YAML"),
         (b" " * 1_000_001, "is larger than"),
     ],
@@ -142,6 +168,24 @@ def test_a_file_that_is_no_study_is_refused(content: bytes, message: str, tmp_pa
     path.write_bytes(content)
     with pytest.raises(StudyError, match=message):
         read_study(path)
+
+
+def factor(letter: str, levels: int, field: str, start: int = 1) -> str:
+    return f"  {letter}:\n" + "".join(f"    {letter}{n}: {{{field}: {n + start}}}\n" for n in range(levels))
+
+
+def test_a_grid_of_more_cells_than_anybody_waits_for_is_refused_before_it_is_made(write_study: WriteStudy) -> None:
+    head = "name: p\nquestion: Q?\npreset: embedded\ndesign: grid\nseeds: [0]\nbaseline: a0+b0+c0\nfactors:\n"
+    factors = factor("a", 100, "optim.d_steps") + factor("b", 100, "optim.steps") + factor("c", 100, "optim.ema_start")
+    with pytest.raises(StudyError, match="8:3: factors: must give 20,000 cells at most, got 1,000,000 variants x 1"):
+        read_study(write_study(text=head + factors))
+    joined = "".join(factor(letter * 60, 2, field) for letter, field in zip("abcd", FOUR, strict=True))
+    baseline = "+".join(f"{letter * 60}0" for letter in "abcd")
+    with pytest.raises(StudyError, match="a variant's name must have 200 characters at most, because it names files"):
+        read_study(write_study(text=(head + joined).replace("a0+b0+c0", baseline)))
+
+
+FOUR = ("optim.d_steps", "optim.steps", "optim.ema_start", "model.z_dim")
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path, write_study: WriteStudy) -> None:
