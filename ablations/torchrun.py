@@ -125,7 +125,8 @@ class _Lead:
             yield
         except Exception as error:
             self.is_lost, self._stop.status = True, _OUT_OF_STEP
-            if type(error) is RuntimeError:  # as a broken connection is
+            # As a broken connection is, of gloo or of NCCL.
+            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
                 if word := _word():
                     raise RuntimeError(word) from error
                 if self._has_lost_one():
