@@ -141,6 +141,8 @@ def _start(
     runs = Path("runs").resolve()
     _named("--storage", check_storage, options.storage)
     _named("--tracking-uri", check_store, options.tracking_uri)
+    if absolute(options.storage) == absolute(options.tracking_uri):
+        raise ValueError(f"--storage: must be another database than --tracking-uri, got {options.storage!r} for both")
     if not options.dry_run:
         check_folder(runs)
     elsewhere = options.launcher == "slurm" and not options.dry_run

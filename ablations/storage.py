@@ -153,11 +153,25 @@ def probe(url: str) -> None:
         return
     try:
         with sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool).connect() as connection:
-            sqlalchemy.inspect(connection).get_table_names()
+            tables = set(sqlalchemy.inspect(connection).get_table_names())
+        if "alembic_version" in tables and "version_info" not in tables:  # each of the two programs would take it over
+            raise ValueError(f"must be a database of its own, got {_shown(parsed)!r}, which is MLflow's; name another")
+        if "version_info" in tables:
+            RDBStorage(parsed.render_as_string(hide_password=False), skip_table_creation=True).engine.dispose()
     except ImportError as error:
         driver = f"{error}; pip install '.[postgres]' and write postgresql+psycopg://HOST/NAME"
         raise ValueError(f"needs a driver that is here, got {parsed.drivername!r} ({driver})") from None
-    except sqlalchemy.exc.SQLAlchemyError as error:
+    except RuntimeError as error:
+        raise ValueError(
+            f"was made by another version of Optuna, got {_shown(parsed)!r} ({error}); name another, or delete it: "
+            f"results are in the tracking store, and only trials of searches would be run again"
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         reason = str(error).splitlines()[0][:300]
-        shown = parsed.render_as_string(hide_password=True)
-        raise ValueError(f"does not answer, got {shown!r} ({reason}); start the database or correct it") from None
+        raise ValueError(
+            f"does not answer, got {_shown(parsed)!r} ({reason}); start the database or correct it"
+        ) from None
+
+
+def _shown(url: sqlalchemy.URL) -> str:
+    return url.render_as_string(hide_password=True)
