@@ -33,9 +33,9 @@ def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
     if several and os.environ["LOCAL_RANK"] != "0":
         return 0  # the first one launches
     try:
-        if several:
-            program = program or _program_of_several(options)
         chosen = _choose(_studies(options), options.only)
+        if several:
+            program = program or _program_of_several(options, [cell.config for _, cells in chosen for cell in cells])
         return _start(chosen, options, program, arguments)
     except StudyError as error:
         messages = error.messages
@@ -260,13 +260,17 @@ def _check_extractors(configs: Sequence[Config], cache_dir: Path, inception_weig
         load_extractor(name, device="cpu", cache_dir=cache_dir, inception_weights=inception_weights)
 
 
-def _program_of_several(options: argparse.Namespace) -> Sequence[str]:
+def _program_of_several(options: argparse.Namespace, configs: Sequence[Config]) -> Sequence[str]:
     if options.workers not in ("auto", "1"):
         raise ValueError(f"--workers: must be 1 under torchrun, got {options.workers}; leave it out")
+    if options.launcher != "local":
+        raise ValueError("--launcher: must be local under torchrun, got slurm; leave it out, or leave torchrun out")
+    if options.calibrate:
+        raise ValueError("--calibrate: must go without torchrun, since it measures cells in one process each")
     options.workers = "1"
     from ablations import torchrun
 
-    return torchrun.program(options.device)
+    return torchrun.program(options.device, configs)
 
 
 def _named(option: str, check: Callable[[str], T], value: str) -> T:

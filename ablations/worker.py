@@ -90,7 +90,7 @@ def _starter() -> int:
     parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return parent
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.Error):
         return psutil.Process(parent).ppid()
     return 0
 

@@ -189,6 +189,20 @@ class Config:
                 return f"needs {smallest} px" if smallest else f"no resolution has feat{size}"
         return None
 
+    def check_shared(self, processes: int) -> None:
+        """Raises ValueError where as many processes, each with its part of every batch, would not train as one does."""
+        size, groups = self.optim.batch_size, self.model.bn_groups
+        if size % processes:
+            raise ValueError(
+                f"optim.batch_size: must be a multiple of the {processes} processes that share a batch, got {size}; "
+                f"change it, or start another number of processes"
+            )
+        if groups % processes and processes % groups:
+            raise ValueError(
+                f"model.bn_groups: with {processes} processes must divide that number or be a multiple of it, got "
+                f"{groups}; change it, or start another number of processes"
+            )
+
 
 def attention_sizes(resolution: int, networks: str) -> tuple[int, ...]:
     """Feature maps that carry attention: sizes of block outputs of G, of D, or of both (paper, Table 1: both)."""

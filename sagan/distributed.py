@@ -39,15 +39,6 @@ class World:
         """This process's part of n items in a row; the parts follow one another, as the ranks do."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
-    def part_of_batch(self, size: int) -> slice:
-        """Raises ValueError where the parts would not be equal: the mean of their gradients is then not the batch's."""
-        if size % self.size:
-            raise ValueError(
-                f"optim.batch_size: must be a multiple of the {self.size} processes that share a batch, got {size}; "
-                f"change it, or start another number of processes"
-            )
-        return self.part(size)
-
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Put the mean over all processes in the place of each tensor: the same bits everywhere."""
         if self.size == 1:
@@ -76,15 +67,8 @@ class World:
 
     def sharers(self, groups: int) -> dist.ProcessGroup | None:
         """Those processes whose images are in one of `groups` equal groups of the batch; None where each has whole
-        groups of its own. Raises ValueError where neither number divides the other."""
-        if groups % self.size == 0:
-            return None
-        if self.size % groups:
-            raise ValueError(
-                f"model.bn_groups: with {self.size} processes must divide that number or be a multiple of it, got "
-                f"{groups}; start another number of processes"
-            )
-        return _neighbours(self.size // groups)
+        groups of its own. One number divides the other (`Config.check_shared`)."""
+        return None if groups % self.size == 0 else _neighbours(self.size // groups)
 
 
 def in_step(world: World, events: Generator[T]) -> Generator[T]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from collections.abc import Generator as Events
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sagan import diagnostics
-from sagan.best import BestOfRun
 from sagan.checkpoint import check_same_run, load_checkpoint, save_checkpoint
 from sagan.config import Config, flatten
 from sagan.cost import count
@@ -28,19 +27,13 @@ from sagan.data import open_dataset
 from sagan.distributed import World, in_step
 from sagan.generator_file import save_generator
 from sagan.losses import LOSSES
-from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Discriminator, Generator
 from sagan.passes import discriminator_pass, generator_pass
 from sagan.precision import autocast
-from sagan.sampling import Sampler, diversity
+from sagan.scoring import Scorer, Stopped
 from sagan.streams import Batches, noise, stream, to_device
 
 Outcome = Literal["finished", "collapsed", "diverged"]
-
-# A run has collapsed when its samples vary less than this share of the real images' variation, after they once
-# varied twice as much (or at the last step): a stated rule, far under what a poor but living run shows.
-COLLAPSED_DIVERSITY = 0.1
-_DIVERSITY_SAMPLES = 1000  # they tell it, and fifty thousand would fill the memory
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +52,6 @@ class Event:
     @property
     def done(self) -> bool:
         return self.outcome is not None
-
-
-class _Stopped(Exception):
-    """The caller wants to leave."""
 
 
 class Trainer:
@@ -99,7 +88,8 @@ class Trainer:
         self.config, self.seed, self.directory = config, seed, directory
         self.device = torch.device(device)
         self.world = World.here()
-        self.part = self.world.part_of_batch(config.optim.batch_size)
+        config.check_shared(self.world.size)
+        self.part = self.world.part(config.optim.batch_size)
         sharers = self.world.sharers(config.model.bn_groups)
         self.checkpoint_every = checkpoint_every
         cache_dir = cache_dir or directory / "cache"
@@ -129,23 +119,19 @@ class Trainer:
             compiler = torch.compile(backend=compile_backend or "inductor", fullgraph=True, dynamic=False)
             self.discriminator_pass, self.generator_pass = compiler(discriminator_pass), compiler(generator_pass)
 
-        self.evaluator = Evaluator(
+        self.scorer = Scorer(
+            config,
             dataset,
-            config.eval,
+            seed,
             device=self.device,
+            world=self.world,
             cache_dir=cache_dir,
             inception_weights=inception_weights,
-            weights="ema" if config.optim.ema_decay else "raw",
         )
-        self.metric_fingerprint = self.evaluator.fingerprint
-        self.sampler = Sampler(config, num_classes, seed, self.device, self.world)
-        spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), 1000)).long()
-        self.real_diversity = diversity(dataset.images[spread])  # over all of the set, which may be sorted by class
+        self.metric_fingerprint = self.scorer.evaluator.fingerprint
 
         self.logged = _LOGGED if self.discriminator.classifier is None else (*_LOGGED, "loss_class")
         self.step = 0
-        self.highest_diversity = 0.0
-        self.best = BestOfRun()
         self.sums, self.since = self._no_sums(), 0  # of what is logged, since the step that was last reported
         saved = self.world.from_first(load_checkpoint(directory) if self.world.rank == 0 else None)
         if saved:
@@ -161,13 +147,13 @@ class Trainer:
         return in_step(self.world, self._run(stop)) if self.world.size > 1 else self._run(stop)
 
     def _run(self, stop: Callable[[], bool]) -> Events[Event]:
-        self._stop = stop
+        self.scorer.stop = stop
         diagnostics.reset_peak_memory(self.device)
         if self.step == 0:
             yield Event(0, self._sizes())
         try:
             yield from self._train()
-        except (GeneratorExit, _Stopped):  # between two steps; in the middle of one there is nothing worth keeping
+        except (GeneratorExit, Stopped):  # between two steps; in the middle of one there is nothing worth keeping
             self._save()
 
     def _train(self) -> Events[Event]:
@@ -184,8 +170,8 @@ class Trainer:
                     return
                 started, started_at = time.perf_counter(), self.step
             self._train_step()
-            if self.world.from_first(self._stop()):
-                raise _Stopped
+            if self.world.from_first(self.scorer.stop()):
+                raise Stopped
             if self.step % self.checkpoint_every == 0 or self._is_scored:
                 self._save()
 
@@ -204,13 +190,14 @@ class Trainer:
         if not self._is_scored:
             return Event(self.step, metrics)
         images = self._evaluate(metrics)
-        has_collapsed, is_last = self._has_collapsed(metrics), self.step == self.config.optim.steps
+        is_last = self.step == self.config.optim.steps
+        has_collapsed = self.scorer.has_collapsed(metrics["sample_diversity"], is_last)
         if is_last and self.world.rank == 0:
             save_generator(self.directory / "generator.safetensors", self.average, self.config, self.classes)
         if not has_collapsed and not is_last:
             return Event(self.step, metrics, images)
         generator = Generator(self.config.model, self.config.data.resolution, len(self.classes)).to(self.device)
-        metrics |= self.best.score(generator, self.sampler, self._score)
+        metrics |= self.scorer.best_of_run(generator)
         return Event(self.step, metrics, images, "collapsed" if has_collapsed else "finished")
 
     def _train_step(self) -> None:
@@ -265,36 +252,14 @@ class Trainer:
                 target.copy_(source)
         else:
             self.average.load_state_dict(self.generator.state_dict())
-        self.sampler.settle(self.average)
-        first: list[Tensor] = []
-        batches = _noted(self.sampler.images(self.average), first, self.sampler.batches_within(_DIVERSITY_SAMPLES))
-        metrics.update(self._score(batches, self.sampler.labels, self.sampler.part))
-        self.best.offer(self.step, metrics["fid"], self.average)
-        shown = [batch.cpu() for share in self.world.gather(first) for batch in share]
-        varied = diversity(torch.cat(shown)) / self.real_diversity if shown else 0.0
-        metrics["sample_diversity"] = self.world.from_first(varied)
+        metrics.update(self.scorer.score(self.step, self.average))
         metrics.update(diagnostics.gammas(self.generator, self.discriminator))
-        maps = self.sampler.attention_maps(self.average)
+        maps = self.scorer.sampler.attention_maps(self.average)
         metrics.update(diagnostics.attention_statistics(maps))
         for letter, network in (("g", self.generator), ("d", self.discriminator)):
             metrics[f"sigma_max/{letter}"] = diagnostics.largest_singular_value(network)
         metrics["peak_memory_mib"] = diagnostics.peak_memory_mib(self.device)
-        return self.sampler.pictures(self.average, maps)
-
-    def _score(self, images: Iterable[Tensor], labels: Tensor, part: slice) -> dict[str, float]:
-        return self.evaluator(self._until_stopped(images), labels, part)
-
-    def _until_stopped(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        for batch in batches:
-            if self.world.size == 1 and self._stop():  # others would wait for this process's part
-                raise _Stopped
-            yield batch
-
-    def _has_collapsed(self, metrics: dict[str, float]) -> bool:
-        diversity_now = metrics["sample_diversity"]
-        self.highest_diversity = max(self.highest_diversity, diversity_now)
-        was_alive = self.highest_diversity > 2 * COLLAPSED_DIVERSITY or self.step == self.config.optim.steps
-        return diversity_now < COLLAPSED_DIVERSITY and was_alive
+        return self.scorer.sampler.pictures(self.average, maps)
 
     def _sizes(self) -> dict[str, float]:
         cost = count(self.config, len(self.classes))
@@ -315,7 +280,7 @@ class Trainer:
             "generator": self.generator,
             "discriminator": self.discriminator,
             "average": self.average,
-            "best": self.best,
+            "scorer": self.scorer,
             "optimizer_g": self.optimizer_g,
             "optimizer_d": self.optimizer_d,
         }
@@ -332,7 +297,6 @@ class Trainer:
             "step": self.step,
             "since": self.since,
             "sums": self.sums,
-            "highest_diversity": self.highest_diversity,
         }
         save_checkpoint(self.directory, state)
 
@@ -340,7 +304,7 @@ class Trainer:
         ours = {**flatten(self.config), "seed": self.seed, "images": self.data_fingerprint}
         theirs = {**saved["config"], "seed": saved["seed"], "images": saved.get("images")}
         check_same_run(self.directory, ours, theirs)
-        before, now = saved["processes"], self.world.size
+        before, now = saved.get("processes", 1), self.world.size  # earlier versions had but one
         if before != now and self.world.rank == 0:
             changed = f"the checkpoint is of {before} processes and goes on with {now}"
             log.warning("%s: %s: equal to rounding, not to the bit", self.directory, changed)
@@ -348,15 +312,6 @@ class Trainer:
             part.load_state_dict(saved[name])
         self.step, self.since = saved["step"], saved["since"]
         self.sums = saved["sums"].to(self.device)
-        self.highest_diversity = saved["highest_diversity"]
-
-
-def _noted(batches: Iterable[Tensor], first: list[Tensor], count: int) -> Iterator[Tensor]:
-    """`batches`, of which `count` are put into `first` as they pass."""
-    for number, batch in enumerate(batches):
-        if number < count:
-            first.append(batch)
-        yield batch
 
 
 def _gradients(network: nn.Module) -> list[Tensor]:

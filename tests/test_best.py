@@ -39,7 +39,7 @@ def test_the_best_is_the_evaluation_of_lowest_fid_and_the_generator_file_the_las
     assert last.metrics["best/step"] == 3
     state = load_generator(tmp_path / "generator.safetensors")[0].state_dict()
     assert all(torch.equal(tensor, trainer.average.state_dict()[name]) for name, tensor in state.items())
-    assert not torch.equal(state["out.weight"], trainer.best.weights["out.weight"])
+    assert not torch.equal(state["out.weight"], trainer.scorer.best.weights["out.weight"])
 
 
 def test_the_best_is_scored_again_on_noise_that_no_evaluation_has_seen(trainer: Trainer, tmp_path: Path) -> None:
@@ -48,7 +48,8 @@ def test_the_best_is_scored_again_on_noise_that_no_evaluation_has_seen(trainer: 
     assert last.metrics["best/step"] == 6
     generator, _ = load_generator(tmp_path / "generator.safetensors")
     labels = torch.arange(36) % 6
-    scores = trainer.evaluator([to_uint8(generator(torch.randn(36, 8, generator=stream(0, "best")), labels))], labels)
+    images = to_uint8(generator(torch.randn(36, 8, generator=stream(0, "best")), labels))
+    scores = trainer.scorer.evaluator([images], labels)
     names = ("fid", "is_mean", "intra_fid")
     assert {name: last.metrics[f"best/{name}"] for name in names} == {name: scores[name] for name in names}
     assert scores["fid"] != fid[6]
@@ -56,7 +57,7 @@ def test_the_best_is_scored_again_on_noise_that_no_evaluation_has_seen(trainer: 
 
 @pytest.mark.parametrize("trainer", [{"optim.steps": 9, "model.sn.g": False}], indirect=True)
 def test_a_run_that_collapses_before_its_end_has_a_best(trainer: Trainer) -> None:
-    trainer.highest_diversity = 1.0
+    trainer.scorer.highest_diversity = 1.0
     for event in trainer.run():
         last = event
         if event.step == 4:
@@ -72,7 +73,7 @@ def test_a_run_that_diverges_has_no_best(trainer: Trainer) -> None:
         if event.step == 4:
             torch.nn.init.constant_(trainer.discriminator.linear.weight, float("nan"))
     assert (last.step, last.outcome) == (5, "diverged")
-    assert trainer.best.step == 3
+    assert trainer.scorer.best.step == 3
     assert not any(name.startswith("best/") for name in last.metrics)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from sagan.config import Config, diff, digest, flatten, override
@@ -59,6 +61,25 @@ def test_a_batch_that_cannot_be_cut_into_groups_of_two_is_an_obstacle() -> None:
     configs = [override(Config(), {"optim.batch_size": 12, "model.bn_groups": n}) for n in (1, 6, 5, 12)]
     needs = "needs batches of {} equal parts of 2 images or more"
     assert [config.obstacle() for config in configs] == [None, None, needs.format(5), needs.format(12)]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "groups", "processes", "rule"),
+    [
+        (12, 1, 3, None),
+        (12, 2, 4, None),  # pairs of processes
+        (16, 4, 2, None),  # two groups for each process
+        (9, 1, 2, "optim.batch_size: must be a multiple of the 2 processes that share a batch, got 9"),
+        (12, 3, 2, "model.bn_groups: with 2 processes must divide that number or be a multiple of it, got 3"),
+        (24, 4, 6, "model.bn_groups: with 6 processes must divide"),
+    ],
+)
+def test_a_batch_is_shared_in_equal_parts_that_do_not_cut_across_groups(
+    batch_size: int, groups: int, processes: int, rule: str | None
+) -> None:
+    config = override(Config(), {"optim.batch_size": batch_size, "model.bn_groups": groups})
+    with pytest.raises(ValueError, match=rule) if rule else contextlib.nullcontext():
+        config.check_shared(processes)
 
 
 def test_digests_differ_exactly_when_configs_do() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from benchmarks.measure import bare_trainer
 
 from sagan.checkpoint import load_checkpoint
 from sagan.config import Config, override
+from sagan.distributed import World
+from sagan.layers import GeneratorBlock
+from sagan.spectral_norm import Weighted, normalize_weights
 from sagan.training import Event, Trainer
 
 pytestmark = pytest.mark.slow
@@ -49,17 +54,22 @@ def _meet(rank: int, count: int, meeting: Path, function: Callable[..., None], a
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:
     networks = {"g": trainer.generator, "d": trainer.discriminator, "average": trainer.average}
     tensors = {f"{k}.{name}": t for k, network in networks.items() for name, t in network.state_dict().items()}
-    return {**tensors, "sums": trainer.sums}
+    weights = {f"{k}.{name}": w for k, network in networks.items() for name, w in network.named_parameters()}
+    gradients = {f"gradient of {name}": w.grad for name, w in weights.items() if w.grad is not None}
+    return {**tensors, **gradients, "sums": trainer.sums}
 
 
 def train_all(rank: int, config: Config, directory: Path) -> None:
-    """Saves the state after a few steps of every case, in float64."""
+    """Saves the state after a few steps of every case, and the last gradients, in float64."""
     torch.set_default_dtype(torch.float64)
-    for name, changes in CASES.items():
-        trainer = bare_trainer(override(config, changes), directory)
-        for _ in range(STEPS):
-            trainer._train_step()
-        torch.save(state(trainer), directory / f"{name} {rank}.pt")
+    try:
+        for name, changes in CASES.items():
+            trainer = bare_trainer(override(config, changes), directory)
+            for _ in range(STEPS):
+                trainer._train_step()
+            torch.save(state(trainer), directory / f"{name} {rank}.pt")
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -67,85 +77,106 @@ def calm(tiny: Config) -> Config:
     return override(tiny, {**CALM, "optim.batch_size": 8})
 
 
+SCORED = {"eval.num_samples": 120, "eval.bn": "standing"}  # three batches: one for the first process, two for the other
+
+
 @pytest.fixture(scope="module")
-def states(calm: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, torch.Tensor]]]:
-    """By case, the states of two processes after training, and that of one alone."""
-    together, alone = tmp_path_factory.mktemp("together"), tmp_path_factory.mktemp("alone")
-    spawn(2, together, train_all, calm, together)
-    try:
-        train_all(0, calm, alone)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    files = (together / "{} 0.pt", together / "{} 1.pt", alone / "{} 0.pt")
-    return lambda case: [torch.load(str(file).format(case)) for file in files]
+def together(calm: Config, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two processes that have done all that is asked of them below: a start takes longer than that."""
+    directory = tmp_path_factory.mktemp("together")
+    for name in ("whole", "parts"):
+        (directory / name).mkdir()
+    spawn(2, directory, do_all, calm, cache_dir, directory)
+    return directory
+
+
+def do_all(rank: int, config: Config, cache_dir: Path, directory: Path) -> None:
+    train_all(rank, config, directory)
+    run_whole_and_in_parts(rank, override(config, SCORED), cache_dir, directory)
+    trace(rank, directory)
+
+
+@pytest.fixture(scope="module")
+def alone(calm: Config, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one process that has done the same."""
+    directory = tmp_path_factory.mktemp("alone")
+    train_all(0, calm, directory)
+    events = list(Trainer(override(calm, SCORED), 0, directory, cache_dir=cache_dir).run())
+    torch.save([event.metrics for event in events], directory / "metrics")
+    return directory
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_to_the_weights_of_one(states: Any, case: str) -> None:
-    first, second, alone = states(case)
-    for name, wanted in alone.items():
+def test_two_processes_take_the_gradients_of_one_and_train_to_its_weights(
+    together: Path, alone: Path, case: str
+) -> None:
+    files = (together / f"{case} 0.pt", together / f"{case} 1.pt", alone / f"{case} 0.pt")
+    first, second, single = map(torch.load, files)
+    for name, wanted in single.items():
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
         assert torch.allclose(first[name], wanted, rtol=1e-9, atol=1e-11), f"{name} differs from one process's"
 
 
-def test_traced_passes_hold_what_processes_tell_each_other(calm: Config, tmp_path: Path) -> None:
-    spawn(2, tmp_path, train_traced, calm, tmp_path)
+def trace(rank: int, directory: Path) -> None:
+    """Saves the outputs, gradients and statistics of a block whose batch norms talk to the other process, as written
+    and as traced for a compiler: the one place where a compiled pass does."""
+    found = []
+    for compiler in (lambda function: function, torch.compile(backend="aot_eager", fullgraph=True, dynamic=False)):
+        torch.manual_seed(0)
+        block = GeneratorBlock(4, 6, 3, momentum=0.1, eps=1e-5, spectral_norm=False, norm_cbn=False)
+        for norm in (block.bn1, block.bn2):
+            norm.sharers = dist.group.WORLD
+        layers = [layer for layer in block.modules() if isinstance(layer, Weighted)]
+        for layer in layers:
+            torch.nn.init.normal_(layer.weight)
+        normalize_weights(layers, update=False, eps=1e-12)
+        x = torch.randn(2, 4, 4, 4, 4)[rank].requires_grad_()  # not what the other process has
+        y = compiler(block)(x, torch.arange(4) % 3)
+        y.square().sum().backward()
+        gradients = [layer.weight.grad for layer in layers]
+        found.append([y.detach(), x.grad, *gradients, *(norm.running_var for norm in (block.bn1, block.bn2))])
+    torch.save(found, directory / f"traced {rank}.pt")
 
 
-def train_traced(_rank: int, config: Config, directory: Path) -> None:
-    plain = bare_trainer(config, directory)
-    traced = bare_trainer(config, directory, compile_backend="aot_eager")
-    for _ in range(2):
-        plain._train_step()
-        traced._train_step()
-    found = state(traced)
-    assert all(torch.equal(tensor, found[name]) for name, tensor in state(plain).items())
+def test_a_traced_block_holds_what_processes_tell_each_other(together: Path) -> None:
+    """To the bit. That whole passes are traced exactly is shown in test_passes.py."""
+    of_both = [torch.load(together / f"traced {rank}.pt") for rank in (0, 1)]
+    for plain, traced in of_both:
+        assert all(torch.equal(a, b) for a, b in zip(plain, traced, strict=True))
+    assert torch.equal(of_both[0][1][-1], of_both[1][1][-1]), "statistics are those of both"
+    assert not torch.equal(of_both[0][1][0], of_both[1][1][0])
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(calm: Config, tmp_path: Path) -> None:
-    spawn(2, tmp_path, refuse, calm, tmp_path)
-
-
-def refuse(_rank: int, config: Config, directory: Path) -> None:
-    for changes, rule in (
-        ({"optim.batch_size": 9}, "a multiple of the 2 processes that share a batch, got 9"),
-        ({"optim.batch_size": 12, "model.bn_groups": 3}, "divide that number or be a multiple of it, got 3"),
+    with (
+        mock.patch.object(World, "here", return_value=World(0, 3)),
+        pytest.raises(ValueError, match="optim.batch_size: must be a multiple of the 3 processes"),
     ):
-        with pytest.raises(ValueError, match=rule):
-            bare_trainer(override(config, changes), directory)
-
-
-SCORED = {"eval.num_samples": 120, "eval.bn": "standing"}  # three batches: one for the first process, two for the other
+        bare_trainer(calm, tmp_path)
 
 
 def run_whole_and_in_parts(rank: int, config: Config, cache_dir: Path, directory: Path) -> None:
-    """In `whole`, `parts` (left and resumed) and `left`."""
-    world: dict[str, list[Event]] = {}
-    world["whole"] = list(Trainer(config, 0, directory / "whole", cache_dir=cache_dir).run())
-    events = Trainer(config, 0, directory / "parts", cache_dir=cache_dir).run()
-    for event in events:
-        if event.step == 3:
-            break
-    events.close()
+    """In `whole`, and in `parts`, which the first process leaves twice; `left` is what it leaves the second time."""
+
+    def run(name: str, stop: Callable[[], bool] = lambda: False, until: int | None = None) -> list[Event]:
+        seen = []
+        with contextlib.closing(Trainer(config, 0, directory / name, cache_dir=cache_dir).run(stop)) as events:
+            for event in events:
+                seen.append(event)
+                if event.step == until:
+                    break
+        return seen
+
+    runs = {"whole": run("whole")}
+    answers = iter([False, True])
+    runs["told"] = run("parts", stop=lambda: next(answers) if rank == 0 else False)
+    runs["left"] = run("parts", until=3)
     if rank == 0:
         shutil.copytree(directory / "parts", directory / "left")
-    world["parts"] = list(Trainer(config, 0, directory / "parts", cache_dir=cache_dir).run())
-    assert rank == 0 or world == {"whole": [], "parts": []}
+    runs["parts"] = run("parts")
+    assert rank == 0 or not any(runs.values()), "the first process has the events"
     if rank == 0:
-        torch.save({name: [event.metrics for event in events] for name, events in world.items()}, directory / "metrics")
-
-
-@pytest.fixture(scope="module")
-def runs(calm: Config, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two processes, and one of a single one in `alone`."""
-    directory = tmp_path_factory.mktemp("runs")
-    for name in ("whole", "parts", "alone"):
-        (directory / name).mkdir()
-    config = override(calm, SCORED)
-    alone = list(Trainer(config, 0, directory / "alone", cache_dir=cache_dir).run())
-    torch.save([event.metrics for event in alone], directory / "alone metrics")
-    spawn(2, directory, run_whole_and_in_parts, config, cache_dir, directory)
-    return directory
+        torch.save({name: [event.metrics for event in seen] for name, seen in runs.items()}, directory / "metrics")
 
 
 def assert_near(found: dict[str, float], wanted: dict[str, float]) -> None:
@@ -155,25 +186,26 @@ def assert_near(found: dict[str, float], wanted: dict[str, float]) -> None:
         assert found[name] == pytest.approx(wanted[name], rel=2e-3, abs=1e-3), name
 
 
-def test_what_two_processes_score_together_one_scores_alone(runs: Path) -> None:
-    together, alone = torch.load(runs / "metrics")["whole"], torch.load(runs / "alone metrics")
-    assert len(together) == len(alone)
-    for found, wanted in zip(together, alone, strict=True):
-        assert_near(found, wanted)
+def test_what_two_processes_score_together_one_scores_alone(together: Path, alone: Path) -> None:
+    found, wanted = torch.load(together / "metrics")["whole"], torch.load(alone / "metrics")
+    assert len(found) == len(wanted)
+    for metrics, same in zip(found, wanted, strict=True):
+        assert_near(metrics, same)
 
 
-def test_two_processes_resume_to_the_bits_of_an_uninterrupted_run(runs: Path) -> None:
-    files = [(runs / name / "generator.safetensors").read_bytes() for name in ("whole", "parts")]
+def test_two_processes_resume_to_the_bits_of_an_uninterrupted_run(together: Path) -> None:
+    files = [(together / name / "generator.safetensors").read_bytes() for name in ("whole", "parts")]
     assert files[0] == files[1]
-    fid = {name: metrics[-1]["fid"] for name, metrics in torch.load(runs / "metrics").items()}
-    assert fid["whole"] == fid["parts"]
+    metrics = torch.load(together / "metrics")
+    assert metrics["whole"][-1]["fid"] == metrics["parts"][-1]["fid"]
+    assert len(metrics["whole"]) == sum(len(metrics[name]) for name in ("told", "left", "parts")), "each told once"
 
 
 def test_one_process_goes_on_for_two_and_says_that_it_is_not_to_the_bit(
-    calm: Config, cache_dir: Path, runs: Path, caplog: pytest.LogCaptureFixture
+    calm: Config, cache_dir: Path, together: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    saved = load_checkpoint(runs / "left")
+    saved = load_checkpoint(together / "left")
     assert saved is not None and saved["step"] == 3
-    last = list(Trainer(override(calm, SCORED), 0, runs / "left", cache_dir=cache_dir).run())[-1]
+    last = list(Trainer(override(calm, SCORED), 0, together / "left", cache_dir=cache_dir).run())[-1]
     assert "of 2 processes and goes on with 1: equal to rounding, not to the bit" in caplog.text
-    assert_near(last.metrics, torch.load(runs / "metrics")["whole"][-1])
+    assert_near(last.metrics, torch.load(together / "metrics")["whole"][-1])

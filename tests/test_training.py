@@ -226,7 +226,7 @@ def test_the_generator_file_paints_what_was_scored(tiny: Config, tmp_path: Path,
     trainer, events = trained(tiny, tmp_path, cache_dir)
     generator, classes = load_generator(tmp_path / "generator.safetensors")
     assert classes == trainer.classes
-    pictures = trainer.sampler.pictures(generator, {})
+    pictures = trainer.scorer.sampler.pictures(generator, {})
     assert (pictures["samples"] == events[-1].images["samples"]).all()
 
 

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from ablations.machine import usable_cores
-from sagan import training
+from sagan import scoring, training
 from sagan.config import Config
 from sagan.data import ImageDataset
 from sagan.training import Trainer
@@ -71,7 +71,8 @@ def thread_counts() -> list[int]:
 def bare_trainer(config: Config, directory: Path, dataset: ImageDataset | None = None, **options: Any) -> Trainer:
     """A Trainer for taking steps, on forty random images of three classes unless others are given: it cannot score."""
     dataset = dataset or random_images(40, config.data.resolution)
-    with mock.patch.multiple(training, Evaluator=_NoEvaluator, open_dataset=lambda *_: dataset):
+    no_scores = mock.patch.object(scoring, "Evaluator", _NoEvaluator)
+    with no_scores, mock.patch.object(training, "open_dataset", lambda *_: dataset):
         return Trainer(config, 0, directory, **options)
 
 

@@ -1,0 +1,105 @@
+"""Scores of a run's averaged generator at one step: the metrics, the best evaluation so far, and signs of collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sagan.best import BestOfRun
+from sagan.config import Config
+from sagan.data import ImageDataset
+from sagan.distributed import World
+from sagan.metrics.evaluation import Evaluator
+from sagan.networks import Generator
+from sagan.sampling import Sampler, diversity
+
+# A run has collapsed when its samples vary less than this share of the real images' variation, after they once
+# varied twice as much (or at the last step): a stated rule, far under what a poor but living run shows.
+_COLLAPSED_DIVERSITY = 0.1
+_DIVERSITY_SAMPLES = 1000  # they tell it, and fifty thousand would fill the memory
+
+
+class Stopped(Exception):
+    """The caller wants to leave."""
+
+
+class Scorer:
+    """Draws and scores the same samples at each step, each process its part, and remembers the best weights.
+
+    `stop` is asked between the batches; where it says so, Stopped is raised and nothing is remembered of the scoring.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: ImageDataset,
+        seed: int,
+        *,
+        device: torch.device,
+        world: World,
+        cache_dir: Path,
+        inception_weights: Path | None,
+    ) -> None:
+        self.evaluator = Evaluator(
+            dataset,
+            config.eval,
+            device=device,
+            cache_dir=cache_dir,
+            inception_weights=inception_weights,
+            weights="ema" if config.optim.ema_decay else "raw",
+        )
+        self.sampler = Sampler(config, len(dataset.classes), seed, device, world)
+        spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), 1000)).long()
+        self.real_diversity = diversity(dataset.images[spread])  # over all of the set, which may be sorted by class
+        self.highest_diversity = 0.0
+        self.best = BestOfRun()
+        self.stop: Callable[[], bool] = lambda: False
+        self._world = world
+
+    def score(self, step: int, average: Generator) -> dict[str, float]:
+        """All metrics and `sample_diversity`, as a share of the real images'; `average` is left as it was scored."""
+        self.sampler.settle(average)
+        first: list[Tensor] = []
+        batches = _noted(self.sampler.images(average), first, self.sampler.batches_within(_DIVERSITY_SAMPLES))
+        metrics = self._metrics(batches, self.sampler.labels, self.sampler.part)
+        self.best.offer(step, metrics["fid"], average)
+        shown = [batch for share in self._world.gather(first) for batch in share]
+        varied = diversity(torch.cat(shown)) / self.real_diversity if shown else 0.0
+        return {**metrics, "sample_diversity": self._world.from_first(varied)}
+
+    def best_of_run(self, generator: Generator) -> dict[str, float]:
+        """As BestOfRun.score; the best weights are loaded into `generator`."""
+        return self.best.score(generator, self.sampler, self._metrics)
+
+    def has_collapsed(self, sample_diversity: float, is_last: bool) -> bool:
+        self.highest_diversity = max(self.highest_diversity, sample_diversity)
+        was_alive = self.highest_diversity > 2 * _COLLAPSED_DIVERSITY or is_last
+        return sample_diversity < _COLLAPSED_DIVERSITY and was_alive
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best.state_dict(), "highest_diversity": self.highest_diversity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best.load_state_dict(state["best"])
+        self.highest_diversity = state["highest_diversity"]
+
+    def _metrics(self, images: Iterable[Tensor], labels: Tensor, part: slice) -> dict[str, float]:
+        return self.evaluator(self._until_stopped(images), labels, part)
+
+    def _until_stopped(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        for batch in batches:
+            if self._world.size == 1 and self.stop():  # others would wait for this process's part
+                raise Stopped
+            yield batch
+
+
+def _noted(batches: Iterable[Tensor], first: list[Tensor], count: int) -> Iterator[Tensor]:
+    """`batches`, of which `count` are put into `first` as they pass."""
+    for number, batch in enumerate(batches):
+        if number < count:
+            first.append(batch.cpu())
+        yield batch
