@@ -259,7 +259,7 @@ class Store:
 
 
 def _make_tables(path: Path) -> None:
-    """Makes a store's file, which is there whole or not at all: MLflow goes on with no file that has half its tables."""
+    """Makes a store's file, whole or not at all: MLflow goes on with no file that has half its tables."""
     draft, whole = (path.with_name(f"{path.name}.{name}") for name in ("draft", "whole"))
     for rest in ("", "-journal"):  # of an attempt that was killed
         draft.with_name(f"{draft.name}{rest}").unlink(missing_ok=True)
