@@ -29,6 +29,7 @@ logging.getLogger("optuna").setLevel(logging.WARNING)
 
 PATIENCE_SECONDS = 300.0  # with a database that is started anew, or moves to another host
 _RETRY_SECONDS = 3.0
+AWAY = (sqlalchemy.exc.OperationalError, StorageInternalError)  # what comes of a database that does not answer
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -91,7 +92,7 @@ def outlasting(method: Callable[P, T]) -> Callable[P, T]:
         while True:
             try:
                 return method(*args, **kwargs)
-            except (sqlalchemy.exc.OperationalError, StorageInternalError) as error:
+            except AWAY as error:
                 if is_full_disk(error) or time.monotonic() > give_up:
                     raise
                 reason = str(error.__cause__ or error).splitlines()[0]
