@@ -121,6 +121,7 @@ class CellRun:
             self._spool.append("file", name="generator.safetensors")
         self._tag(last_step=str(last_step))
         self._tag(outcome=outcome)
+        self.outcome = outcome
         return self._end("FINISHED")
 
     def find_source(self, data_fingerprint: str, metric_fingerprint: str) -> Source | None:
@@ -135,6 +136,7 @@ class CellRun:
             self._spool.append("metrics", time=stamp, step=step, values=values)
         shared = {"shared_run": source.run_id, "shared_study": source.study}
         self._tag(**source.about, **shared, outcome=source.outcome)
+        self.outcome = source.outcome
         return self._end("FINISHED")
 
     def fail(self, traceback: str) -> None:

@@ -8,6 +8,7 @@ only (`Order.worker_only`) works under the parent run of the launch that it find
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections import Counter
@@ -161,6 +162,8 @@ class Session:
             while self._interrupt.status is None:
                 began = time.monotonic()
                 crew.collect()
+                if not crew.has_room:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 queue.reap()
                 states = queue.states()
                 looking = time.monotonic() - began

@@ -23,6 +23,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from ablations.room import is_full_disk
+
 logging.getLogger("optuna").setLevel(logging.WARNING)
 
 PATIENCE_SECONDS = 300.0  # with a database that is started anew, or moves to another host
@@ -77,7 +79,8 @@ def open_storage(url: sqlalchemy.URL) -> RDBStorage:
 
 
 def outlasting(method: Callable[P, T]) -> Callable[P, T]:
-    """`method`, called again while the database does not answer, for some minutes; then its error is raised.
+    """`method`, called again while the database does not answer, for some minutes; then its error is raised. That of a
+    full disk is raised at once: whoever makes room starts again.
 
     For what may be done twice: a database that goes away may have done it, and its answer is lost.
     """
@@ -89,7 +92,7 @@ def outlasting(method: Callable[P, T]) -> Callable[P, T]:
             try:
                 return method(*args, **kwargs)
             except (sqlalchemy.exc.OperationalError, StorageInternalError) as error:
-                if time.monotonic() > give_up:
+                if is_full_disk(error) or time.monotonic() > give_up:
                     raise
                 reason = str(error.__cause__ or error).splitlines()[0]
                 _log.warning("The queue's database does not answer, trying again: %s", reason)
