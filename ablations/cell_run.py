@@ -121,6 +121,7 @@ class CellRun:
             self._spool.append("file", name="generator.safetensors")
         self._tag(last_step=str(last_step))
         self._tag(outcome=outcome)
+        self.outcome = outcome
         return self._end("FINISHED")
 
     def find_source(self, data_fingerprint: str, metric_fingerprint: str) -> Source | None:
@@ -135,6 +136,7 @@ class CellRun:
             self._spool.append("metrics", time=stamp, step=step, values=values)
         shared = {"shared_run": source.run_id, "shared_study": source.study}
         self._tag(**source.about, **shared, outcome=source.outcome)
+        self.outcome = source.outcome
         return self._end("FINISHED")
 
     def fail(self, traceback: str) -> None:
@@ -154,7 +156,8 @@ class CellRun:
         self._spool.append("tags", tags=tags)
 
     def _now(self) -> int:
-        """Milliseconds since 1970, later than any before: of two points at one step the newer counts."""
+        """Milliseconds since 1970, later than any before, also where the clock was put back: of two points at one step
+        the newer counts, and no run ends before it begins."""
         self._time = max(int(time.time() * 1000), self._time + 1)
         return self._time
 
@@ -163,7 +166,7 @@ class CellRun:
         return self._outbox.send()
 
     def _end(self, status: str) -> bool:
-        self._spool.append("end", status=status, time=int(time.time() * 1000))
+        self._spool.append("end", status=status, time=self._now())
         return self._send()
 
 

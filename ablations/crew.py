@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import FrameType
 
-from ablations.worker import Launch
+from ablations.worker import NO_ROOM, Launch
 
 Program = Sequence[str]  # a command that starts a worker
 
@@ -31,6 +31,7 @@ class Crew:
         self._members: dict[str, subprocess.Popen[bytes]] = {}
         self._place_of: dict[str, str] = {}
         self.departures = 0
+        self.has_room = True  # as far as the workers that have left know
         self.last_log: Path | None = None
 
     def __len__(self) -> int:
@@ -58,7 +59,8 @@ class Crew:
     def collect(self) -> None:
         """Forgets workers that have ended, and counts them."""
         for token, process in list(self._members.items()):
-            if process.poll() is not None:
+            if (status := process.poll()) is not None:
+                self.has_room = self.has_room and status != NO_ROOM
                 del self._members[token]
                 self.departures += 1
                 self.last_log = self._logs / f"{token}.log"

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
@@ -14,12 +15,13 @@ from ablations.crew import Interrupt, Program
 from ablations.plan import Study, show
 from ablations.preflight import sqlite_path
 from ablations.queue import CellQueue, CellState
+from ablations.room import fullest, is_full_disk
 from ablations.search import Trials
 from ablations.session import Order, Session
 from ablations.slurm import open_executor, submit
 from ablations.space import BEST
 from ablations.spool import held_unsent
-from ablations.storage import exclusive, probe
+from ablations.storage import AWAY, exclusive, probe
 from ablations.tracking import Result, Store, StoreAway
 
 WORKER: Program = (sys.executable, "-m", "ablations.worker")
@@ -45,8 +47,10 @@ def run_studies(orders: Sequence[Order], console: Console, program: Program = WO
                     summary = _summary(session)
                     good = {"done", "running"} if order.worker_only else {"done"}
                     worst = max(worst, int(any(state.state not in good for state in session.states.values())))
-            except StoreAway as error:
-                say(f"{order.study.name}: not run to its end, because {error}. The same command goes on from here.")
+            except Exception as error:
+                if (reason := _passing_obstacle(error, order)) is None:
+                    raise
+                say(f"{order.study.name}: not run to its end, because {reason}. The same command goes on from here.")
                 worst = 1
                 break
             say(summary)
@@ -58,8 +62,8 @@ def run_studies(orders: Sequence[Order], console: Console, program: Program = WO
         say("\n".join(summaries))
     if unsent := sum(1 for order in orders for _ in held_unsent(order.runs / order.study.name)):
         say(
-            f"The tracking store does not answer and lacks something of {unsent} cells, which is safe in "
-            f"{orders[0].runs}. When it answers, the same command sends it, and trains nothing that is trained."
+            f"The tracking store lacks something of {unsent} cells, which is safe in {orders[0].runs}. "
+            f"When it takes it, the same command sends it, and trains nothing that is trained."
         )
         worst = 1
     if interrupt.status is not None:
@@ -110,6 +114,17 @@ def _open(orders: Sequence[Order]) -> Store:
     for order in orders:
         store.check_images(order.study, order.fingerprints)
     return store
+
+
+def _passing_obstacle(error: Exception, order: Order) -> str | None:
+    """What keeps the launch from going on for now; None for other errors."""
+    if is_full_disk(error):
+        files = (sqlite_path(url) for url in (order.storage, order.tracking_uri))
+        folders = [order.runs, *(file.parent for file in files if file is not None)]
+        return f"there is no room left on the disk of {fullest(filter(Path.exists, folders))}; make some"
+    if isinstance(error, AWAY):
+        return f"the queue's database does not answer ({str(error.__cause__ or error).splitlines()[0][:300]})"
+    return str(error) if isinstance(error, StoreAway) else None
 
 
 def _run(session: Session, console: Console) -> None:

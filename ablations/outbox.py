@@ -243,4 +243,5 @@ def open_client(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs, with a traceback, it raises
     return MlflowClient(tracking_uri=uri)

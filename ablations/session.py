@@ -8,6 +8,7 @@ only (`Order.worker_only`) works under the parent run of the launch that it find
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections import Counter
@@ -161,6 +162,8 @@ class Session:
             while self._interrupt.status is None:
                 began = time.monotonic()
                 crew.collect()
+                if not crew.has_room:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 queue.reap()
                 states = queue.states()
                 looking = time.monotonic() - began
@@ -204,7 +207,7 @@ class Session:
         self._store.end_abandoned(self._experiment_id, trained)
         busy = {worker.host for worker in trained.values()}
         for run_id, process in self._store.running_launches(self._experiment_id).items():
-            launcher = Worker(**process)
+            launcher = Worker.of(process)
             # Of another host its cells are the only sign of life. If it lives all the same, it tells its end itself.
             if launcher.is_dead() or (launcher.is_elsewhere and launcher.host not in busy):
                 self._store.end_run(run_id, "KILLED")

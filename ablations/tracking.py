@@ -10,6 +10,8 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -22,6 +24,7 @@ from filelock import FileLock
 from ablations.outbox import cell_key, open_client, push
 from ablations.plan import Cell, Study
 from ablations.preflight import sqlite_path
+from ablations.room import is_full_disk
 from ablations.spool import spools
 
 if TYPE_CHECKING:
@@ -60,11 +63,17 @@ class Store:
         # Two launchers that make the tables of one new file at once would both fail.
         with FileLock(f"{path}.lock") if path else contextlib.nullcontext():
             try:
+                if path and not path.exists():
+                    _make_tables(path)
                 self.client = open_client(uri)
                 self.client.search_experiments(max_results=1)
             except Exception as error:  # whatever the client, its driver or the network raises
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-                raise ValueError(f"does not answer, got {uri!r} ({reason}); start the server or correct it") from None
+                if "database schema" in reason:
+                    way_out = "back it up and run `mlflow db upgrade` with its URI, or name another"
+                    raise ValueError(f"was made by another version of MLflow, got {uri!r}; {way_out}") from None
+                way_out = "make room on its disk" if is_full_disk(error) else "start the server or correct it"
+                raise ValueError(f"does not answer, got {uri!r} ({reason}); {way_out}") from None
             if path:
                 with contextlib.closing(sqlite3.connect(path)) as connection:
                     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers do not block writers
@@ -81,7 +90,10 @@ class Store:
         if experiment_id is None or not fingerprints:
             return
         for run in self.runs(experiment_id, "tags.kind = 'cell'"):
-            before, now = run.data.tags.get("data_fingerprint"), fingerprints.get(run.data.tags["config_digest"])
+            before, now = (
+                run.data.tags.get("data_fingerprint"),
+                fingerprints.get(run.data.tags.get("config_digest", "")),
+            )
             if before and now and before != now:
                 raise ValueError(
                     f"{study.name}: {run.info.run_name} was trained on other images ({before}) than are there now "
@@ -209,7 +221,7 @@ class Store:
         condition = "tags.kind = 'launch' and attributes.status = 'RUNNING'"
         found: list[Run] = []
         self._told(lambda: found.extend(self.runs(experiment_id, condition)))
-        return {run.info.run_id: json.loads(run.data.tags["process"]) for run in found}
+        return {run.info.run_id: json.loads(run.data.tags.get("process", "{}")) for run in found}
 
     def runs(self, experiment_id: str, condition: str) -> Iterator[Run]:
         token: str | None = None
@@ -244,6 +256,18 @@ class Store:
                 raise StoreAway(f"the tracking store does not answer ({self._reason})")
             time.sleep(1.0)
         return answers[0]
+
+
+def _make_tables(path: Path) -> None:
+    """Makes a store's file, whole or not at all: MLflow goes on with no file that has half its tables."""
+    draft, whole = (path.with_name(f"{path.name}.{name}") for name in ("draft", "whole"))
+    for rest in ("", "-journal"):  # of an attempt that was killed
+        draft.with_name(f"{draft.name}{rest}").unlink(missing_ok=True)
+    open_client(f"sqlite:///{draft}").search_experiments(max_results=1)
+    # A copy: to close a file that this process has open a second time would drop the locks of the first.
+    shutil.copyfile(draft, whole)
+    os.replace(whole, path)
+    draft.unlink()
 
 
 def plan_digest(study: Study) -> str:

@@ -1,7 +1,8 @@
 """One process that trains cells until none waits: claims from the queue, Trainer events to the tracker.
 
 `python -m ablations.worker LAUNCH.json TOKEN`, started by the launcher. Exit status 0 when no cell waits any more, 143
-or 130 when it was told to stop: then its cell is saved and back in the queue.
+or 130 when it was told to stop: then its cell is saved and back in the queue. NO_ROOM when a disk was full: then its
+cell is back in the queue, with the last checkpoint for which there was room.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from ablations.cell_run import CellRun
 from ablations.outbox import open_client, push
 from ablations.plan import Cell
 from ablations.queue import CellQueue, Claim, ClaimLost, Worker
+from ablations.room import is_full_disk
 
 if TYPE_CHECKING:
     from sagan.training import Event, Trainer
 
 BEAT_SECONDS = 2.0
+NO_ROOM = 74  # EX_IOERR of sysexits.h
 _log = logging.getLogger(__name__)
 
 
@@ -126,7 +129,7 @@ class Heartbeat:
 
 
 def work(launch: Launch, token: str, device: str, stop: Stop, trainer: Callable[..., Trainer]) -> None:
-    """Trains cells until none waits or `stop` says so."""
+    """Trains cells until none waits or `stop` says so. Where a disk is full the cell is given back, and that raised."""
     queue = CellQueue(launch.storage, launch.study, launch.cells)
     client = open_client(launch.tracking_uri)
     about = {"device": device, **({"git_commit": launch.git_commit} if launch.git_commit else {})}
@@ -148,10 +151,18 @@ def work(launch: Launch, token: str, device: str, stop: Stop, trainer: Callable[
             _log.warning("%s: taken over by another worker; this one was silent for too long", claim.cell.name)
         except Exception as error:  # fails this cell; the next one may well train
             report = traceback.format_exc()
+            is_recorded = run is not None and run.outcome is not None
+            if is_full_disk(error):  # the next cell would meet the same
+                if run is not None and not is_recorded:
+                    with contextlib.suppress(OSError):
+                        run.pause()
+                with contextlib.suppress(ClaimLost):
+                    queue.release(claim)
+                raise
             _log.error("%s: failed\n%s", claim.cell.name, report)
-            queue.fail(claim, f"{type(error).__name__}: {error}"[:500])
-            if run is not None:
-                with contextlib.suppress(OSError):  # a full disk may be what failed the cell: its log has the report
+            with contextlib.suppress(ClaimLost):  # it had been taken over before it failed
+                queue.fail(claim, f"{type(error).__name__}: {error}"[:500])
+                if run is not None and not is_recorded:
                     run.fail(report)
         finally:
             if run is not None:
@@ -256,7 +267,13 @@ def main(arguments: list[str], trainer: Callable[..., Trainer] | None = None) ->
 
         torch.set_num_threads(launch.threads)
         trainer = Trainer
-    work(launch, options.token, options.device, stop, trainer)
+    try:
+        work(launch, options.token, options.device, stop, trainer)
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        _log.error("stopped, because a disk is full: %s", error)
+        return NO_ROOM
     return stop.status or 0
 
 

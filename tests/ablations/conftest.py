@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nursery
 import pytest
 
 STUDY = """
@@ -35,3 +37,12 @@ def write_study(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[None]:
+    """Opens the nursery, from which the launchers and workers of tests/ablations/lab.py are forked."""
+    if sys.platform != "linux":
+        pytest.skip("the nursery writes its children's command lines as Linux does")
+    with nursery.nursery():
+        yield

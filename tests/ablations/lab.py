@@ -1,0 +1,78 @@
+"""A folder to launch studies in, with launchers and workers of the nursery: what they do there, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+from nursery import Popen, living
+
+from ablations.study import read_study
+from ablations.tracking import Store
+
+_OF_THE_MACHINE = {"images_per_sec", "peak_memory_mib"}  # and not of the run
+Point = tuple[str, int]  # metric, step
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 240.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, "it never happened"
+        time.sleep(0.03)
+
+
+class Lab:
+    def __init__(self, folder: Path, trainer: str = "real") -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.trainer = folder, trainer
+        self.said = folder / "said.txt"
+        self.uri = f"sqlite:///{folder}/mlflow.db"
+
+    def start(self, study: Path, *options: str, **environment: str) -> Popen:
+        """A launch, of which the newest says what it has to say in `said`."""
+        with self.said.open("w") as said:
+            command = ["ablations.run", self.trainer, str(study), *options]
+            return Popen(command, cwd=self.folder, stdout=said, env={**os.environ, **environment})
+
+    def workers(self) -> list[int]:
+        return living("ablations.worker", self.folder)
+
+    def store(self) -> Store:
+        return Store(self.uri)
+
+    def runs(self, study: Path, kind: str) -> list[Run]:
+        """Of the study's "cell"s or "launch"es, in order of their names."""
+        store = self.store()
+        experiment_id = store.find_experiment(read_study(study))
+        assert experiment_id is not None
+        return sorted(store.runs(experiment_id, f"tags.kind = '{kind}'"), key=lambda run: str(run.info.run_name))
+
+    def results(self, study: Path) -> dict[str, tuple[str | None, dict[Point, float], bytes]]:
+        """{cell: (outcome, the value of each metric at each step that counts, final weights)}."""
+        found = {}
+        runs = self.runs(study, "cell")
+        for run in runs:
+            weights = Path(self.store().client.download_artifacts(run.info.run_id, "generator.safetensors"))
+            found[str(run.info.run_name)] = run.data.tags.get("outcome"), self._history(run), weights.read_bytes()
+        assert len(found) == len(runs), "a cell has two runs"
+        return found
+
+    def _history(self, run: Run) -> dict[Point, float]:
+        client = self.store().client
+        newest: dict[Point, tuple[int, float]] = {}
+        for name in run.data.metrics.keys() - _OF_THE_MACHINE:
+            for point in client.get_metric_history(run.info.run_id, name):
+                place = name, point.step
+                newest[place] = max(newest.get(place, (0, 0.0)), (point.timestamp, point.value))
+        return {place: value for place, (_, value) in newest.items()}
+
+    def told(self) -> list[dict[str, Any]]:
+        """What all cells' spools hold, whole lines only."""
+        files = sorted(self.folder.glob("runs/*/*/*/spool-*.jsonl"))
+        lines = [line for file in files for line in file.read_text().split("\n")[:-1]]
+        return [json.loads(line) for line in lines]
