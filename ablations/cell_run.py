@@ -156,7 +156,8 @@ class CellRun:
         self._spool.append("tags", tags=tags)
 
     def _now(self) -> int:
-        """Milliseconds since 1970, later than any before: of two points at one step the newer counts."""
+        """Milliseconds since 1970, later than any before, also where the clock was put back: of two points at one step
+        the newer counts, and no run ends before it begins."""
         self._time = max(int(time.time() * 1000), self._time + 1)
         return self._time
 
@@ -165,7 +166,7 @@ class CellRun:
         return self._outbox.send()
 
     def _end(self, status: str) -> bool:
-        self._spool.append("end", status=status, time=int(time.time() * 1000))
+        self._spool.append("end", status=status, time=self._now())
         return self._send()
 
 

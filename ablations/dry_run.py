@@ -128,8 +128,9 @@ def _measured_rates(study: Study, tracking_uri: str) -> dict[str, float]:
     experiment_id = store.find_experiment(study)
     rates: dict[str, float] = {}
     for run in store.runs(experiment_id, "tags.kind = 'cell'") if experiment_id else ():
-        if run.data.tags.get("protocol") == study.protocol and "images_per_sec" in run.data.metrics:
-            rates[run.data.tags["variant"]] = run.data.metrics["images_per_sec"]
+        tags, metrics = run.data.tags, run.data.metrics
+        if tags.get("protocol") == study.protocol and "variant" in tags and "images_per_sec" in metrics:
+            rates[tags["variant"]] = metrics["images_per_sec"]
     return rates
 
 

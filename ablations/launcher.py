@@ -21,7 +21,7 @@ from ablations.session import Order, Session
 from ablations.slurm import open_executor, submit
 from ablations.space import BEST
 from ablations.spool import held_unsent
-from ablations.storage import exclusive, probe
+from ablations.storage import AWAY, exclusive, probe
 from ablations.tracking import Result, Store, StoreAway
 
 WORKER: Program = (sys.executable, "-m", "ablations.worker")
@@ -122,6 +122,8 @@ def _passing_obstacle(error: Exception, order: Order) -> str | None:
         files = (sqlite_path(url) for url in (order.storage, order.tracking_uri))
         folders = [order.runs, *(file.parent for file in files if file is not None)]
         return f"there is no room left on the disk of {fullest(filter(Path.exists, folders))}; make some"
+    if isinstance(error, AWAY):
+        return f"the queue's database does not answer ({str(error.__cause__ or error).splitlines()[0][:300]})"
     return str(error) if isinstance(error, StoreAway) else None
 
 

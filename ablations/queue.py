@@ -49,6 +49,12 @@ class Worker:
     def here(cls, token: str) -> Worker:
         return cls(_host(), os.getpid(), token)
 
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Worker:
+        """As it was written; a version of ours that wrote less names nobody, who is judged by silence alone."""
+        names = ("host", "pid", "token")
+        return cls(*(stored[name] for name in names)) if stored.keys() >= set(names) else cls("", 0, "")
+
     @property
     def is_elsewhere(self) -> bool:
         return self.host != _host()
@@ -81,7 +87,7 @@ class History:
 
     @classmethod
     def of(cls, attrs: Mapping[str, Any]) -> History:
-        return cls(attrs["deaths"], attrs.get("reached", 0))  # queues of earlier versions do not say it
+        return cls(attrs.get("deaths", 0), attrs.get("reached", 0))  # queues of earlier versions do not say it
 
     def and_a_death(self, began: int) -> History:
         return History(1, began) if began > self.reached else History(self.deaths + 1, self.reached)
@@ -206,7 +212,7 @@ class CellQueue:
     @outlasting
     def living(self) -> dict[str, Worker]:
         """{key: worker} of the cells of this study that somebody trains, whichever launch asked for them."""
-        workers = {trial.attrs["cell"]: Worker(**trial.attrs["worker"]) for trial in self._running()}
+        workers = {trial.attrs["cell"]: Worker.of(trial.attrs.get("worker", {})) for trial in self._running()}
         return {key: worker for key, worker in workers.items() if not worker.is_dead()}
 
     def close(self) -> None:
@@ -224,7 +230,7 @@ class CellQueue:
         return cell
 
     def _is_stale(self, trial: Attempt) -> bool:
-        if Worker(**trial.attrs["worker"]).is_dead():
+        if Worker.of(trial.attrs.get("worker", {})).is_dead():
             return True
         # Our own monotonic clock times the silence: clocks of hosts differ, and wall clocks jump.
         beat, now = trial.attrs.get("progress", {}).get("beat"), time.monotonic()
@@ -246,16 +252,19 @@ class CellQueue:
         """{key: trial} of our cells that wait: one trial each, as a cell has one open trial at most."""
         trials = waiting_ids(self._storage, self._study_id)
         if not self._keys.keys() >= set(trials):
-            found = attempts(self._storage, self._study_id, {TrialState.WAITING})
-            self._keys.update({trial.trial_id: trial.attrs["cell"] for trial in found})
+            found = self._attempts({TrialState.WAITING})
+            self._keys.update(dict.fromkeys(trials, "") | {trial.trial_id: trial.attrs["cell"] for trial in found})
         return {self._keys[trial]: trial for trial in trials if self._keys[trial] in self._cells}
 
     def _running(self) -> list[Attempt]:
-        return attempts(self._storage, self._study_id, {TrialState.RUNNING})
+        return self._attempts({TrialState.RUNNING})
 
     def _newest(self) -> dict[str, Attempt]:
-        found = attempts(self._storage, self._study_id)
-        return {trial.attrs["cell"]: trial for trial in found if trial.attrs["cell"] in self._cells}
+        return {trial.attrs["cell"]: trial for trial in self._attempts() if trial.attrs["cell"] in self._cells}
+
+    def _attempts(self, states: Container[TrialState] = tuple(TrialState)) -> list[Attempt]:
+        """Those that say of which cell; others can be told of, but by nobody claimed."""
+        return [trial for trial in attempts(self._storage, self._study_id, states) if "cell" in trial.attrs]
 
     def _add(self, key: str, history: History) -> None:
         waiting = create_trial(state=TrialState.WAITING, user_attrs={"cell": key, **asdict(history)})
@@ -290,7 +299,7 @@ def _state(cell: Cell, trial: Attempt | None) -> CellState:
         TrialState.COMPLETE: "done",
         TrialState.FAIL: "failed" if "error" in attrs else "new",
     }
-    worker = Worker(**attrs["worker"]) if "worker" in attrs else None
+    worker = Worker.of(attrs["worker"]) if "worker" in attrs else None
     return CellState(
         cell, names[trial.state], attrs.get("progress", {}), attrs.get("outcome"), attrs.get("error"), worker
     )

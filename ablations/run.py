@@ -19,6 +19,7 @@ from ablations.document import StudyError
 from ablations.machine import Team, choose_team, devices
 from ablations.plan import Cell, Study
 from ablations.preflight import absolute, check_folder, check_shared, check_storage, check_store
+from ablations.space import MAX_SEED
 from ablations.study import read_study
 from sagan.config import Config
 
@@ -110,6 +111,8 @@ def _seeds(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
         raise ValueError(f"--seeds: must be different whole numbers, got {text!r}; write --seeds 0,1,2")
+    if (largest := max(map(int, parts))) > MAX_SEED:
+        raise ValueError(f"--seeds: must be {MAX_SEED} at most, got {largest}")
     return [int(part) for part in parts]
 
 
@@ -141,6 +144,8 @@ def _start(
     runs = Path("runs").resolve()
     _named("--storage", check_storage, options.storage)
     _named("--tracking-uri", check_store, options.tracking_uri)
+    if absolute(options.storage) == absolute(options.tracking_uri):
+        raise ValueError(f"--storage: must be another database than --tracking-uri, got {options.storage!r} for both")
     if not options.dry_run:
         check_folder(runs)
     elsewhere = options.launcher == "slurm" and not options.dry_run

@@ -207,7 +207,7 @@ class Session:
         self._store.end_abandoned(self._experiment_id, trained)
         busy = {worker.host for worker in trained.values()}
         for run_id, process in self._store.running_launches(self._experiment_id).items():
-            launcher = Worker(**process)
+            launcher = Worker.of(process)
             # Of another host its cells are the only sign of life. If it lives all the same, it tells its end itself.
             if launcher.is_dead() or (launcher.is_elsewhere and launcher.host not in busy):
                 self._store.end_run(run_id, "KILLED")

@@ -60,7 +60,7 @@ def _find(client: MlflowClient, cell: Cell, data_fingerprint: str, metric_finger
 
 def _can_be_shared(run: Run, study: str) -> bool:
     tags = run.data.tags
-    return tags["study"] != study and "shared_run" not in tags and {"outcome", "last_step"} <= tags.keys()
+    return tags.get("study") != study and "shared_run" not in tags and {"study", "outcome", "last_step"} <= tags.keys()
 
 
 def _read(client: MlflowClient, run: Run) -> Source:

@@ -29,6 +29,7 @@ logging.getLogger("optuna").setLevel(logging.WARNING)
 
 PATIENCE_SECONDS = 300.0  # with a database that is started anew, or moves to another host
 _RETRY_SECONDS = 3.0
+AWAY = (sqlalchemy.exc.OperationalError, StorageInternalError)  # what comes of a database that does not answer
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,7 +97,7 @@ def outlasting(method: Callable[P, T]) -> Callable[P, T]:
         while True:
             try:
                 return method(*args, **kwargs)
-            except (sqlalchemy.exc.OperationalError, StorageInternalError) as error:
+            except AWAY as error:
                 if is_full_disk(error) or time.monotonic() > give_up:
                     raise
                 reason = str(error.__cause__ or error).splitlines()[0]
@@ -161,11 +162,25 @@ def probe(url: str) -> None:
         return
     try:
         with sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool).connect() as connection:
-            sqlalchemy.inspect(connection).get_table_names()
+            tables = set(sqlalchemy.inspect(connection).get_table_names())
+        if "alembic_version" in tables and "version_info" not in tables:  # each of the two programs would take it over
+            raise ValueError(f"must be a database of its own, got {_shown(parsed)!r}, which is MLflow's; name another")
+        if "version_info" in tables:
+            RDBStorage(parsed.render_as_string(hide_password=False), skip_table_creation=True).engine.dispose()
     except ImportError as error:
         driver = f"{error}; pip install '.[postgres]' and write postgresql+psycopg://HOST/NAME"
         raise ValueError(f"needs a driver that is here, got {parsed.drivername!r} ({driver})") from None
-    except sqlalchemy.exc.SQLAlchemyError as error:
+    except RuntimeError as error:
+        raise ValueError(
+            f"was made by another version of Optuna, got {_shown(parsed)!r} ({error}); name another, or delete it: "
+            f"results are in the tracking store, and only trials of searches would be run again"
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         reason = str(error).splitlines()[0][:300]
-        shown = parsed.render_as_string(hide_password=True)
-        raise ValueError(f"does not answer, got {shown!r} ({reason}); start the database or correct it") from None
+        raise ValueError(
+            f"does not answer, got {_shown(parsed)!r} ({reason}); start the database or correct it"
+        ) from None
+
+
+def _shown(url: sqlalchemy.URL) -> str:
+    return url.render_as_string(hide_password=True)

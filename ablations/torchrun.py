@@ -57,8 +57,9 @@ def program(device: str, configs: Sequence[Config]) -> tuple[str, ...]:
         )
     for config in configs:
         config.check_shared(processes)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
-    return (*torchrun, "-m", "ablations.worker")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}")
+    here = ("--standalone", "--local-addr=127.0.0.1")  # whatever the machine calls itself
+    return (*torchrun, *here, "-m", "ablations.worker")
 
 
 def work_together(launch: Launch, token: str, device: str, stop: Stop) -> None:
@@ -124,7 +125,8 @@ class _Lead:
             yield
         except Exception as error:
             self.is_lost, self._stop.status = True, _OUT_OF_STEP
-            if type(error) is RuntimeError:  # as a broken connection is
+            # As a broken connection is, of gloo or of NCCL.
+            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
                 if word := _word():
                     raise RuntimeError(word) from error
                 if self._has_lost_one():

@@ -68,6 +68,9 @@ class Store:
                 self.client.search_experiments(max_results=1)
             except Exception as error:  # whatever the client, its driver or the network raises
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+                if "database schema" in reason:
+                    way_out = "back it up and run `mlflow db upgrade` with its URI, or name another"
+                    raise ValueError(f"was made by another version of MLflow, got {uri!r}; {way_out}") from None
                 way_out = "make room on its disk" if is_full_disk(error) else "start the server or correct it"
                 raise ValueError(f"does not answer, got {uri!r} ({reason}); {way_out}") from None
             if path:
@@ -86,7 +89,10 @@ class Store:
         if experiment_id is None or not fingerprints:
             return
         for run in self.runs(experiment_id, "tags.kind = 'cell'"):
-            before, now = run.data.tags.get("data_fingerprint"), fingerprints.get(run.data.tags["config_digest"])
+            before, now = (
+                run.data.tags.get("data_fingerprint"),
+                fingerprints.get(run.data.tags.get("config_digest", "")),
+            )
             if before and now and before != now:
                 raise ValueError(
                     f"{study.name}: {run.info.run_name} was trained on other images ({before}) than are there now "
@@ -214,7 +220,7 @@ class Store:
         condition = "tags.kind = 'launch' and attributes.status = 'RUNNING'"
         found: list[Run] = []
         self._told(lambda: found.extend(self.runs(experiment_id, condition)))
-        return {run.info.run_id: json.loads(run.data.tags["process"]) for run in found}
+        return {run.info.run_id: json.loads(run.data.tags.get("process", "{}")) for run in found}
 
     def runs(self, experiment_id: str, condition: str) -> Iterator[Run]:
         token: str | None = None

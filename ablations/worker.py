@@ -255,11 +255,7 @@ def main(arguments: list[str], trainer: Callable[..., Trainer] | None = None) ->
     launch = Launch.read(options.launch)
     stop = Stop(launch.launcher_pid)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    if trainer is None and "TORCHELASTIC_RUN_ID" in os.environ:
-        from ablations.torchrun import work_together
-
-        work_together(launch, options.token, options.device, stop)
-        return stop.status or 0
+    several = trainer is None and "TORCHELASTIC_RUN_ID" in os.environ
     if trainer is None:
         import torch
 
@@ -268,7 +264,12 @@ def main(arguments: list[str], trainer: Callable[..., Trainer] | None = None) ->
         torch.set_num_threads(launch.threads)
         trainer = Trainer
     try:
-        work(launch, options.token, options.device, stop, trainer)
+        if several:
+            from ablations.torchrun import work_together
+
+            work_together(launch, options.token, options.device, stop)
+        else:
+            work(launch, options.token, options.device, stop, trainer)
     except Exception as error:
         if not is_full_disk(error):
             raise

@@ -130,7 +130,10 @@ class Unit:
 
 
 def load_units(store: Store, study: str | None = None) -> list[Unit]:
-    """Every (study, protocol) in the store, or those of one study, in the order of their first launch."""
+    """Every (study, protocol) in the store, or those of one study, in the order of their first launch.
+
+    One whose only launch died before it wrote its plan has nothing to tell, and is left out.
+    """
     stored = store.runs()
     sources = {run.id: run for run in stored}
     runs = [run for run in stored if study is None or run.tags.get("study", run.experiment) == study]
@@ -139,12 +142,13 @@ def load_units(store: Store, study: str | None = None) -> list[Unit]:
         name = run.tags.get("study", run.experiment)
         groups.setdefault((name, run.tags.get("protocol", run.tags.get("preset", ""))), []).append(run)
     histories = store.histories([run for run in runs if run.tags["kind"] == "cell"])
-    return [_unit(store, *key, group, histories, sources) for key, group in groups.items()]
+    units = (_unit(store, *key, group, histories, sources) for key, group in groups.items())
+    return [unit for unit in units if unit is not None]
 
 
 def _unit(
     store: Store, study: str, protocol: str, runs: list[Run], histories: pd.DataFrame, sources: dict[str, Run]
-) -> Unit:
+) -> Unit | None:
     launches = [run for run in reversed(runs) if run.tags["kind"] == "launch"]
     plans = [plan for launch in launches if (plan := store.document(launch, "plan.json")) and _is_plan(plan)]
     searches = (found for launch in launches if (found := store.document(launch, "search.json")) is not None)
@@ -157,6 +161,8 @@ def _unit(
         variants = tuple(variant for variant in variants if not TRIAL.fullmatch(variant.name))
         cell_runs = [run for run in cell_runs if not TRIAL.fullmatch(run.tags["variant"])]
     seeds = sorted({seed for plan in plans for seed in plan["seeds"]} | {int(run.tags["seed"]) for run in cell_runs})
+    if not variants or not seeds:
+        return None
     newest = plans[0] if plans else {**runs[-1].tags, "question": ""}
     counted, notes = _counted(cell_runs, variants)
     if unnamed:

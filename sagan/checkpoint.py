@@ -33,18 +33,39 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint, or None where there is none; a damaged one is said in the log and passed over."""
-    for name in _NAMES:
-        path = directory / name
+    """The newest whole checkpoint, or None where there is none; a damaged one is said in the log and put aside.
+
+    Raises ValueError for one that none of our versions wrote: it might hold code, which is not run.
+    """
+    damaged = False
+    for path in (directory / name for name in _NAMES):
         if not path.exists():
             continue
         content = path.read_bytes()
         magic, expected, payload = content[:8], content[8:40], content[40:]
-        if magic != _MAGIC or hashlib.sha256(payload).digest() != expected:
-            log.warning("%s is damaged (its checksum does not match); trying the one before it", path)
-            continue
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        if magic == _MAGIC and hashlib.sha256(payload).digest() == expected:
+            if damaged:
+                log.warning("going on from %s", path)
+            return _read(path, payload)
+        damaged = True
+        aside = path.with_suffix(".damaged")
+        os.replace(path, aside)  # the next one saved would else put it in the place of the whole one before it
+        log.warning("%s is damaged (its checksum does not match); it is %s now", path, aside.name)
+    if damaged:
+        log.warning("no checkpoint in %s is whole: the run starts anew", directory)
     return None
+
+
+def _read(path: Path, payload: bytes) -> dict[str, Any]:
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        assert isinstance(state, dict)
+        return state
+    except Exception:  # whatever a file that pretends to be a pickle makes of torch; its text advises to run the code
+        raise ValueError(
+            f"{path} holds other things than tensors and plain values, so no version of ours wrote it; nothing of it "
+            f"was run; remove it"
+        ) from None
 
 
 def check_same_run(directory: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:

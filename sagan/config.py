@@ -99,9 +99,10 @@ class ModelConfig:
     sn: SpectralNormConfig = field(default_factory=SpectralNormConfig)
 
     def __post_init__(self) -> None:
-        _positive("model.width_g", self.width_g)
-        _positive("model.width_d", self.width_d)
-        _positive("model.z_dim", self.z_dim)
+        for name in ("width_g", "width_d", "z_dim"):
+            _positive(f"model.{name}", getattr(self, name))
+            if getattr(self, name) > 2**14:  # no tensor could be as large as the next widths ask for
+                raise ValueError(f"model.{name}: must be {2**14} at most, got {getattr(self, name)}")
         _fraction("model.bn_momentum", self.bn_momentum)
         _fraction("model.final_bn_momentum", self.final_bn_momentum)
         _positive("model.bn_eps", self.bn_eps)

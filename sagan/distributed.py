@@ -8,6 +8,7 @@ in the other, and logged values travel in the same tensor for nothing.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -108,5 +109,7 @@ def join(device: str) -> str:
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
+    if sys.platform == "linux":  # the machine's own name may lead to a network, and to its firewall
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(timeout=_PATIENCE)  # gloo for what is in memory, NCCL for what is on cards
     return device

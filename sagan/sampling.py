@@ -56,6 +56,7 @@ class Sampler:
         starts = range(0, n, _AT_ONCE)
         self._starts = starts[self.world.part(len(starts))]
         self.part = slice(self._starts.start, min(self._starts.stop, n))
+        self.fewest_batches = len(starts) // self.world.size  # of any process
         rows = min(num_classes, _GRID_CLASSES)
         self.grid_labels = (torch.arange(rows) * num_classes // rows).repeat_interleave(_GRID_COLUMNS)
         self.grid_z = torch.randn(len(self.grid_labels), config.model.z_dim, generator=stream(0, "grid"))

@@ -30,7 +30,8 @@ class Stopped(Exception):
 class Scorer:
     """Draws and scores the same samples at each step, each process its part, and remembers the best weights.
 
-    `stop` is asked between the batches; where it says so, Stopped is raised and nothing is remembered of the scoring.
+    `stop` is asked between the batches, the first process's only; where it says so, Stopped is raised everywhere and
+    nothing is remembered of the scoring.
     """
 
     def __init__(
@@ -91,8 +92,9 @@ class Scorer:
         return self.evaluator(self._until_stopped(images), labels, part)
 
     def _until_stopped(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        for batch in batches:
-            if self._world.size == 1 and self.stop():  # others would wait for this process's part
+        for number, batch in enumerate(batches):
+            # All have to answer, and some have a batch more than others.
+            if number < self.sampler.fewest_batches and self._world.from_first(self.stop()):
                 raise Stopped
             yield batch
 

@@ -142,7 +142,7 @@ class Trainer:
 
         `stop` is asked after every step and between the batches of an evaluation. Where it says so, or the caller
         leaves early, a checkpoint is left behind; an error, also one that `stop` raises, leaves those that are there.
-        With several processes all loop over it, only the first has events, and evaluations are not interrupted.
+        With several processes all loop over it, the first has the events, and its `stop` decides.
         """
         return in_step(self.world, self._run(stop)) if self.world.size > 1 else self._run(stop)
 

@@ -61,3 +61,24 @@ def test_the_command_line_starts_without_heavy_imports(module: str) -> None:
         assert package != "sagan" or rest in ("config", "presets"), (
             f"ablations/{module}.py imports {name}: torch follows"
         )
+
+
+# What turns bytes into code, and what makes a call of it harmless.
+UNSAFE = {
+    **dict.fromkeys(("eval", "exec", "pickle.load", "pickle.loads", "os.system", "yaml.unsafe_load"), ""),
+    **dict.fromkeys(("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load_all"), ""),
+    **dict.fromkeys(("yaml.compose", "yaml.parse"), "Loader=yaml.SafeLoader"),
+    **dict.fromkeys(("torch.load", "torch.hub.load"), "weights_only=True"),
+    **dict.fromkeys(("np.load", "numpy.load"), "allow_pickle=False"),
+}
+
+
+@pytest.mark.parametrize("path", sources())
+def test_nothing_that_is_read_can_run_as_code(path: str) -> None:
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        options = [ast.unparse(keyword) for keyword in node.keywords]
+        needed = UNSAFE.get(ast.unparse(node.func))
+        assert needed is None or needed in options, f"{path}:{node.lineno}: {ast.unparse(node)} must have {needed}"
+        assert "shell=True" not in options, f"{path}:{node.lineno}: a shell reads names as commands"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from benchmarks.measure import bare_trainer
+from filelock import FileLock
 
 from sagan.checkpoint import load_checkpoint
 from sagan.config import Config, override
 from sagan.distributed import World
 from sagan.layers import GeneratorBlock
+from sagan.sampling import Sampler
 from sagan.spectral_norm import Weighted, normalize_weights
 from sagan.training import Event, Trainer
 
@@ -80,14 +83,24 @@ def calm(tiny: Config) -> Config:
 SCORED = {"eval.num_samples": 120, "eval.bn": "standing"}  # three batches: one for the first process, two for the other
 
 
+def once(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
+    """The folder `name`, filled by that process of pytest-xdist that asks first."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            fill(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def together(calm: Config, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two processes that have done all that is asked of them below: a start takes longer than that."""
-    directory = tmp_path_factory.mktemp("together")
-    for name in ("whole", "parts"):
-        (directory / name).mkdir()
-    spawn(2, directory, do_all, calm, cache_dir, directory)
-    return directory
+    return once(tmp_path_factory, "together", lambda folder: spawn(2, folder, do_all, calm, cache_dir, folder))
 
 
 def do_all(rank: int, config: Config, cache_dir: Path, directory: Path) -> None:
@@ -99,11 +112,13 @@ def do_all(rank: int, config: Config, cache_dir: Path, directory: Path) -> None:
 @pytest.fixture(scope="module")
 def alone(calm: Config, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one process that has done the same."""
-    directory = tmp_path_factory.mktemp("alone")
-    train_all(0, calm, directory)
-    events = list(Trainer(override(calm, SCORED), 0, directory, cache_dir=cache_dir).run())
-    torch.save([event.metrics for event in events], directory / "metrics")
-    return directory
+
+    def fill(folder: Path) -> None:
+        train_all(0, calm, folder)
+        events = list(Trainer(override(calm, SCORED), 0, folder, cache_dir=cache_dir).run())
+        torch.save([event.metrics for event in events], folder / "metrics")
+
+    return once(tmp_path_factory, "alone", fill)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -158,6 +173,9 @@ def test_a_batch_that_cannot_be_shared_is_refused(calm: Config, tmp_path: Path) 
 def run_whole_and_in_parts(rank: int, config: Config, cache_dir: Path, directory: Path) -> None:
     """In `whole`, and in `parts`, which the first process leaves twice; `left` is what it leaves the second time."""
 
+    for name in ("whole", "parts"):
+        (directory / name).mkdir(exist_ok=True)
+
     def run(name: str, stop: Callable[[], bool] = lambda: False, until: int | None = None) -> list[Event]:
         seen = []
         with contextlib.closing(Trainer(config, 0, directory / name, cache_dir=cache_dir).run(stop)) as events:
@@ -168,7 +186,7 @@ def run_whole_and_in_parts(rank: int, config: Config, cache_dir: Path, directory
         return seen
 
     runs = {"whole": run("whole")}
-    answers = iter([False, True])
+    answers = iter([False, False, False, True])  # after three steps, and in the evaluation that follows
     runs["told"] = run("parts", stop=lambda: next(answers) if rank == 0 else False)
     runs["left"] = run("parts", until=3)
     if rank == 0:
@@ -177,6 +195,15 @@ def run_whole_and_in_parts(rank: int, config: Config, cache_dir: Path, directory
     assert rank == 0 or not any(runs.values()), "the first process has the events"
     if rank == 0:
         torch.save({name: [event.metrics for event in seen] for name, seen in runs.items()}, directory / "metrics")
+
+
+@pytest.mark.parametrize(("samples", "processes"), [(32, 2), (120, 2), (120, 5), (1201, 8)])
+def test_every_sample_is_drawn_by_one_process(tiny: Config, samples: int, processes: int) -> None:
+    config = override(tiny, {"eval.num_samples": samples})
+    worlds = [World(rank, processes) for rank in range(processes)]
+    samplers = [Sampler(config, 3, 0, torch.device("cpu"), world) for world in worlds]
+    assert [i for sampler in samplers for i in range(samples)[sampler.part]] == list(range(samples))
+    assert {sampler.fewest_batches for sampler in samplers} == {min(s.batches_within(samples) for s in samplers)}
 
 
 def assert_near(found: dict[str, float], wanted: dict[str, float]) -> None:

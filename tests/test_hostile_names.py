@@ -20,7 +20,7 @@ from reports.store import Store
 from reports.unit import load_units
 from sagan import load_generator, sample
 from sagan.config import Config, DataConfig
-from sagan.data import survey
+from sagan.data import open_dataset, survey
 from sagan.generator_file import save_generator
 from sagan.networks import Generator
 
@@ -104,6 +104,15 @@ def test_a_thousand_classes_cost_the_report_nothing_but_their_names(lab: tuple[t
 def test_names_that_mlflow_takes_stay_as_they_are() -> None:
     assert storable(["a b", "c.d", "e-f: g_1", "ü"]) == ["a b", "c.d", "e-f: g_1", "ü"]
     assert storable(["a+", "a_", "a-", "a*", "a&"]) == ["a_", "a__", "a-", "a___", "a____"]
+
+
+def test_images_are_read_from_folders_of_any_name(tmp_path: Path) -> None:
+    root = tmp_path / "Größe und % 'x' #1?"
+    for name in CLASSES:
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / name / "50% #1.png")
+    found = open_dataset(DataConfig(name="folder", resolution=32), root, tmp_path / "cache")
+    assert found.classes == tuple(sorted(CLASSES)) and len(found.images) == len(CLASSES)
 
 
 def test_a_folder_whose_name_is_no_text_is_refused_by_its_name(tmp_path: Path) -> None:

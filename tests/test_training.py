@@ -174,6 +174,24 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_fields_that_differ(
         Trainer(tiny, 1, tmp_path, cache_dir=cache_dir)
 
 
+def test_a_run_whose_newest_checkpoint_is_torn_ends_in_the_same_bits(
+    tiny: Config, tmp_path: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tiny, tmp_path / "whole", cache_dir)
+    trained(tiny, tmp_path / "torn", cache_dir)
+    newest, before = (tmp_path / "torn" / name for name in ("checkpoint.pt", "checkpoint.previous.pt"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    again = Trainer(tiny, 0, tmp_path / "torn", cache_dir=cache_dir)
+    assert 0 < again.step < 6 and f"going on from {before}" in caplog.text
+    list(again.run())
+    assert_same_bits(state_of(tmp_path / "whole"), state_of(tmp_path / "torn"))
+
+    for path in (newest, before):
+        path.write_bytes(b"")
+    anew = Trainer(tiny, 0, tmp_path / "torn", cache_dir=cache_dir)
+    assert anew.step == 0 and "the run starts anew" in caplog.text
+
+
 def test_weights_that_become_nan_end_the_run_as_diverged(tiny: Config, tmp_path: Path, cache_dir: Path) -> None:
     trainer = Trainer(tiny, 0, tmp_path, cache_dir=cache_dir)
     events = []

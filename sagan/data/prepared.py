@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -80,7 +80,7 @@ def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
     entry = _entry(source, resolution, cache_dir)
     entry.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(entry.with_suffix(".lock")):
-        if _is_whole(entry):
+        if _is_whole(entry, resolution):
             return
         building = entry.with_suffix(".partial")
         building.mkdir(exist_ok=True)
@@ -182,13 +182,11 @@ def _finish(source: Source, resolution: int, building: Path) -> None:
     kept = [row for chunk in chunks for row in chunk.kept]
     labels = source.labels[kept]
     warnings = [*_left_out(source, labels, chunks), *_kinds(chunks, resolution), *_repeats(source, chunks, labels)]
-    content = hashlib.sha256(json.dumps([_FORMAT, source.classes, resolution, [c.sha256 for c in chunks]]).encode())
-    content.update(labels.tobytes())
     np.save(building / "labels.npy", labels)
     manifest = {
         "images": len(kept),
         "classes": source.classes,
-        "fingerprint": content.hexdigest()[:16],
+        "fingerprint": _fingerprint(source.classes, resolution, [chunk.sha256 for chunk in chunks], labels),
         "warnings": warnings,
         "chunks": [[len(chunk.kept), chunk.sha256] for chunk in chunks],
         "written_ns": (building / "images.u8").stat().st_mtime_ns,
@@ -197,10 +195,20 @@ def _finish(source: Source, resolution: int, building: Path) -> None:
     (building / "manifest.json").write_text(json.dumps(manifest))
 
 
-def _is_whole(entry: Path) -> bool:
-    """Whether the entry holds what was written: the bytes are read again where the file's time says otherwise."""
+def _fingerprint(classes: Sequence[str], resolution: int, chunks: Sequence[str], labels: NDArray[np.int64]) -> str:
+    content = hashlib.sha256(json.dumps([_FORMAT, classes, resolution, chunks]).encode())
+    content.update(labels.tobytes())
+    return content.hexdigest()[:16]
+
+
+def _is_whole(entry: Path, resolution: int) -> bool:
+    """Whether the entry holds what was written: the images are read again where their file's time says otherwise."""
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
+        labels = np.load(entry / "labels.npy", allow_pickle=False)
+        chunks = [sha256 for _, sha256 in manifest["chunks"]]
+        if manifest["fingerprint"] != _fingerprint(manifest["classes"], resolution, chunks, labels):
+            return False
         images = entry / "images.u8"
         if images.stat().st_mtime_ns == manifest["written_ns"]:
             return True
@@ -210,7 +218,7 @@ def _is_whole(entry: Path) -> bool:
                 hashlib.sha256(stream.read(rows * row_bytes)).hexdigest() == sha256
                 for rows, sha256 in manifest["chunks"]
             )
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, EOFError):  # absent, torn, not ours
         return False
 
 

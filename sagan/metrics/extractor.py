@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sagan.config import DataConfig, override
@@ -97,7 +98,12 @@ def _trained(file: Path) -> Extractor:
             f"eval.extractor: {file} was damaged or exchanged: its SHA-256 begins with {digest[:8]}, not as its name "
             f"says; copy it again from where it was trained, or delete it and train another: {_TRAIN}"
         )
-    weights = classifier.load(file)
+    try:
+        weights = classifier.load(file)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
+        raise ValueError(
+            f"eval.extractor: {file} is no classifier of ours; delete it and train one: {_TRAIN}"
+        ) from None
     return Extractor(weights.network, file.stem, digest, classifier.RESIZE, weights.classes)
 
 

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
@@ -58,7 +59,7 @@ def load_inception(weights: Path | None) -> tuple[Inception, Path]:
         # torch-fidelity unpickles the file without restraint, so it gets only what has loaded with restraint.
         torch.load(weights, map_location="cpu", weights_only=True)
         return Inception(weights), weights
-    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+    except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, AttributeError, TypeError) as error:
         raise ValueError(
             f"--inception-weights: {weights} does not hold Inception's state dict; it should be {OFFICIAL_FILE} "
             f"from {URL_INCEPTION_V3}"

@@ -114,6 +114,20 @@ class Popen:
         self.send_signal(signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def crews_that_fork() -> Iterator[None]:
+    """Launches of this process, with `program=("ablations.worker", TRAINER)`, have workers from the nursery."""
+    from ablations import crew
+
+    crew.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
+        Popen=Popen, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
+    )
+    try:
+        yield
+    finally:
+        crew.subprocess = subprocess  # type: ignore[attr-defined]
+
+
 def living(what: str, cwd: Path) -> list[int]:
     """Process ids of the launchers ("ablations.run") or workers ("ablations.worker") in a folder, in order of birth."""
     found = []
@@ -211,7 +225,7 @@ def _live(wanted: dict[str, Any]) -> None:
 def _obey(command: list[str], parent: int) -> int:
     from fake_host import pretend
 
-    from ablations import crew, session, tracking, worker
+    from ablations import session, tracking, worker
 
     pretend()
     what, trainer, *arguments = command
@@ -220,10 +234,8 @@ def _obey(command: list[str], parent: int) -> int:
 
         session.TICK_SECONDS = 0.1
         tracking._PATIENCE_SECONDS = float(os.environ.get("FAKE_PATIENCE", tracking._PATIENCE_SECONDS))
-        crew.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
-            Popen=Popen, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
-        )
-        return main(arguments, program=("ablations.worker", trainer))
+        with crews_that_fork():
+            return main(arguments, program=("ablations.worker", trainer))
     if room := os.environ.get("FAKE_MEMORY_MIB"):  # that a worker may take beyond what it begins with
         most = psutil.Process().memory_info().vms + int(room) * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -139,6 +140,35 @@ def test_workers_of_two_hosts_train_each_cell_once_though_one_host_and_some_work
 
 def _runs_on(state: CellState, host: str) -> bool:
     return state.state == "running" and state.worker is not None and state.worker.host == host
+
+
+def test_a_launch_whose_queue_stays_away_says_so_and_the_same_command_finishes(
+    postgres: Postgres,
+    write_study: WriteStudy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
+    monkeypatch.setattr("ablations.storage.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("ablations.session.STOP_SECONDS", 1.0)
+    path = write_study({"seeds:": "set: {optim.steps: 60}\nseeds:", "[0, 1]": "[0]"})
+    command = [str(path), "--workers", "1", "--storage", postgres.url("queue")]
+
+    def lose_it() -> None:
+        wait_until(lambda: any(tmp_path.glob("runs/*/*/*/sittings.txt")))
+        postgres.stop()
+
+    with ThreadPoolExecutor() as pool:
+        lost = pool.submit(lose_it)
+        assert main(command, program=(sys.executable, str(HERE / "fake_worker.py"))) == 1
+        lost.result()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "position: not run to its end, because the queue's database does not answer (" in said
+    postgres.start()
+    assert main(command, program=(sys.executable, str(HERE / "fake_worker.py"))) == 0
+    assert [row[1] for row in recorded(f"sqlite:///{tmp_path}/mlflow.db", read_study(path))] == ["finished"] * 2
 
 
 def test_the_launch_of_a_host_that_died_is_ended_by_another_host(write_study: WriteStudy, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from nursery import crews_that_fork
 
 from ablations.run import main
 from ablations.study import read_study
@@ -21,7 +22,6 @@ from ablations.tracking import Store
 
 WriteStudy = Callable[..., Path]
 HERE = Path(__file__).parent
-WORKER = (sys.executable, str(HERE / "fake_worker.py"))
 OPTIONS = ("--workers", "2")
 pytestmark = pytest.mark.slow
 
@@ -49,10 +49,10 @@ class Lab:
         return launcher
 
     def run(self, study: Path, *options: str) -> tuple[int, str]:
-        """A launch in this process, which has imported MLflow already, with its workers in theirs."""
+        """A launch in this process, which has imported MLflow already, with its workers forked."""
         said = io.StringIO()
-        with contextlib.chdir(self.folder), contextlib.redirect_stdout(said):
-            status = main([str(study), *OPTIONS, *options], program=WORKER)
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(said), crews_that_fork():
+            status = main([str(study), *OPTIONS, *options], program=("ablations.worker", "fake"))
         return status, said.getvalue()
 
     def workers(self) -> list[psutil.Process]:
@@ -91,7 +91,7 @@ class Lab:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab(tmp_path: Path, forked: None) -> Iterator[Lab]:
     folder = tmp_path / "lab"
     folder.mkdir()
     lab = Lab(folder)

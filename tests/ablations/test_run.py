@@ -18,6 +18,14 @@ BAD = {
     "an unknown field": (["--set", "optim.stepz=3"], "--set optim.stepz: no such field; did you mean 'optim.steps'?"),
     "a set without a value": (["--set", "optim.steps"], "--set: must be KEY=VALUE"),
     "seeds that are words": (["--seeds", "a,b"], "--seeds: must be different whole numbers, got 'a,b'"),
+    "a seed that no generator takes": (
+        ["--seeds", "2147483648"],
+        "--seeds: must be 2147483647 at most, got 2147483648",
+    ),
+    "a width that no tensor has": (
+        ["--set", "model.width_g=1e15"],
+        "--set model.width_g: must be 16384 at most, got 1",
+    ),
     "a seed twice": (["--seeds", "1,1"], "--seeds: must be different"),
     "a glob that matches nothing": (
         ["--only", "feat9"],

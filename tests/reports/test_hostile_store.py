@@ -187,3 +187,36 @@ def test_a_plan_with_half_a_character_is_shown_all_the_same(scratch: Callable[[]
     fake.launch("s", ("none",), (0,), question="What is \ud800?")
     assert main(["--tracking-uri", fake.uri, "--out", str(tmp_path), "--format", "html,md,tex,csv"]) == 0
     assert "What is ??" in (tmp_path / "s" / "index.html").read_text(encoding="utf-8")
+
+
+def test_what_older_versions_did_not_write_is_done_without(scratch: Callable[[], Any], tmp_path: Path) -> None:
+    fake = scratch()
+    fake.launch("s", ("none", "feat8"), (0,))
+    for variant in ("none", "feat8", "gone"):
+        fake.cell("s", variant, 0, [("fid", 9.0, 5)])
+    lone = fake.launch("lone", ("none",), (0,))
+    (fake.folder / "mlruns" / "lone" / lone / "artifacts" / "plan.json").unlink()
+    with sqlite3.connect(fake.folder / "mlflow.db") as connection:
+        kept = ("kind", "study", "variant", "seed", "outcome", "config_digest", "mlflow.runName")
+        connection.execute(f"delete from tags where key not in {kept}")
+        connection.execute("delete from tags where key in ('variant', 'seed') and run_uuid in "
+                           "(select run_uuid from tags where value = 'gone')")  # fmt: skip
+        connection.execute("delete from params")
+    assert main(["--tracking-uri", fake.uri, "--out", str(tmp_path), "--format", "html,csv"]) == 0
+    page = Page(tmp_path / "s" / "index.html").text
+    assert "1 runs are left out: their tags name no variant, or no seed." in page
+    assert "feat8 is" in page and "2 of 2 cells done" in page
+
+
+def test_tables_of_another_mlflow_are_one_message(
+    scratch: Callable[[], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = scratch()
+    fake.cell("s", "none", 0, [("fid", 9.0, 5)])
+    for table, old, new in (("metrics", "is_nan", "no_number"), ("runs", "artifact_uri", "uri")):
+        with sqlite3.connect(fake.folder / "mlflow.db") as connection:
+            connection.execute(f"alter table {table} rename column {old} to {new}")
+        assert main(["--tracking-uri", fake.uri, "--out", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert "no such column" in said and "run `mlflow db upgrade`" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,198 @@
+"""A folder with an odd name, no home, a clock that jumps, and stores of other versions: fine, or one clear message."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ablations.cell_run import CellRun
+from ablations.plan import Cell
+from ablations.queue import CellQueue, Worker
+from ablations.run import main
+from ablations.study import read_study
+from ablations.tracking import Store
+from reports.build import main as build
+from reports.store import Store as Reader
+from reports.unit import load_units
+
+WriteStudy = Callable[..., Path]
+HERE = Path(__file__).parent
+STUDY = HERE.parents[1] / "studies" / "smoke.yaml"
+HOUR = 3600.0
+MAD_CLOCK = f"""
+import itertools, time
+jumps, real = itertools.cycle((0.0, {HOUR}, -{HOUR}, {HOUR}, 0.0, -{HOUR})), time.time
+time.time = lambda: real() + next(jumps)
+"""
+
+
+def launch(folder: Path, *options: str) -> tuple[int, str]:
+    """Status and what was said, of a launch in this process with its workers in theirs."""
+    said = io.StringIO()
+    program = ("/usr/bin/env", "HOME=/proc/nowhere", sys.executable, str(HERE / "fake_worker.py"))
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        status = main([str(STUDY), "--workers", "1", *options], program=program)
+    return status, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which both cells of the smoke study were trained, as badly placed as can be: their launcher has no
+    home, the worker one that cannot be written, and the clocks jump by an hour at each look."""
+    folder = tmp_path_factory.mktemp("lab") / "Größe und % 'x' #1"
+    site = folder.with_name("site")
+    folder.mkdir()
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(MAD_CLOCK)
+    jumps, real = itertools.cycle((0.0, HOUR, -HOUR)), time.time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{HERE.parents[1]}{os.pathsep}{site}")
+        patch.setattr(time, "time", lambda: real() + next(jumps))
+        patch.delenv("HOME", raising=False)
+        status, said = launch(folder)
+        assert status == 0, said
+    yield folder
+
+
+def test_an_odd_folder_without_a_home_and_with_a_mad_clock_gets_its_runs_and_its_report(odd: Path) -> None:
+    with contextlib.chdir(odd):
+        assert build(["--format", "md,csv"]) == 0
+        (unit,) = load_units(Reader())
+    assert list(unit.cells["state"]) == ["finished", "finished"]
+    assert (unit.cells["seconds"] >= 0).all(), "a run that ended before it began"
+    assert [(picture.variant, picture.kind) for picture in unit.pictures] == [
+        (variant, kind) for variant in ("none", "feat16") for kind in ("samples", "attention")
+    ]
+    assert unit.question == "Does everything run from end to end?", "the plan was found"
+    assert {path.name for path in odd.iterdir()} >= {"mlflow.db", "mlruns", "optuna.db", "runs", "reports"}
+    assert {path.name for path in odd.parent.iterdir()} == {odd.name, "site"}, "nothing lies beside the folder"
+    status, said = launch(odd)
+    assert (status, "Nothing to run." in said) == (0, True)
+
+
+@pytest.fixture
+def old(odd: Path, tmp_path: Path) -> Path:
+    """A copy of the folder that a test may change."""
+    folder = tmp_path / "old"
+    shutil.copytree(odd, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a%20b", "was?"])
+def test_a_folder_whose_name_a_url_would_change_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    status, said = launch(folder)
+    assert status == 2
+    assert said.startswith("--storage: must be in a folder whose path has no ?") and said.count("\n") == 1
+    assert list(tmp_path.rglob("*")) == [folder]
+
+
+def test_points_and_ends_come_one_after_another_whatever_the_clock_does(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two points at one step the newer counts, and a process that resumes a run replays steps."""
+    store = Store(f"sqlite:///{old}/mlflow.db")
+    study = read_study(STUDY)
+    experiment, cell = store.open_experiment(study), study.at_seeds([7]).cells()[0]
+    now = time.time()
+    for jump, value in ((HOUR, 1.0), (-HOUR, 2.0)):
+        monkeypatch.setattr(time, "time", lambda jump=jump: now + jump)
+        run = CellRun(store.client, experiment, "parent", cell, {}, tmp_path)
+        run.log(1, {"loss_d": value})
+        run.log(2, {"loss_d": value + 10})
+        run.pause()
+        run.close()
+    assert run.is_sent and run.run_id is not None
+    points = store.client.get_metric_history(run.run_id, "loss_d")
+    stamps = [point.timestamp for point in sorted(points, key=lambda point: (point.value % 10, point.step))]
+    assert stamps == sorted(set(stamps))
+    with contextlib.chdir(old):
+        reader = Reader()
+        (ours,) = [found for found in reader.runs() if found.id == run.run_id]
+        assert ours.end is not None and ours.end >= ours.start
+        assert list(reader.histories([ours])["value"]) == [2.0, 12.0]
+
+
+def test_a_store_of_an_older_version_is_read_as_far_as_it_goes(old: Path) -> None:
+    store = Store(f"sqlite:///{old}/mlflow.db")
+    experiment = store.find_experiment(read_study(STUDY))
+    assert experiment is not None
+    for tags in ({"kind": "launch"}, {"kind": "launch", "process": '{"pid": 1}'}, {"kind": "cell"}):
+        store.client.create_run(experiment, tags=tags)
+    with sqlite3.connect(old / "mlflow.db") as connection:
+        connection.execute("delete from tags where key in ('plan', 'git_commit', 'device', 'classes', 'groups')")
+    with sqlite3.connect(old / "optuna.db") as connection:
+        connection.execute("delete from trial_user_attributes where key = 'deaths'")
+        connection.execute("delete from trial_user_attributes where trial_id = 1 and key = 'cell'")
+    for options in ((), ("--dry-run",), ("--retry-failed",)):
+        status, said = launch(old, *options)
+        assert status == 0, said
+        assert ("Nothing to run." in said) == ("--dry-run" not in options)
+    with contextlib.chdir(old):
+        assert build(["--format", "md"]) == 0
+        (unit,) = load_units(Reader())
+    assert list(unit.cells["state"]) == ["finished", "finished"]
+
+
+def test_a_queue_of_an_older_version_is_worked_off(tmp_path: Path) -> None:
+    url, cells = f"sqlite:///{tmp_path}/optuna.db", read_study(STUDY).cells()
+    with contextlib.closing(CellQueue(url, "smoke", cells, grace=-1.0)) as queue:
+        assert queue.enqueue({}) == 2
+        claim = queue.claim(Worker.here("token"))
+        assert claim is not None
+        with sqlite3.connect(tmp_path / "optuna.db") as connection:
+            connection.execute("delete from trial_user_attributes where key = 'deaths'")
+            connection.execute("update trial_user_attributes set value_json = '{\"pid\": 1}' where key = 'worker'")
+        assert queue.living().keys() == {claim.cell.key}, "who wrote less than we do is judged by silence"
+        assert [cell.key for cell in queue.reap()] == [claim.cell.key]
+        with sqlite3.connect(tmp_path / "optuna.db") as connection:
+            connection.execute("delete from trial_user_attributes where key = 'worker'")
+        claimed: list[Cell] = []
+        while again := queue.claim(Worker.here("token")):
+            claimed.append(again.cell)
+            queue.complete(again, "finished")
+        assert {cell.key for cell in claimed} == {cell.key for cell in cells}
+        assert [state.state for state in queue.states()] == ["done", "done"]
+
+
+MLFLOW, OPTUNA = ("--tracking-uri", "mlflow.db"), ("--storage", "optuna.db")
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "change", "message"),
+    [
+        (*MLFLOW, "update alembic_version set version_num = '451aebb31d03'", "was made by another version of MLflow"),
+        (*MLFLOW, "update alembic_version set version_num = 'ffffffffffff'", "run `mlflow db upgrade`"),
+        (*OPTUNA, "update alembic_version set version_num = 'v0.9.0.a'", "was made by another version of Optuna"),
+        (*OPTUNA, "update alembic_version set version_num = 'v99.0.0.a'", "was made by another version of Optuna"),
+    ],
+)
+def test_tables_of_another_version_are_one_message(
+    old: Path, option: str, file: str, change: str, message: str
+) -> None:
+    with sqlite3.connect(old / file) as connection:
+        connection.execute(change)
+    runs = sorted((old / "runs").rglob("*"))
+    status, said = launch(old)
+    assert status == 2, said
+    assert said.startswith(f"{option}: ") and message in said and said.count("\n") == 1, said
+    assert sorted((old / "runs").rglob("*")) == runs
+
+
+def test_the_queue_and_the_store_are_never_one_database(old: Path) -> None:
+    status, said = launch(old, "--storage", "sqlite:///mlflow.db")
+    assert status == 2 and said.startswith("--storage: must be another database than --tracking-uri")
+    status, said = launch(old, "--storage", "sqlite:///mlflow.db", "--tracking-uri", "sqlite:///other.db")
+    assert status == 2 and said.startswith("--storage: must be a database of its own") and "is MLflow's" in said
+    assert not (old / "other.db").exists()
