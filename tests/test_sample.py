@@ -193,7 +193,7 @@ def test_a_run_that_was_copied_is_drawn_from_the_run_that_was_trained(
     from mlflow import MlflowClient
 
     monkeypatch.chdir(tmp_path)
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment_id = client.create_experiment("study")
     trained = client.create_run(experiment_id).info.run_id
     client.log_artifact(trained, str(file))

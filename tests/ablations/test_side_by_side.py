@@ -39,7 +39,7 @@ def test_two_studies_are_launched_in_one_new_folder_at_once(write_study: Callabl
     launches = [lab.start(study, "--workers", "2") for lab, study in zip(labs, studies, strict=True)]
     assert [launch.wait(240) for launch in launches] == [0, 0], [lab.said.read_text() for lab in labs]
     for lab, study in zip(labs, studies, strict=True):
-        assert lab.said.read_text().count("4 cells: 4 finished.") == 1
+        assert lab.said.read_text().count("4 cells: 4 finished") == 1
         results = lab.results(study)
         assert sorted(results) == ["feat32/seed0", "feat32/seed1", "none/seed0", "none/seed1"]
         assert {(outcome, weights) for outcome, _, weights in results.values()} == {("finished", b"weights")}
