@@ -1,6 +1,7 @@
 """The command line: `python -m ablations.run studies/attention_position.yaml`.
 
-Exit status: 0 every cell has a result; 1 some cell failed; 2 bad input; 130 interrupted, 143 terminated (state saved).
+Exit status: 0 every cell has a result; 1 some cell failed, or store, queue or disk gave out; 2 bad input; 130
+interrupted, 143 terminated (state saved).
 Bad input is told before torch, MLflow or Optuna is imported, and with nothing written.
 """
 
