@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,12 +60,6 @@ class Lab:
 
     def workers(self) -> list[int]:
         return living("ablations.worker", self.folder)
-
-    def close(self) -> None:
-        """Ends the launchers that a failed test left; the workers notice."""
-        for launcher in living("ablations.run", self.folder):
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
-                os.kill(launcher, signal.SIGKILL)
 
     def store(self) -> Store:
         return Store(self.uri)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,10 +24,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def lab(tmp_path: Path, forked: None) -> Iterator[Lab]:
-    lab = Lab(tmp_path / "lab", "fake")
-    yield lab
-    lab.close()
+def lab(tmp_path: Path, forked: None) -> Lab:
+    return Lab(tmp_path / "lab", "fake")
 
 
 def short(write_study: WriteStudy, steps: int = 5) -> Path:
