@@ -26,6 +26,21 @@ def wait_until(condition: Callable[[], Any], seconds: float = 240.0) -> None:
         time.sleep(0.03)
 
 
+def sittings(folder: Path) -> dict[str, list[int]]:
+    """{cell: steps at which a fake trainer sat down to train it in this folder}."""
+    return {
+        f"{file.parts[-3]}/{file.parts[-2].split('-')[0]}": [
+            int(line.split()[-1]) for line in file.read_text().splitlines()
+        ]
+        for file in sorted(folder.glob("runs/*/*/*/sittings.txt"))
+    }
+
+
+def steps(folder: Path) -> list[int]:
+    """How far a fake trainer has come with each cell of this folder that it has saved."""
+    return [int(file.read_text() or 0) for file in folder.glob("runs/*/*/*/checkpoint.txt")]
+
+
 class Lab:
     def __init__(self, folder: Path, trainer: str = "real") -> None:
         folder.mkdir(exist_ok=True)
@@ -38,6 +53,10 @@ class Lab:
         with self.said.open("w") as said:
             command = ["ablations.run", self.trainer, str(study), *options]
             return Popen(command, cwd=self.folder, stdout=said, env={**os.environ, **environment})
+
+    def run(self, study: Path, *options: str, **environment: str) -> tuple[int, str]:
+        """Status of a launch, and what it said."""
+        return self.start(study, *options, **environment).wait(240), self.said.read_text()
 
     def workers(self) -> list[int]:
         return living("ablations.worker", self.folder)

@@ -48,7 +48,7 @@ _IMPORTED = (
 
 @contextlib.contextmanager
 def nursery() -> Iterator[None]:
-    """While it is open, Popen works, here and in the children."""
+    """While it is open, Popen works, here and in the children, of whom none outlives it."""
     with tempfile.TemporaryDirectory(prefix="nursery-") as folder:  # a short path: it holds a socket
         address = f"{folder}/socket"
         python_path = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
@@ -65,10 +65,13 @@ def nursery() -> Iterator[None]:
             del os.environ[_ADDRESS]
             server.kill()
             server.wait()
+            for note in Path(folder).glob("child-*"):  # what failed tests left
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(note.name.removeprefix("child-")), signal.SIGKILL)
 
 
 class Popen:
-    """As much of subprocess.Popen as a crew uses. The child is in a session of its own, and dies with nobody."""
+    """As much of subprocess.Popen as a crew uses. The child is in a session of its own, and dies with no parent."""
 
     def __init__(
         self,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from lab import sittings, steps, wait_until
 from mlflow.entities import Run
 from mlflow_server import Server
+from nursery import crews_that_fork
 
 from ablations import tracking
 from ablations.run import main
@@ -21,18 +21,18 @@ from ablations.spool import spools
 from ablations.study import read_study
 from ablations.tracking import Store
 
-HERE = Path(__file__).parent
-WORKER = (sys.executable, str(HERE / "fake_worker.py"))
-STEPS = 60
+WORKER = ("ablations.worker", "fake")
+STEPS = 40
+START = [[0], [0]]  # of cells at which one process sat down, once
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, forked: None) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     server = Server(folder, f"sqlite:///{folder}/server.db")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(HERE.parents[1]))
+        patch.setattr("ablations.session.TICK_SECONDS", 0.1)
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
         try:
             server.start()
@@ -52,7 +52,7 @@ def study(write_study: Callable[..., Path], request: pytest.FixtureRequest) -> P
 
 def launch(folder: Path, study: Path, server: Server) -> tuple[int, str]:
     said = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(said):
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said), crews_that_fork():
         status = main([str(study), "--workers", "1", "--no-reuse", "--tracking-uri", server.uri], program=WORKER)
     return status, " ".join(said.getvalue().split())
 
@@ -65,25 +65,10 @@ def meanwhile(action: Callable[[], None]) -> Iterator[None]:
     thread.join()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "it never happened"
-        time.sleep(0.05)
-
-
 def outcomes(folder: Path) -> list[str]:
     """Of the cells whose spool has one."""
     found = [spool.summary().tags.get("outcome") for study in folder.glob("runs/*") for spool in spools(study)]
     return [outcome for outcome in found if outcome]
-
-
-def reached(folder: Path, step: int) -> Callable[[], bool]:
-    return lambda: any(int(file.read_text() or 0) >= step for file in folder.glob("runs/*/*/*/checkpoint.txt"))
-
-
-def sittings(folder: Path) -> list[str]:
-    return [line for file in sorted(folder.glob("runs/*/*/*/sittings.txt")) for line in file.read_text().splitlines()]
 
 
 def cells(study: Path, server: Server) -> list[Run]:
@@ -93,9 +78,9 @@ def cells(study: Path, server: Server) -> list[Run]:
     assert experiment_id is not None
     runs = sorted(store.runs(experiment_id, "tags.kind = 'cell'"), key=lambda run: run.info.run_name)
     for run in runs:
-        for key, steps in {"loss_g": range(1, STEPS), "images_per_sec": range(1, STEPS), "fid": [STEPS]}.items():
+        for key, at in {"loss_g": range(1, STEPS), "images_per_sec": range(1, STEPS), "fid": [STEPS]}.items():
             points = store.client.get_metric_history(run.info.run_id, key)
-            assert sorted(point.step for point in points) == list(steps), f"{run.info.run_name}: {key}"
+            assert sorted(point.step for point in points) == list(at), f"{run.info.run_name}: {key}"
             assert key != "loss_g" or all(point.value == 1.0 / point.step for point in points)
         paths = {file.path for file in store.client.list_artifacts(run.info.run_id)}
         assert paths == {"config.yaml", "samples", "attention", "generator.safetensors"}
@@ -110,7 +95,7 @@ def test_a_server_that_hangs_and_wakes_up_has_every_point_once(
     monkeypatch.setattr(tracking, "_PATIENCE_SECONDS", 240.0)
 
     def hang() -> None:
-        wait_until(reached(tmp_path, STEPS // 3))
+        wait_until(lambda: sum(steps(tmp_path)) >= STEPS // 8)
         server.signal(signal.SIGSTOP)
         wait_until(lambda: len(outcomes(tmp_path)) == 2)
         server.signal(signal.SIGCONT)
@@ -119,7 +104,7 @@ def test_a_server_that_hangs_and_wakes_up_has_every_point_once(
         status, said = launch(tmp_path, study, server)
     assert (status, "2 cells: 2 finished." in said) == (0, True), said
     assert "lacks" not in said
-    assert [line.split()[-1] for line in sittings(tmp_path)] == ["0", "0"]
+    assert list(sittings(tmp_path).values()) == START
     cells(study, server)
 
 
@@ -129,15 +114,14 @@ def test_results_are_kept_while_the_server_is_gone_and_the_same_command_sends_th
     monkeypatch.setattr(tracking, "_PATIENCE_SECONDS", 1.0)
 
     def die() -> None:
-        wait_until(reached(tmp_path, STEPS // 3))
+        wait_until(lambda: sum(steps(tmp_path)) >= STEPS // 8)
         server.stop()  # in the middle of the first cell, so the second begins without it
 
     with meanwhile(die):
         status, said = launch(tmp_path, study, server)
     assert (status, "2 cells: 2 finished." in said) == (1, True), said
     assert f"lacks something of 2 cells, which is safe in {tmp_path}/runs" in said
-    before = sittings(tmp_path)
-    assert [line.split()[-1] for line in before] == ["0", "0"]
+    assert list(sittings(tmp_path).values()) == START
 
     assert launch(tmp_path, study, server)[0] == 2, "a launch does not begin without its store"
     with next(tmp_path.glob("runs/*/feat32/*/spool-*.jsonl")).open("ab") as file:
@@ -145,7 +129,7 @@ def test_results_are_kept_while_the_server_is_gone_and_the_same_command_sends_th
     server.start()
     status, said = launch(tmp_path, study, server)
     assert (status, "Nothing to run." in said) == (0, True), said
-    assert sittings(tmp_path) == before
+    assert list(sittings(tmp_path).values()) == START
     cells(study, server)
     assert "RUNNING" not in {
         run.info.status

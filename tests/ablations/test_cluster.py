@@ -6,18 +6,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
-from fake_host import GRACE
+from lab import Lab, sittings, steps, wait_until
 from mlflow_server import Server
+from nursery import crews_that_fork
 from postgres import Postgres, postgres_server
 
 from ablations.plan import Study
@@ -29,7 +28,8 @@ from ablations.tracking import Store
 
 WriteStudy = Callable[..., Path]
 HERE = Path(__file__).parent
-RUN = (sys.executable, str(HERE / "fake_run.py"))
+WORKER = ("ablations.worker", "fake")
+GRACE = 6.0  # seconds that a host may be silent
 pytestmark = pytest.mark.slow
 
 
@@ -48,44 +48,25 @@ def server(postgres: Postgres, tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-class Host:
+class Host(Lab):
     """A folder, and a launcher or its like that takes itself to be on a host of that name."""
 
-    def __init__(self, folder: Path, *words: object) -> None:
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-        python_path = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
-        environment = {**os.environ, "FAKE_HOST": folder.name, "PYTHONPATH": python_path}
-        command = [*RUN, *map(str, words)]
-        self.log = folder / "said.txt"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-
-    def workers(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children()
+    def __init__(self, folder: Path, *words: object, **environment: str) -> None:
+        super().__init__(folder, "fake")
+        study, *options = words
+        own = {"FAKE_HOST": folder.name, "FAKE_GRACE": str(GRACE)}
+        self.process = self.start(Path(str(study)), *map(str, options), **own, **environment)
 
     def die(self) -> None:
         """As a host does whose power fails: all at once."""
-        workers = self.workers()
-        for process in (self.process, *workers):
-            process.kill()
+        for process in (self.process.pid, *self.workers()):
+            os.kill(process, signal.SIGKILL)
         self.process.wait()
-        psutil.wait_procs(workers, 30)
+        wait_until(lambda: not self.workers())
 
-    def sittings(self) -> Counter[str]:
-        files = self.folder.glob("runs/*/*/*/sittings.txt")
-        return Counter({f"{file.parts[-3]}/{file.parts[-2].split('-')[0]}": len(_lines(file)) for file in files})
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "it never happened"
-        time.sleep(0.2)
+    def trained(self) -> int:
+        """How often a worker of it sat down to train a cell."""
+        return sum(map(len, sittings(self.folder).values()))
 
 
 def recorded(uri: str, study: Study) -> list[tuple[str, str, float]]:
@@ -105,20 +86,20 @@ def launches(uri: str, study: Study) -> list[str]:
 
 
 def test_workers_of_two_hosts_train_each_cell_once_though_one_host_and_some_workers_die(
-    postgres: Postgres, server: Server, write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    forked: None, postgres: Postgres, server: Server, write_study: WriteStudy, tmp_path: Path
 ) -> None:
-    path = write_study({"seeds:": "set: {optim.steps: 50}\nseeds:", "[0, 1]": str(list(range(8)))})
+    path = write_study({"seeds:": "set: {optim.steps: 5}\nseeds:", "[0, 1]": str(list(range(8)))})
     study = read_study(path)
-    gate = tmp_path / "gate"
-    monkeypatch.setenv("FAKE_GATE", str(gate))  # until then all workers have a cell and none has ended one
+    gate = tmp_path / "gate"  # until it is open all workers have a cell and none has ended one
     server.start()
     queue_url, store_url = postgres.url("queue"), server.uri
     words = (path, "--worker-only", "--workers", 4, "--storage", queue_url, "--tracking-uri", store_url)
-    first, second = Host(tmp_path / "first", *words), Host(tmp_path / "second", *words)  # nobody has made anything yet
-    wait_until(lambda: len(first.sittings()) == len(second.sittings()) == 4)
+    # Nobody has made anything yet.
+    first, second = (Host(tmp_path / name, *words, FAKE_GATE=str(gate)) for name in ("first", "second"))
+    wait_until(lambda: first.trained() == second.trained() == 4)
     with contextlib.closing(CellQueue(queue_url, study.name, study.cells())) as queue:
         for worker in first.workers()[:2]:
-            worker.kill()  # noticed at once by those on the same host
+            os.kill(worker, signal.SIGKILL)  # noticed at once by those on the same host
         second.die()
         died = time.monotonic()
 
@@ -128,14 +109,13 @@ def test_workers_of_two_hosts_train_each_cell_once_though_one_host_and_some_work
         assert len(orphans()) == 4
         gate.touch()
         wait_until(lambda: not orphans())
-        assert GRACE - 5 < time.monotonic() - died < GRACE + 20
-        assert first.process.wait(300) == 0, first.log.read_text()
+        assert GRACE / 2 < time.monotonic() - died < GRACE + 20
+        assert first.process.wait(300) == 0, first.said.read_text()
         assert [state.state for state in queue.states()] == ["done"] * 16
     expected = sorted((cell.name, "finished", 100.0 + cell.seed) for cell in study.cells())
     assert recorded(store_url, study) == expected
     assert launches(store_url, study) == ["FINISHED"], "they found or made one, and worked under it"
-    sat_down = first.sittings() + second.sittings()
-    assert sum(sat_down.values()) == 16 + 2 + 4, "nobody but the dead was followed by another"
+    assert first.trained() + second.trained() == 16 + 2 + 4, "nobody but the dead was followed by another"
 
 
 def _runs_on(state: CellState, host: str) -> bool:
@@ -143,6 +123,7 @@ def _runs_on(state: CellState, host: str) -> bool:
 
 
 def test_a_launch_whose_queue_stays_away_says_so_and_the_same_command_finishes(
+    forked: None,
     postgres: Postgres,
     write_study: WriteStudy,
     tmp_path: Path,
@@ -150,72 +131,75 @@ def test_a_launch_whose_queue_stays_away_says_so_and_the_same_command_finishes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
+    monkeypatch.setattr("ablations.session.TICK_SECONDS", 0.1)
     monkeypatch.setattr("ablations.storage.PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr("ablations.session.STOP_SECONDS", 1.0)
     path = write_study({"seeds:": "set: {optim.steps: 60}\nseeds:", "[0, 1]": "[0]"})
     command = [str(path), "--workers", "1", "--storage", postgres.url("queue")]
 
     def lose_it() -> None:
-        wait_until(lambda: any(tmp_path.glob("runs/*/*/*/sittings.txt")))
+        wait_until(lambda: steps(tmp_path))
         postgres.stop()
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, crews_that_fork():
         lost = pool.submit(lose_it)
-        assert main(command, program=(sys.executable, str(HERE / "fake_worker.py"))) == 1
+        assert main(command, program=WORKER) == 1
         lost.result()
     said = " ".join(capsys.readouterr().out.split())
     assert "position: not run to its end, because the queue's database does not answer (" in said
     postgres.start()
-    assert main(command, program=(sys.executable, str(HERE / "fake_worker.py"))) == 0
+    with crews_that_fork():
+        assert main(command, program=WORKER) == 0
     assert [row[1] for row in recorded(f"sqlite:///{tmp_path}/mlflow.db", read_study(path))] == ["finished"] * 2
 
 
-def test_the_launch_of_a_host_that_died_is_ended_by_another_host(write_study: WriteStudy, tmp_path: Path) -> None:
-    path = write_study({"seeds:": "set: {optim.steps: 60}\nseeds:", "[0, 1]": "[0]"})
+def test_the_launch_of_a_host_that_died_is_ended_by_another_host(
+    forked: None, write_study: WriteStudy, tmp_path: Path
+) -> None:
+    path = write_study({"seeds:": "set: {optim.steps: 5}\nseeds:", "[0, 1]": "[0]"})
     stores = ("--storage", f"sqlite:///{tmp_path}/optuna.db", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
-    lost = Host(tmp_path / "lost", path, "--workers", 1, *stores)
-    wait_until(lambda: len(lost.sittings()) > 0)
+    lost = Host(tmp_path / "lost", path, "--workers", 1, *stores, FAKE_GATE="never")
+    wait_until(lost.trained)
     lost.die()
     assert launches(stores[3], read_study(path)) == ["RUNNING"]
     other = Host(tmp_path / "other", path, "--workers", 1, *stores)
-    assert other.process.wait(300) == 0, other.log.read_text()
+    assert other.process.wait(300) == 0, other.said.read_text()
     assert sorted(launches(stores[3], read_study(path))) == ["FINISHED", "KILLED"]
 
 
-def test_workers_alone_go_on_under_the_launch_that_they_find(write_study: WriteStudy, tmp_path: Path) -> None:
-    path = write_study({"seeds:": "set: {optim.steps: 100}\nseeds:"})
+def test_workers_alone_go_on_under_the_launch_that_they_find(
+    forked: None, write_study: WriteStudy, tmp_path: Path
+) -> None:
+    path = write_study({"seeds:": "set: {optim.steps: 5}\nseeds:"})
     study = read_study(path)
     stores = ("--storage", f"sqlite:///{tmp_path}/optuna.db", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
-    launcher = Host(tmp_path / "launcher", path, "--workers", 1, *stores)
-    wait_until(lambda: len(launcher.sittings()) > 0)
+    launcher = Host(tmp_path / "launcher", path, "--workers", 1, *stores, FAKE_GATE="never")
+    wait_until(launcher.trained)
     launcher.process.terminate()
     assert launcher.process.wait(120) == 143
     there = Host(tmp_path / "there", path, "--worker-only", "--workers", 2, *stores)
-    assert there.process.wait(300) == 0, there.log.read_text()
+    assert there.process.wait(300) == 0, there.said.read_text()
     assert len(recorded(stores[3], study)) == 4
     assert launches(stores[3], study) == ["KILLED"]
     again = Host(tmp_path / "there", path, "--worker-only", "--workers", 1, *stores)
     assert again.process.wait(300) == 0
-    assert _lines(again.log) == ["Nothing to run.", "4 cells: 4 finished."]
+    assert again.said.read_text().splitlines() == ["Nothing to run.", "4 cells: 4 finished."]
 
 
 def test_a_job_that_slurm_is_about_to_end_saves_its_cell_and_is_requeued(
     write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed: pip install '.[slurm]'")
-    path = write_study({"seeds:": "set: {optim.steps: 300}\nseeds:", "[0, 1]": "[0]"})
+    path, gate = write_study({"seeds:": "set: {optim.steps: 150}\nseeds:", "[0, 1]": "[0]"}), tmp_path / "gate"
     study = read_study(path)
     monkeypatch.setenv("PYTHONPATH", str(HERE.parents[1]))
+    monkeypatch.setenv("FAKE_GATE", str(gate))
     monkeypatch.chdir(tmp_path)
-    command = [*RUN, str(path), "--worker-only", "--workers", "1"]
+    command = [sys.executable, str(HERE / "fake_run.py"), str(path), "--worker-only", "--workers", "1"]
     jobs = submit(open_executor(tmp_path / "slurm", on_gpu=False, cluster="local"), command, workers=2)
-
-    def sat_down() -> list[Path]:
-        return sorted(tmp_path.glob("runs/*/*/*/sittings.txt"))
-
-    wait_until(lambda: len(sat_down()) == 2)
-    time.sleep(1.0)
+    wait_until(lambda: len(sittings(tmp_path)) == 2)
+    gate.touch()
+    wait_until(lambda: len(steps(tmp_path)) == 2 and min(steps(tmp_path)) > 0)
     (runner,) = _runners(jobs[0]._process.pid)
     runner.send_signal(signal.SIGUSR2)  # what Slurm sends ahead of a time limit, or of a pre-emption
     wait_until(lambda: all(job.done() for job in jobs))
@@ -223,7 +207,7 @@ def test_a_job_that_slurm_is_about_to_end_saves_its_cell_and_is_requeued(
     assert "Requeued job" in said, said
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert recorded(uri, study) == sorted((cell.name, "finished", 100.0) for cell in study.cells())
-    starts = sorted(int(line.split()[-1]) for file in sat_down() for line in _lines(file))
+    starts = sorted(start for cell in sittings(tmp_path).values() for start in cell)
     assert starts[:2] == [0, 0] and len(starts) == 3 and starts[2] > 0, "one went on from where it was saved"
 
 

@@ -2,116 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-from nursery import crews_that_fork
+from lab import Lab, sittings, steps, wait_until
 
-from ablations.run import main
 from ablations.study import read_study
 from ablations.tracking import Store
 
 WriteStudy = Callable[..., Path]
-HERE = Path(__file__).parent
-OPTIONS = ("--workers", "2")
+ROOT = Path(__file__).parents[2]
+TWO, ONE = ("--workers", "2"), ("--workers", "1")
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", autouse=True)
-def workers_import_this_checkout() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(HERE.parents[1]))
-        yield
-
-
-class Lab:
-    """A folder to launch studies in."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.launchers: list[subprocess.Popen[str]] = []
-
-    def start(self, study: Path, *options: str) -> subprocess.Popen[str]:
-        """A launch in a process of its own, which can be killed."""
-        command = [sys.executable, str(HERE / "fake_run.py"), str(study), *OPTIONS, *options]
-        pipe = subprocess.PIPE
-        launcher = subprocess.Popen(command, cwd=self.folder, stdout=pipe, stderr=pipe, text=True)
-        self.launchers.append(launcher)
-        return launcher
-
-    def run(self, study: Path, *options: str) -> tuple[int, str]:
-        """A launch in this process, which has imported MLflow already, with its workers forked."""
-        said = io.StringIO()
-        with contextlib.chdir(self.folder), contextlib.redirect_stdout(said), crews_that_fork():
-            status = main([str(study), *OPTIONS, *options], program=("ablations.worker", "fake"))
-        return status, said.getvalue()
-
-    def workers(self) -> list[psutil.Process]:
-        """Workers of this folder that are alive."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if "fake_worker.py" in " ".join(process.cmdline()) and process.cwd() == str(self.folder):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    def sittings(self) -> dict[str, list[int]]:
-        """{cell: steps at which a process sat down to train it}."""
-        files = self.folder.glob("runs/*/*/*/sittings.txt")
-        return {
-            f"{file.parts[-3]}/{file.parts[-2].split('-')[0]}": [
-                int(line.split()[-1]) for line in file.read_text().splitlines()
-            ]
-            for file in files
-        }
-
-    def statuses(self, study: Path) -> list[str]:
-        """Status of every run in the store, launches too."""
-        store = Store(f"sqlite:///{self.folder}/mlflow.db")
-        experiment_id = store.find_experiment(read_study(study))
-        assert experiment_id is not None
-        return [run.info.status for run in store.runs(experiment_id, "")]
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 240.0) -> None:
-        give_up = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < give_up, "it never happened"
-            time.sleep(0.05)
-
-
 @pytest.fixture
-def lab(tmp_path: Path, forked: None) -> Iterator[Lab]:
-    folder = tmp_path / "lab"
-    folder.mkdir()
-    lab = Lab(folder)
-    yield lab
-    for launcher in lab.launchers:  # what a failed test left; the workers notice
-        launcher.kill()
-        launcher.wait()
+def lab(tmp_path: Path, forked: None) -> Lab:
+    return Lab(tmp_path / "lab", "fake")
 
 
-def short(write_study: WriteStudy, steps: int = 5, extra: str = "") -> Path:
-    return write_study({"seeds:": f"set: {{optim.steps: {steps}{extra}}}\nseeds:"})
+def short(write_study: WriteStudy, steps: int = 5) -> Path:
+    return write_study({"seeds:": f"set: {{optim.steps: {steps}}}\nseeds:"})
 
 
 def results(lab: Lab, study: Path) -> list[tuple[str, str, float]]:
     """(cell, outcome, fid) of every recorded cell, in order."""
-    store = Store(f"sqlite:///{lab.folder}/mlflow.db")
-    experiment_id = store.find_experiment(read_study(study))
-    assert experiment_id is not None
-    runs = store.runs(experiment_id, "tags.kind = 'cell'")
+    runs = lab.runs(study, "cell")
     return sorted((run.info.run_name, run.data.tags.get("outcome"), run.data.metrics.get("fid", -1.0)) for run in runs)
+
+
+def statuses(lab: Lab, study: Path) -> list[str]:
+    """Status of every run in the store, launches too."""
+    return [run.info.status for kind in ("cell", "launch") for run in lab.runs(study, kind)]
 
 
 ALL = [
@@ -124,20 +53,20 @@ ALL = [
 
 def test_a_study_runs_to_its_end_and_started_again_runs_nothing(lab: Lab, write_study: WriteStudy) -> None:
     study = short(write_study)
-    status, said = lab.run(study)
+    status, said = lab.run(study, *TWO)
     assert status == 0, said
     assert "4 cells: 4 finished." in said and "mlflow ui" in said
     assert results(lab, study) == ALL
-    assert lab.sittings() == {name: [0] for name, _, _ in ALL}
+    assert sittings(lab.folder) == {name: [0] for name, _, _ in ALL}
 
     started = time.monotonic()
-    status, said = lab.run(study)
+    status, said = lab.run(study, *TWO)
     assert (status, "Nothing to run." in said) == (0, True)
     assert time.monotonic() - started < 15
-    assert set(lab.statuses(study)) == {"FINISHED"}
+    assert set(statuses(lab, study)) == {"FINISHED"}
 
     (lab.folder / "optuna.db").unlink()  # the queue is not where results are
-    assert "Nothing to run." in lab.run(study)[1]
+    assert "Nothing to run." in lab.run(study, *TWO)[1]
 
 
 def test_each_cell_meets_its_own_fate_and_a_failed_one_is_run_again_when_asked(
@@ -150,7 +79,7 @@ def test_each_cell_meets_its_own_fate_and_a_failed_one_is_run_again_when_asked(
             "feat64: {model.attention.at: [64]}": "collapses: {optim.d_steps: 9}",
         }
     )
-    status, said = lab.run(study, "--seeds", "0")
+    status, said = lab.run(study, *TWO, "--seeds", "0")
     assert status == 1
     assert "raises/seed0 failed: RuntimeError: the fake trainer was told to fail" in said
     assert results(lab, study) == [
@@ -158,62 +87,64 @@ def test_each_cell_meets_its_own_fate_and_a_failed_one_is_run_again_when_asked(
         ("none/seed0", "finished", 100.0),
         ("raises/seed0", None, -1.0),
     ]
-    assert "RUNNING" not in lab.statuses(study)
-    status, said = lab.run(study, "--seeds", "0")
+    assert "RUNNING" not in statuses(lab, study)
+    status, said = lab.run(study, *TWO, "--seeds", "0")
     assert (status, "Nothing to run." in said) == (1, True)
-    assert lab.run(study, "--seeds", "0", "--only", "raises", "--retry-failed")[0] == 1
-    assert lab.sittings()["raises/seed0"] == [0, 1]
-    assert lab.sittings()["none/seed0"] == [0]
+    assert lab.run(study, *TWO, "--seeds", "0", "--only", "raises", "--retry-failed")[0] == 1
+    assert sittings(lab.folder)["raises/seed0"] == [0, 1]
+    assert sittings(lab.folder)["none/seed0"] == [0]
 
 
-def test_killed_workers_are_replaced_and_every_cell_is_counted_once(lab: Lab, write_study: WriteStudy) -> None:
-    study = short(write_study, steps=60)
-    launcher = lab.start(study)
-    lab.wait_until(lambda: len(lab.workers()) == 2 and len(lab.sittings()) == 2)
+def test_killed_workers_are_replaced_and_every_cell_is_counted_once(
+    lab: Lab, write_study: WriteStudy, tmp_path: Path
+) -> None:
+    study, gate = short(write_study), tmp_path / "gate"
+    launcher = lab.start(study, *TWO, FAKE_GATE=str(gate))
+    wait_until(lambda: len(lab.workers()) == 2 and len(sittings(lab.folder)) == 2)
     for worker in lab.workers():
-        worker.kill()
-    out, error = launcher.communicate(timeout=240)
-    assert launcher.returncode == 0, out + error
+        os.kill(worker, signal.SIGKILL)
+    gate.touch()
+    assert launcher.wait(240) == 0, lab.said.read_text()
     assert results(lab, study) == ALL
-    assert set(lab.statuses(study)) == {"FINISHED"}
+    assert set(statuses(lab, study)) == {"FINISHED"}
+    assert sorted(map(len, sittings(lab.folder).values())) == [1, 1, 2, 2]
 
 
 def test_after_a_killed_launcher_the_same_command_finishes(lab: Lab, write_study: WriteStudy) -> None:
-    study = short(write_study, steps=80)
-    launcher = lab.start(study)
-    lab.wait_until(lambda: len(lab.sittings()) > 0)
-    time.sleep(0.5)
+    study = short(write_study, steps=60)
+    launcher = lab.start(study, *TWO)
+    wait_until(lambda: any(steps(lab.folder)))
     launcher.kill()
-    launcher.communicate()
-    lab.wait_until(lambda: not lab.workers())  # no orphan stays
-    status, said = lab.run(study)
+    launcher.wait()
+    wait_until(lambda: not lab.workers())  # no orphan stays
+    status, said = lab.run(study, *TWO)
     assert status == 0, said
     assert results(lab, study) == ALL
-    assert any(sittings[-1] > 0 for sittings in lab.sittings().values()), "a cell went on from its checkpoint"
-    assert sorted(lab.statuses(study)) == ["FINISHED"] * 5 + ["KILLED"]
+    assert any(starts[-1] > 0 for starts in sittings(lab.folder).values()), "a cell went on from its checkpoint"
+    assert sorted(statuses(lab, study)) == ["FINISHED"] * 5 + ["KILLED"]
 
 
 def test_an_interrupted_launch_saves_its_cells_and_says_so(lab: Lab, write_study: WriteStudy) -> None:
     study = short(write_study, steps=1000)
     for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        launcher = lab.start(study, "--only", "none/seed0")
-        lab.wait_until(lambda: len(lab.workers()) == 1 and len(lab.sittings()) == 1)
-        time.sleep(0.5)
+        before = sum(steps(lab.folder))
+        launcher = lab.start(study, *TWO, "--only", "none/seed0")
+        wait_until(lambda before=before: len(lab.workers()) == 1 and sum(steps(lab.folder)) > before)
         launcher.send_signal(number)
-        out, _ = launcher.communicate(timeout=120)
-        assert launcher.returncode == expected
-        assert "The same command goes on from here" in out
+        assert launcher.wait(120) == expected
+        assert "The same command goes on from here" in lab.said.read_text()
         assert not lab.workers()
-        assert set(lab.statuses(study)) == {"KILLED"}
+        assert set(statuses(lab, study)) == {"KILLED"}
+    (first, second), (saved,) = sittings(lab.folder)["none/seed0"], steps(lab.folder)
+    assert first == 0 < second < saved
 
 
 def test_two_launchers_share_one_study(lab: Lab, write_study: WriteStudy) -> None:
     study = short(write_study, steps=20)
-    both = [lab.start(study, "--workers", "1"), lab.start(study, "--workers", "1")]
-    said = [process.communicate(timeout=240) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    both = [lab.start(study, *ONE), lab.start(study, *ONE)]
+    assert [process.wait(240) for process in both] == [0, 0], lab.said.read_text()
     assert results(lab, study) == ALL
-    assert all(sittings == [0] for sittings in lab.sittings().values())
+    assert all(starts == [0] for starts in sittings(lab.folder).values())
 
 
 def test_studies_run_one_after_another_and_share_what_they_have_in_common(lab: Lab, write_study: WriteStudy) -> None:
@@ -226,15 +157,15 @@ def test_studies_run_one_after_another_and_share_what_they_have_in_common(lab: L
     )
     other = study.with_name("other.yaml")
     other.write_text(study.read_text().replace("name: position", "name: other"))
-    status, said = lab.run(study, str(other), "--seeds", "0")
+    status, said = lab.run(study, *TWO, str(other), "--seeds", "0")
     assert status == 1, said
     assert "other: 3 cells: 1 finished, 1 failed, 1 collapsed; 2 shared with position." in said
     assert results(lab, other) == results(lab, study)
     sat_down = {path.parts[-3] for path in (lab.folder / "runs" / "other").glob("*/*/sittings.txt")}
     assert sat_down == {"raises"}, "what failed is trained again, the rest is not"
 
-    assert lab.run(other, "--seeds", "0", "--only", "none")[1].count("Nothing to run.") == 1
-    status, said = lab.run(other, "--seeds", "0", "--only", "none", "--no-reuse")
+    assert lab.run(other, *TWO, "--seeds", "0", "--only", "none")[1].count("Nothing to run.") == 1
+    status, said = lab.run(other, *TWO, "--seeds", "0", "--only", "none", "--no-reuse")
     assert (status, "1 cells: 1 finished.\n" in said) == (0, True)
     assert len(list((lab.folder / "runs" / "other" / "none").glob("*/sittings.txt"))) == 1
 
@@ -245,7 +176,7 @@ SEARCH = """
     preset: embedded
     seeds: [0]
     baseline: preset
-    set: {optim.steps: 25}
+    set: {optim.steps: 5}
     search:
       seed: 100
       trials: 3
@@ -258,22 +189,18 @@ def test_a_search_whose_launcher_is_killed_goes_on_and_confirms_its_best_trial(
     lab: Lab, write_study: WriteStudy
 ) -> None:
     study = write_study(text=SEARCH)
-    launcher = lab.start(study)
-    lab.wait_until(lambda: len(lab.sittings()) == 2)
+    launcher = lab.start(study, *TWO, FAKE_GATE="never")
+    wait_until(lambda: len(sittings(lab.folder)) == 2)
     launcher.kill()
-    launcher.communicate()
-    lab.wait_until(lambda: not lab.workers())
-    status, said = lab.run(study)
+    launcher.wait()
+    wait_until(lambda: not lab.workers())
+    status, said = lab.run(study, *TWO)
     assert status == 0, said
     assert "5 cells: 5 finished." in said
 
-    store = Store(f"sqlite:///{lab.folder}/mlflow.db")
-    experiment_id = store.find_experiment(read_study(study))
-    assert experiment_id is not None
-    launches = store.runs(experiment_id, "tags.kind = 'launch' and attributes.status = 'FINISHED'")
-    (launch,) = [run.info.run_id for run in launches]
+    (launch,) = [run.info.run_id for run in lab.runs(study, "launch") if run.info.status == "FINISHED"]
     search, plan = (
-        json.loads(Path(store.client.download_artifacts(launch, name)).read_text())
+        json.loads(Path(lab.store().client.download_artifacts(launch, name)).read_text())
         for name in ("search.json", "plan.json")
     )
     fids = {name: fid for name, _, fid in results(lab, study)}
@@ -287,15 +214,16 @@ def test_a_search_whose_launcher_is_killed_goes_on_and_confirms_its_best_trial(
     assert changes["best"] == changes[search["best"]]
     assert fids["preset/seed0"] == 100.0
     assert fids["best/seed0"] == pytest.approx(fids[f"{search['best']}/seed100"] - 100)
-    assert "Nothing to run." in lab.run(study)[1]
+    assert "Nothing to run." in lab.run(study, *TWO)[1]
 
 
-def test_the_smoke_study_trains_for_real(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = HERE.parents[1] / "studies" / "smoke.yaml"
-    assert main([str(path), "--only", "feat16", "--workers", "1"]) == 0, capsys.readouterr().out
+def test_the_smoke_study_trains_for_real(tmp_path: Path) -> None:
+    """On the very commands that users and launches give, in processes that have imported nothing."""
+    path = ROOT / "studies" / "smoke.yaml"
+    command = [sys.executable, "-m", "ablations.run", str(path), "--only", "feat16", *ONE]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     store = Store(f"sqlite:///{tmp_path}/mlflow.db")
     experiment_id = store.find_experiment(read_study(path))
     assert experiment_id is not None
