@@ -8,6 +8,10 @@ from pathlib import Path
 import nursery
 import pytest
 
+from ablations.plan import Study
+from ablations.study import read_study
+from ablations.tracking import Store
+
 STUDY = """
     name: position
     question: Where should attention sit?
@@ -37,6 +41,22 @@ def write_study(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """One store for the module, in a folder with a space and a letter that is not ASCII."""
+    folder = tmp_path_factory.mktemp("två ord")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield Store(f"sqlite:///{folder}/mlflow.db")
+
+
+@pytest.fixture
+def study(write_study: Callable[..., Path], request: pytest.FixtureRequest) -> Study:
+    """Under a name of the test's own, so that tests may share a store."""
+    name = "s_" + request.node.name.encode().hex()[-24:]
+    return read_study(write_study({"name: position": f"name: {name}"}))
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, wait_until
+from lab import Lab, undisturbed, wait_until
 from test_kills import STUDY
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -48,13 +47,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, forked: None) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    study = folder / "study.yaml"
-    study.write_text(textwrap.dedent(STUDY))
-    lab = Lab(folder)
-    assert lab.start(study, *COMMAND).wait(240) == 0, lab.said.read_text()
-    return lab.results(study)
+def expected(tmp_path_factory: pytest.TempPathFactory, forked: None) -> dict[str, Any]:
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), STUDY, *COMMAND)
 
 
 def fill_and_clear(disk: Disk, lab: Lab, study: Path, is_time: Callable[[], bool], *options: str) -> str:
@@ -74,7 +68,7 @@ def fill_and_clear(disk: Disk, lab: Lab, study: Path, is_time: Callable[[], bool
 
 @pytest.mark.parametrize("place", ["everything", "checkpoints"])
 def test_training_goes_on_from_the_last_checkpoint_for_which_there_was_room(
-    disk: Disk, write_study: Callable[..., Path], tmp_path: Path, undisturbed: dict[str, Any], place: str
+    disk: Disk, write_study: Callable[..., Path], tmp_path: Path, expected: dict[str, Any], place: str
 ) -> None:
     study = write_study(text=STUDY)
     lab = Lab(disk.folder / "lab" if place == "everything" else tmp_path / "lab")
@@ -85,7 +79,7 @@ def test_training_goes_on_from_the_last_checkpoint_for_which_there_was_room(
     said = fill_and_clear(disk, lab, study, lambda: any(lab.folder.glob("runs/*/*/*/checkpoint.pt")))
     assert f"there is no room left on the disk of {disk.folder}" in said and "The same command goes on" in said
     assert "Traceback" not in said
-    assert lab.results(study) == undisturbed
+    assert lab.results(study) == expected
     sizes = [line for line in lab.told() if "num_params_g" in line.get("values", {})]
     assert len(sizes) == 2, "each cell began once"
 

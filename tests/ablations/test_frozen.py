@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import sqlite3
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import filelock
 import pytest
 from fake_trainer import Event, FakeTrainer
-from lab import Lab, wait_until
+from lab import Lab, undisturbed, wait_until
 from test_kills import MOMENTS, STUDY
 
 from ablations import queue
@@ -48,18 +47,13 @@ def sittings(lab: Lab) -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, forked: None) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    study = folder / "study.yaml"
-    study.write_text(textwrap.dedent(STUDY))
-    lab = Lab(folder)
-    assert lab.start(study, *COMMAND).wait(240) == 0, lab.said.read_text()
-    return lab.results(study)
+def expected(tmp_path_factory: pytest.TempPathFactory, forked: None) -> dict[str, Any]:
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), STUDY, *COMMAND)
 
 
 @pytest.mark.parametrize("moment", ["training", "checkpoint"])
 def test_a_frozen_workers_cell_is_left_to_it_on_its_host_taken_over_from_another_and_counted_once(
-    write_study: Callable[..., Path], tmp_path: Path, undisturbed: dict[str, Any], moment: str
+    write_study: Callable[..., Path], tmp_path: Path, expected: dict[str, Any], moment: str
 ) -> None:
     study, lab = write_study(text=STUDY), Lab(tmp_path / "lab")
     first = lab.start(study, *COMMAND, FAKE_HOST="first", FAKE_GRACE=str(GRACE))
@@ -77,7 +71,7 @@ def test_a_frozen_workers_cell_is_left_to_it_on_its_host_taken_over_from_another
     assert sittings(lab) > 1
     os.kill(frozen, signal.SIGCONT)
     assert first.wait(240) == 0
-    assert lab.results(study) == undisturbed
+    assert lab.results(study) == expected
     assert [run.info.status for kind in ("cell", "launch") for run in lab.runs(study, kind)] == ["FINISHED"] * 3
 
 

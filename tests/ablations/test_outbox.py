@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,7 @@ from ablations.cell_run import CellRun
 from ablations.outbox import Outbox, push
 from ablations.plan import Study
 from ablations.spool import Spool, spools
-from ablations.study import read_study
 from ablations.tracking import Store, StoreAway
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        yield Store(f"sqlite:///{folder}/mlflow.db")
-
-
-@pytest.fixture
-def study(write_study: Callable[..., Path], request: pytest.FixtureRequest) -> Study:
-    name = "s_" + request.node.name.encode().hex()[-24:]
-    return read_study(write_study({"name: position": f"name: {name}"}))
 
 
 class Unreliable:

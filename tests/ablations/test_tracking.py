@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,26 +13,10 @@ from PIL import Image
 from ablations.cell_run import CellRun
 from ablations.plan import Cell, Study
 from ablations.sharing import find_source
-from ablations.study import read_study
 from ablations.tracking import Store
 
 WriteStudy = Callable[..., Path]
 SitDown = Callable[..., CellRun]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """One store for the module, in a folder with a space and a letter that is not ASCII."""
-    folder = tmp_path_factory.mktemp("två ord")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        yield Store(f"sqlite:///{folder}/mlflow.db")
-
-
-@pytest.fixture
-def study(write_study: WriteStudy, request: pytest.FixtureRequest) -> Study:
-    name = "s_" + request.node.name.encode().hex()[-24:]
-    return read_study(write_study({"name: position": f"name: {name}"}))
 
 
 @pytest.fixture
