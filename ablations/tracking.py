@@ -89,10 +89,8 @@ class Store:
         if experiment_id is None or not fingerprints:
             return
         for run in self.runs(experiment_id, "tags.kind = 'cell'"):
-            before, now = (
-                run.data.tags.get("data_fingerprint"),
-                fingerprints.get(run.data.tags.get("config_digest", "")),
-            )
+            tags = run.data.tags
+            before, now = tags.get("data_fingerprint"), fingerprints.get(tags.get("config_digest", ""))
             if before and now and before != now:
                 raise ValueError(
                     f"{study.name}: {run.info.run_name} was trained on other images ({before}) than are there now "

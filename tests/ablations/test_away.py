@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from lab import sittings, steps, wait_until
-from mlflow.entities import Run
 from mlflow_server import Server
 from nursery import crews_that_fork
 
@@ -71,8 +70,7 @@ def outcomes(folder: Path) -> list[str]:
     return [outcome for outcome in found if outcome]
 
 
-def cells(study: Path, server: Server) -> list[Run]:
-    """The runs of the study's cells, after every point of them was found to be stored once."""
+def assert_every_point_is_stored_once(study: Path, server: Server) -> None:
     store = Store(server.uri)
     experiment_id = store.find_experiment(read_study(study))
     assert experiment_id is not None
@@ -86,7 +84,6 @@ def cells(study: Path, server: Server) -> list[Run]:
         assert paths == {"config.yaml", "samples", "attention", "generator.safetensors"}
     assert [run.info.run_name for run in runs] == ["feat32/seed0", "none/seed0"]
     assert {(run.info.status, run.data.tags["outcome"]) for run in runs} == {("FINISHED", "finished")}
-    return runs
 
 
 def test_a_server_that_hangs_and_wakes_up_has_every_point_once(
@@ -105,7 +102,7 @@ def test_a_server_that_hangs_and_wakes_up_has_every_point_once(
     assert (status, "2 cells: 2 finished." in said) == (0, True), said
     assert "lacks" not in said
     assert list(sittings(tmp_path).values()) == START
-    cells(study, server)
+    assert_every_point_is_stored_once(study, server)
 
 
 def test_results_are_kept_while_the_server_is_gone_and_the_same_command_sends_them(
@@ -130,7 +127,7 @@ def test_results_are_kept_while_the_server_is_gone_and_the_same_command_sends_th
     status, said = launch(tmp_path, study, server)
     assert (status, "Nothing to run." in said) == (0, True), said
     assert list(sittings(tmp_path).values()) == START
-    cells(study, server)
+    assert_every_point_is_stored_once(study, server)
     assert "RUNNING" not in {
         run.info.status
         for run in Store(server.uri).runs(
