@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -66,8 +66,12 @@ def computing_in(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def steps(config: Config, folder: Path, device: torch.device, count: int = 3, backend: str | None = None) -> list[Step]:
-    return take(built(config, folder, device, backend), count)
+def steps(config: Config, folder: Path, *, card: bool, count: int = 3) -> list[Step]:
+    """Of a new trainer, on the card or on the CPU."""
+    if not card:
+        return take(built(config, folder, CPU), count)
+    with on_the_card():
+        return take(built(config, folder, DEVICE), count)
 
 
 def built(config: Config, folder: Path, device: torch.device, backend: str | None = None) -> Trainer:
@@ -79,17 +83,16 @@ def built(config: Config, folder: Path, device: torch.device, backend: str | Non
 def take(trainer: Trainer, count: int = 3) -> list[Step]:
     taken = []
     networks = {"G": trainer.generator, "D": trainer.discriminator}
-    with on_the_card() if trainer.device == DEVICE else nullcontext():
-        for _ in range(count):
-            before = trainer.sums.clone()
-            trainer._train_step()
-            gradients = {
-                f"{letter}.{name}": parameter.grad.cpu().clone()
-                for letter, network in networks.items()
-                for name, parameter in network.named_parameters()
-                if parameter.grad is not None
-            }
-            taken.append(((trainer.sums - before).cpu(), gradients))
+    for _ in range(count):
+        before = trainer.sums.clone()
+        trainer._train_step()
+        gradients = {
+            f"{letter}.{name}": parameter.grad.cpu().clone()
+            for letter, network in networks.items()
+            for name, parameter in network.named_parameters()
+            if parameter.grad is not None
+        }
+        taken.append(((trainer.sums - before).cpu(), gradients))
     return taken
 
 
@@ -119,7 +122,7 @@ def assert_equal_to_float32_rounding(found: list[Step], wanted: list[Step]) -> N
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_in_fp32_equal_the_cpus_to_rounding(calm: Config, folder: Path, case: str) -> None:
     config = override(calm, CASES[case])
-    assert_equal_to_float32_rounding(steps(config, folder, DEVICE), steps(config, folder, CPU))
+    assert_equal_to_float32_rounding(steps(config, folder, card=True), steps(config, folder, card=False))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -127,7 +130,7 @@ def test_losses_and_gradients_in_float64_equal_the_cpus_to_nine_digits(calm: Con
     """No rounding is in the way of a comparison here, and next to no ReLU flips: all tensors in all steps."""
     config = override(calm, CASES[case])
     with computing_in(torch.float64):
-        found, wanted = steps(config, folder, DEVICE), steps(config, folder, CPU)
+        found, wanted = steps(config, folder, card=True), steps(config, folder, card=False)
     for one, other in zip(found, wanted, strict=True):
         for name, difference in differences({"losses": (one[0], other[0]), **gradients(one, other)}).items():
             assert difference < 1e-9, f"{name} differs by {difference:.1e}"
@@ -138,7 +141,7 @@ def test_bf16_on_the_card_is_near_fp32_on_the_cpu(calm: Config, folder: Path, ca
     """bf16 has three digits: losses agree to a few hundredths, and each network's gradient points the same way."""
     config = override(calm, CASES[case])
     in_bf16 = override(config, {"optim.precision": "bf16"})
-    (found,), (wanted,) = steps(in_bf16, folder, DEVICE, 1), steps(config, folder, CPU, 1)
+    (found,), (wanted,) = steps(in_bf16, folder, card=True, count=1), steps(config, folder, card=False, count=1)
     torch.testing.assert_close(found[0], wanted[0], rtol=0.05, atol=0.05)
     for letter in "GD":
         pairs = [pair for name, pair in gradients(found, wanted).items() if name.startswith(letter)]
@@ -154,7 +157,7 @@ def compiled(calm: Config, folder: Path) -> Trainer:
 
 
 def test_compiled_steps_in_fp32_equal_those_as_written(calm: Config, folder: Path, compiled: Trainer) -> None:
-    assert_equal_to_float32_rounding(take(compiled), steps(calm, folder, DEVICE))
+    assert_equal_to_float32_rounding(take(compiled), take(built(calm, folder, DEVICE)))
 
 
 @pytest.mark.skipif(not IS_CARD, reason="on a CPU nothing shows what compiled code waits for")
