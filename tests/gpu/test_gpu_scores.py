@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from card import CPU, DEVICE
+from card import CPU, DEVICE, on_the_card
 from torch import Tensor, nn
 
 from sagan.config import Config, override
@@ -66,7 +66,8 @@ def test_a_generator_file_paints_the_same_pictures_on_both(
     config: Config, generator_file: Path, samples: tuple[Tensor, Tensor]
 ) -> None:
     """A value that rounding moves across the middle between two of the 256 levels is one level off."""
-    images, _ = painted(config, generator_file, DEVICE)
+    with on_the_card():
+        images, _ = painted(config, generator_file, DEVICE)
     off = (images.int() - samples[0].int()).abs()
     assert off.max() <= 1 and off.float().mean() < 1e-3
     assert images.float().std(0).mean() > 10, "pictures that are all the same would show nothing"
@@ -75,10 +76,14 @@ def test_a_generator_file_paints_the_same_pictures_on_both(
 def test_metrics_of_the_built_in_extractor(config: Config, samples: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     """All of them, each device with a reference of its own."""
     images, labels = samples
-    found, wanted = (
-        Evaluator(pictures(600, 3), config.eval, device=device, cache_dir=tmp_path / name)(images.split(50), labels)
-        for name, device in (("card", DEVICE), ("cpu", CPU))
-    )
+
+    def scores(device: torch.device, name: str) -> dict[str, float]:
+        evaluate = Evaluator(pictures(600, 3), config.eval, device=device, cache_dir=tmp_path / name)
+        return evaluate(images.split(50), labels)
+
+    with on_the_card():
+        found = scores(DEVICE, "card")
+    wanted = scores(CPU, "cpu")
     assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6)
     assert len(wanted) > 20 and wanted["fid"] > 1
 
@@ -119,7 +124,9 @@ def test_metrics_of_inception_with_random_weights(samples: tuple[Tensor, Tensor]
             "spread": spread(ours),
         }
 
-    found, wanted = scores(DEVICE), scores(CPU)
+    with on_the_card():
+        found = scores(DEVICE)
+    wanted = scores(CPU)
     assert found == pytest.approx(wanted, rel=1e-3)
     assert wanted["spread"] > 0.01, "features that do not depend on the image would show nothing"
 

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ablations.gpu_memory import is_out_of_gpu_memory, out_of_gpu_memory
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB."),
+        RuntimeError("process 1: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+)
+def test_every_way_in_which_a_gpu_is_full_is_told_in_one_line_with_the_ways_out(error: Exception) -> None:
+    assert is_out_of_gpu_memory(error)
+    said = out_of_gpu_memory(error, "cuda:0")
+    assert said.startswith("out of GPU memory: cuda:0 has ")
+    assert "optim.batch_size" in said and "--workers" in said and "\n" not in said
+    assert len(said) < 500, "the queue keeps no more"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert triggered"), MemoryError("none left")])
+def test_other_errors_keep_their_own_words(error: Exception) -> None:
+    assert not is_out_of_gpu_memory(error)
