@@ -1,4 +1,4 @@
-"""The forward passes of a training step, from a batch to what Adam minimises: what is compiled on a GPU."""
+"""The forward passes of a training step, from a batch to what Adam minimises, and whether a GPU should compile them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sagan.config import Config
+from sagan.cost import count
 from sagan.losses import auxiliary_d, auxiliary_g
 from sagan.networks import Discriminator, Generator
 from sagan.sampling import to_unit_range
+
+# PLACEHOLDER constants
+_COMPILE_SECONDS = 60.0
+_LAUNCH_SECONDS = 0.02
+_FLOPS_PER_SECOND = {"bf16": 100e12, "fp32": 25e12}
+_SAVED = 0.4
+
+
+def pays_to_compile(config: Config, num_classes: int, steps: int) -> bool:
+    """Whether compiling both passes takes less time than it saves in `steps` steps on a GPU."""
+    operations = count(config, num_classes).flops_per_step / _FLOPS_PER_SECOND[config.optim.precision]
+    launches = _LAUNCH_SECONDS * (1 + config.optim.d_steps) / 2
+    return _SAVED * steps * max(launches, operations) > _COMPILE_SECONDS
 
 
 def discriminator_pass(

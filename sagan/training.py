@@ -28,7 +28,7 @@ from sagan.distributed import World, in_step
 from sagan.generator_file import save_generator
 from sagan.losses import LOSSES
 from sagan.networks import Discriminator, Generator
-from sagan.passes import discriminator_pass, generator_pass
+from sagan.passes import discriminator_pass, generator_pass, pays_to_compile
 from sagan.precision import autocast
 from sagan.scoring import Scorer, Stopped
 from sagan.streams import Batches, noise, stream, to_device
@@ -57,7 +57,8 @@ class Event:
 class Trainer:
     """One run of one config and seed in `directory`, which holds its checkpoints; it goes on from the newest one.
 
-    On CUDA both passes of a step are compiled; `compile_backend` names one of torch.compile's to do so elsewhere.
+    `compile_backend` names the one of torch.compile's that both passes of a step are compiled with; by default they are
+    on CUDA, by inductor, where that takes less time than it saves (`pays_to_compile`). None compiles nothing.
     Where processes have joined (sagan/distributed.py), each builds this and runs it; `optim.batch_size` is that of all
     together, the results are one process's to rounding, and the first one writes the files and has the events.
     Raises ValueError for a config that cannot be built and for a checkpoint of another config (naming the fields).
@@ -74,7 +75,7 @@ class Trainer:
         cache_dir: Path | None = None,
         inception_weights: Path | None = None,
         checkpoint_every: int = 500,
-        compile_backend: str | None = None,
+        compile_backend: str | None = "auto",
     ) -> None:
         obstacle = config.obstacle()
         if obstacle:
@@ -112,13 +113,6 @@ class Trainer:
         self.optimizer_g = self._adam(self.generator, lr_g)
         self.optimizer_d = self._adam(self.discriminator, lr_d)
         self.loss_d, self.loss_g = LOSSES[config.optim.loss]
-        self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
-        if compile_backend or self.device.type == "cuda":
-            # A worker trains many variants, one after another; torch refuses the ninth version of one function.
-            torch.compiler.reset()
-            compiler = torch.compile(backend=compile_backend or "inductor", fullgraph=True, dynamic=False)
-            self.discriminator_pass, self.generator_pass = compiler(discriminator_pass), compiler(generator_pass)
-
         self.scorer = Scorer(
             config,
             dataset,
@@ -136,6 +130,17 @@ class Trainer:
         saved = self.world.from_first(load_checkpoint(directory) if self.world.rank == 0 else None)
         if saved:
             self._restore(saved)
+
+        if compile_backend == "auto":
+            left = config.optim.steps - self.step
+            pays = self.device.type == "cuda" and pays_to_compile(config, num_classes, left)
+            compile_backend = "inductor" if pays else None
+        self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
+        if compile_backend is not None:
+            # A worker trains many variants, one after another; torch refuses the ninth version of one function.
+            torch.compiler.reset()
+            compiler = torch.compile(backend=compile_backend, fullgraph=True, dynamic=False)
+            self.discriminator_pass, self.generator_pass = compiler(discriminator_pass), compiler(generator_pass)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Events[Event]:
         """Events from the current step to the last.
