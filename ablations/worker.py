@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from ablations.cell_run import CellRun
+from ablations.gpu_memory import free_gpu_memory, is_out_of_gpu_memory, out_of_gpu_memory
 from ablations.outbox import open_client, push
 from ablations.plan import Cell
 from ablations.queue import CellQueue, Claim, ClaimLost, Worker
@@ -137,6 +138,7 @@ def work(launch: Launch, token: str, device: str, stop: Stop, trainer: Callable[
     while not stop and (claim := queue.claim(me)):
         _log.info("%s: claimed", claim.cell.name)
         run: CellRun | None = None
+        is_out_of_memory = False
         try:
             with Heartbeat(queue, claim) as heartbeat:
                 directory = claim.cell.directory(launch.runs)
@@ -160,13 +162,17 @@ def work(launch: Launch, token: str, device: str, stop: Stop, trainer: Callable[
                     queue.release(claim)
                 raise
             _log.error("%s: failed\n%s", claim.cell.name, report)
+            is_out_of_memory = is_out_of_gpu_memory(error)
+            reason = out_of_gpu_memory(error, device) if is_out_of_memory else f"{type(error).__name__}: {error}"
             with contextlib.suppress(ClaimLost):  # it had been taken over before it failed
-                queue.fail(claim, f"{type(error).__name__}: {error}"[:500])
+                queue.fail(claim, reason[:500])
                 if run is not None and not is_recorded:
                     run.fail(report)
         finally:
             if run is not None:
                 run.close()
+        if is_out_of_memory:
+            free_gpu_memory()
         if run is not None and run.is_sent:  # the store answers: it may lack some of what was told before
             push(client, launch.experiment_id, launch.runs / launch.study)
 

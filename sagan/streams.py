@@ -85,7 +85,7 @@ class Batches:
     def _epoch_order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             order = torch.randperm(len(self._labels), generator=stream(self._seed, "order", epoch))
-            self._epoch, self._order = epoch, order.to(self._labels.device)
+            self._epoch, self._order = epoch, to_device(order, self._labels.device)
         return self._order
 
 
