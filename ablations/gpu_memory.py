@@ -1,4 +1,4 @@
-"""A GPU whose memory gives out is one cell's fault: told in plain words, and nothing of it is left for the next cell."""
+"""A GPU whose memory gives out is one cell's fault: told in plain words, and freed for the next cell."""
 
 from __future__ import annotations
 

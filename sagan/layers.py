@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagan.precision import autocast
 from sagan.spectral_norm import Weighted
 
 Resample = Literal["none", "up", "down"]
@@ -232,7 +233,9 @@ class GeneratorBlock(nn.Module):
         h: Tensor = self.conv1(self.bn1(x, labels))
         h = self.conv2(self.bn2(h, labels))
         # A 1x1 convolution commutes with nearest upsampling: a quarter of its work.
-        return h + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
+        skip = self.shortcut(x)
+        with autocast(skip.device, "fp32"):  # as it is: autocast would widen a copy, and all that follows, to float32
+            return h + F.interpolate(skip, scale_factor=2.0, mode="nearest")
 
 
 class DiscriminatorBlock(nn.Module):

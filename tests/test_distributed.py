@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from benchmarks.measure import bare_trainer
 from filelock import FileLock
+from rounding import CALM
 
 from sagan.checkpoint import load_checkpoint
 from sagan.config import Config, override
@@ -26,8 +27,6 @@ from sagan.training import Event, Trainer
 
 pytestmark = pytest.mark.slow
 
-# As in test_plain_reference.py: what is rounding alone must not be blown up by Adam, nor by ReLUs that it flips.
-CALM = {"optim.adam_eps": 1e-2, "optim.lr_g": 2e-5, "optim.lr_d": 8e-5}
 STEPS = 4
 CASES: dict[str, dict[str, Any]] = {
     "synchronised": {},

@@ -11,7 +11,7 @@ import pytest
 import torch
 from benchmarks.measure import bare_trainer
 from benchmarks.plain import PlainTrainer, pairs
-from torch import Tensor
+from rounding import CALM, Named, differences, stir
 
 from sagan.config import Config, override
 from sagan.training import Trainer
@@ -42,12 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model.sn.g": False,
     },
 }
-# Adam divides a gradient by its own size: one that is rounding alone, as of a bias before batch norm, would move its
-# weight by the whole rate and at random. An eps above float32's rounding stills it. Rates are low because a ReLU that
-# rounding flips is amplified by the steps that follow.
-CALM = {"optim.adam_eps": 1e-2, "optim.lr_g": 2e-5, "optim.lr_d": 8e-5}
 Build = Callable[[str, torch.dtype], tuple[Trainer, PlainTrainer]]
-Named = dict[str, tuple[Tensor, Tensor]]
 
 both_precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 every_case = pytest.mark.parametrize("case", CASES)
@@ -60,26 +55,11 @@ def build(tiny: Config, tmp_path: Path) -> Iterator[Build]:
     def build(case: str, dtype: torch.dtype) -> tuple[Trainer, PlainTrainer]:
         torch.set_default_dtype(dtype)
         fast = bare_trainer(override(tiny, {"model.attention.at": [], **CALM, **CASES[case]}), tmp_path)
-        noise = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for network in (fast.generator, fast.discriminator):
-                for parameter in network.parameters():
-                    parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
-        fast.average.load_state_dict(fast.generator.state_dict())
+        stir(fast)
         return fast, PlainTrainer(fast)
 
     yield build
     torch.set_default_dtype(torch.float32)
-
-
-def differences(named: Named) -> dict[str, float]:
-    """Of (found, wanted), in units of the wanted tensor's largest magnitude, or of a tenth of the largest of all:
-    what should be 0 is rounding, and rounding is not compared with rounding."""
-    largest = max(float(wanted.abs().max()) for _, wanted in named.values())
-    return {
-        name: float((found - wanted).abs().max()) / max(float(wanted.abs().max()), largest / 10)
-        for name, (found, wanted) in named.items()
-    }
 
 
 def assert_equal_to_rounding(named: Named) -> None:

@@ -1,0 +1,159 @@
+"""The forward passes of a step with all weights on a GPU, computed by nobody: no tensor stays behind on the CPU.
+
+Fake tensors know their shape, type and device, and torch's own rules say which operations may mix devices. The
+backward pass cannot be had so: autograd asks the device for a stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ablations.study import read_study
+from sagan.config import AttentionConfig, Config, ModelConfig, override
+from sagan.losses import LOSSES
+from sagan.networks import Discriminator, Generator
+from sagan.passes import discriminator_pass, generator_pass
+from sagan.precision import autocast
+
+CARD = torch.device("cuda", 0)
+STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
+PRESET = "imagenet128"  # every variant of every study can be built
+BATCH = 8
+FAKE = FakeTensorMode()
+_NUMBERS = ModelConfig(), AttentionConfig()
+
+
+def structure(config: Config) -> Config:
+    """The config with the same operations on the smallest images: numbers that only shapes and values depend on are
+    put to their defaults, so that variants which differ in these alone are tried once."""
+    model, attention = _NUMBERS
+    attention = replace(
+        config.model.attention, key_ratio=attention.key_ratio, value_ratio=attention.value_ratio, gamma=0.0
+    )
+    model = replace(
+        config.model,
+        attention=attention,
+        **{name: getattr(model, name) for name in ("width_g", "width_d", "z_dim", "init", "bn_eps", "bn_momentum")},
+        final_bn_momentum=model.final_bn_momentum,
+        sn=replace(config.model.sn, eps=model.sn.eps),
+    )
+    of_sizes = (override(config, {"data.resolution": size}) for size in (32, 64, 128))
+    smallest = next(sized for sized in of_sizes if sized.obstacle() is None)
+    return Config(data=replace(Config().data, resolution=smallest.data.resolution), model=model)
+
+
+def structures() -> dict[str, Config]:
+    """{"attention_position/feat32": config}: one name for all variants of all studies that are built alike."""
+    found: dict[Config, str] = {}
+    for path in STUDIES:
+        for variant in read_study(path, PRESET, {}).outline().variants():
+            if variant.obstacle is None:
+                found.setdefault(structure(variant.config), f"{path.stem}/{variant.name}")
+    return {name: config for config, name in found.items()}
+
+
+STRUCTURES = structures()
+
+
+@pytest.fixture(autouse=True)
+def cuda_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switched on although there is no card, where torch would leave it off with a warning."""
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+
+
+def moved(network: nn.Module) -> None:
+    """Fake parameters and buffers on the card, and nothing else: what `Module.to` would move."""
+    for module in network.modules():
+        for kind in (module._parameters, module._buffers):
+            for name, tensor in kind.items():
+                if tensor is not None:
+                    on_card = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CARD)
+                    kind[name] = nn.Parameter(on_card) if isinstance(tensor, nn.Parameter) else on_card
+
+
+def networks(config: Config) -> tuple[Generator, Discriminator]:
+    with torch.device("meta"):
+        size = config.data.resolution
+        generator, discriminator = Generator(config.model, size, 3), Discriminator(config.model, size, 3)
+    with FAKE:
+        moved(generator)
+        moved(discriminator)
+    generator.split_batch_norm(config.model.bn_groups, None)
+    return generator, discriminator
+
+
+def passed(config: Config, precision: str, generator: Generator, discriminator: Discriminator) -> list[Tensor]:
+    """What both passes of a step return."""
+    loss_d, loss_g = LOSSES[config.optim.loss]
+    size = config.data.resolution
+    with FAKE:
+        real = torch.empty(BATCH, 3, size, size, dtype=torch.uint8, device=CARD)
+        z, labels = torch.empty(BATCH, config.model.z_dim, device=CARD), torch.empty(BATCH, device=CARD).long()
+        with autocast(CARD, precision):  # type: ignore[arg-type]
+            of_d = discriminator_pass(generator, discriminator, loss_d, real, labels, z, labels)
+        with autocast(CARD, precision):  # type: ignore[arg-type]
+            return [*of_d, *generator_pass(generator, discriminator, loss_g, z, labels)]
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Also those that are neither parameters nor buffers."""
+    return {
+        f"{path}.{name}": value
+        for path, module in network.named_modules()
+        for name, value in {**module._parameters, **module._buffers, **vars(module)}.items()
+        if isinstance(value, Tensor)
+    }
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_no_tensor_of_a_step_stays_behind_on_the_cpu(name: str) -> None:
+    """In bf16 autocast, whose blocks hand on bf16: no operation on the way takes float32 for a type of its own."""
+    config = STRUCTURES[name]
+    both = networks(config)
+    handed_on: dict[str, torch.dtype] = {}
+    for letter, network in zip("GD", both, strict=True):
+        for path, module in network.named_modules():
+            if path.rpartition(".")[0] in ("blocks", "attention"):
+                key = f"{letter}.{path}"
+                module.register_forward_hook(lambda *at, key=key: handed_on.update({key: at[2].dtype}))
+    for output in passed(config, "bf16", *both):
+        assert output.device == CARD and output.dtype == torch.float32
+    assert set(handed_on.values()) == {torch.bfloat16}, handed_on
+    for network in both:
+        assert {tensor.device for tensor in tensors_of(network).values()} == {CARD}
+
+
+def test_the_passes_run_in_fp32_on_a_gpu() -> None:
+    config = STRUCTURES["attention_block/official"]  # feat32
+    assert {(output.device, output.dtype) for output in passed(config, "fp32", *networks(config))} == {
+        (CARD, torch.float32)
+    }
+
+
+@pytest.mark.parametrize("where", ["blocks.0.bn1.running_mean", "blocks.0.conv1.spread", "bn.gain.weight"])
+def test_a_tensor_that_is_left_on_the_cpu_is_noticed(where: str) -> None:
+    """That the test above can fail. (Autocast rounds what is on the GPU alone: then types differ, too.)"""
+    config = STRUCTURES["attention_position/none"]
+    generator, discriminator = networks(config)
+    path, _, name = where.rpartition(".")
+    module = generator.get_submodule(path)
+    with FAKE:
+        left = torch.empty_like(getattr(module, name), device="cpu")
+        setattr(module, name, nn.Parameter(left) if name == "weight" else left)
+    with pytest.raises(RuntimeError, match="[Dd]evice|scalar type"):
+        passed(config, "bf16", generator, discriminator)
+
+
+def test_a_number_that_is_left_on_the_cpu_is_noticed() -> None:
+    """Operations on a GPU may take a tensor of no dimensions from the CPU, and then wait for its copy."""
+    generator, _ = networks(STRUCTURES["attention_block/official"])
+    with mock.patch.object(generator, "left", torch.empty(()), create=True):
+        assert {tensor.device.type for tensor in tensors_of(generator).values()} == {"cuda", "cpu"}
