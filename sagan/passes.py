@@ -13,18 +13,26 @@ from sagan.losses import auxiliary_d, auxiliary_g
 from sagan.networks import Discriminator, Generator
 from sagan.sampling import to_unit_range
 
-# PLACEHOLDER constants
-_COMPILE_SECONDS = 60.0
-_LAUNCH_SECONDS = 0.02
-_FLOPS_PER_SECOND = {"bf16": 100e12, "fp32": 25e12}
-_SAVED = 0.4
+# Of both passes with their backward passes, on an H200 (tests/benchmarks/results_gpu.md).
+_COMPILE_SECONDS = 100.0
+_FLOPS_PER_SECOND = {"bf16": 100e12, "fp32": 10e12}  # of large networks as written; small ones have less to save
+_SAVED = 0.3  # share of the time of a step as written
 
 
 def pays_to_compile(config: Config, num_classes: int, steps: int) -> bool:
     """Whether compiling both passes takes less time than it saves in `steps` steps on a GPU."""
-    operations = count(config, num_classes).flops_per_step / _FLOPS_PER_SECOND[config.optim.precision]
-    launches = _LAUNCH_SECONDS * (1 + config.optim.d_steps) / 2
-    return _SAVED * steps * max(launches, operations) > _COMPILE_SECONDS
+    seconds = steps * count(config, num_classes).flops_per_step / _FLOPS_PER_SECOND[config.optim.precision]
+    return _SAVED * seconds > _COMPILE_SECONDS
+
+
+def compiled_passes(backend: str) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor]]]:
+    """Both passes of this module under torch.compile, whatever a process has compiled before."""
+    # A worker trains many variants, one after another; torch refuses the ninth version of one function.
+    torch.compiler.reset()
+    # While it reorders loops to fuse them, torch 2.11 fails at the grouped division of spectral norm (AssertionError).
+    options = {"loop_ordering_after_fusion": False} if backend == "inductor" else None
+    compiler = torch.compile(backend=backend, fullgraph=True, dynamic=False, options=options)
+    return compiler(discriminator_pass), compiler(generator_pass)
 
 
 def discriminator_pass(

@@ -35,7 +35,16 @@ _EMBEDDED = Config(
 _EMBEDDED128 = Config(
     data=DataConfig(name="embedded", resolution=128),
     model=ModelConfig(width_g=16, width_d=16, z_dim=64, attention=AttentionConfig(min_key_channels=8)),
-    optim=OptimConfig(lr_g=7e-4, lr_d=1.4e-3, lr_equal=1e-3, batch_size=32, steps=1000, ema_decay=0.99, ema_start=100),
+    optim=OptimConfig(
+        precision="bf16",
+        lr_g=7e-4,
+        lr_d=1.4e-3,
+        lr_equal=1e-3,
+        batch_size=32,
+        steps=1000,
+        ema_decay=0.99,
+        ema_start=100,
+    ),
     eval=EvalConfig(every=250, num_samples=1200, extractor="embedded-v1", bn="standing"),
 )
 

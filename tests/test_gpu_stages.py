@@ -58,7 +58,7 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
     bare.chmod(0o755)
     found = run(str(tmp_path / "out"), "5", DEVICE="cpu", PYTHON=str(bare))
     assert found.returncode == 2 and not (tmp_path / "out").exists()
-    assert "these Python packages are missing: torch, " in found.stderr and found.stderr.count("\n") == 1
+    assert "Python packages are missing: torch, " in found.stderr and found.stderr.count("\n") == 1
 
 
 def test_what_a_folder_holds_is_never_mixed_with_new_results(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> int:
         print("usage: python tests/gpu/collect_wheels.py FOLDER", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
-    subprocess.run([*PIP, "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), *missing()], check=True)
+    subprocess.run(
+        [*PIP, "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), *missing()], check=True
+    )
     wheels = sorted(folder.glob("*.whl"), key=lambda wheel: wheel.stat().st_size)
     for wheel in wheels:
         print(f"{wheel.stat().st_size / 2**20:6.2f} MiB  {wheel.name}")

@@ -29,7 +29,8 @@ from sagan.cost import count
 from sagan.presets import PRESETS
 from sagan.training import Trainer
 
-ROUNDS, STEPS = 3, 2  # of the large networks, in turn
+ROUNDS = 3
+WARM_STEPS = 5  # after which a step is replayed
 WORKERS = (1, 2, 4, 8)
 SECONDS = 4.0  # that cells train side by side, for each number of workers
 TINY = {
@@ -46,17 +47,19 @@ TINY = {
 class Case:
     name: str
     config: Config
+    compiles: bool
 
 
 def cases(tiny: bool) -> list[Case]:
     paper = override(PRESETS["imagenet128"], {"model.attention.at": [32], "model.bn_groups": 1})
     small = override(PRESETS["embedded128"], {"model.attention.at": [32]})
     if tiny:
-        return [Case("tiny", override(small, TINY))]
+        return [Case("tiny", override(small, TINY), True)]
+    in_fp32 = override(small, {"optim.precision": "fp32"})
     return [
-        Case("embedded128, feat32", small),
-        Case("128 px, width 64, batch 256, feat32", paper),
-        Case("embedded128, feat32, in bf16", override(small, {"optim.precision": "bf16"})),
+        Case("128 px, width 64, batch 256, feat32", paper, True),
+        Case("embedded128, feat32", small, False),
+        Case("embedded128, feat32, in fp32", in_fp32, False),
     ]
 
 
@@ -64,7 +67,9 @@ class Bench:
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.folder = Path(tempfile.mkdtemp())
-        print("| what | case | measured | compared with | ratio |\n| --- | --- | --- | --- | --- |", flush=True)
+        print(
+            "| what | case | ours | measured, or compared with | figure |\n| --- | --- | --- | --- | --- |", flush=True
+        )
 
     def row(self, *cells: str) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
@@ -110,55 +115,60 @@ def tf32(on: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+def as_written(trainer: Trainer) -> Trainer:
+    trainer.update = trainer._update
+    return trainer
+
+
+def in_amp(plain: PlainTrainer) -> None:
+    with torch.autocast(plain.device.type, torch.bfloat16, enabled=plain.device.type == "cuda"):
+        plain.train_step()
+
+
+def in_tf32(plain: PlainTrainer) -> None:
+    with tf32(plain.device.type == "cuda"):
+        plain.train_step()
+
+
 def steps_against_the_reference(bench: Bench, case: Case, peak: float) -> None:
-    """Ours, eager and compiled, in the config's precision, in turn with the reference in AMP and in TF32."""
-    batch, precision = case.config.optim.batch_size, case.config.optim.precision
-    on_gpu = bench.device.type == "cuda"
-    backend = "inductor" if on_gpu else "eager"  # code generation takes minutes on a CPU
-    eager, compiled = bench.trainer(case.config, None), bench.trainer(case.config, backend)
-    plain = PlainTrainer(bench.trainer(case.config, None))
-    compile_seconds = bench.seconds(compiled._train_step) - bench.seconds(compiled._train_step)
-
-    def in_amp() -> None:
-        with torch.autocast(bench.device.type, torch.bfloat16, enabled=on_gpu):
-            plain.train_step()
-
-    def in_tf32() -> None:
-        with tf32(on_gpu):
-            plain.train_step()
-
-    ours = {f"ours, {precision}, eager": eager._train_step, f"ours, {precision}, compiled": compiled._train_step}
-    reference = {"plain reference, bf16 AMP": in_amp, "plain reference, TF32": in_tf32}
-    memory: dict[str, float] = {}
-    for name, step in (ours | reference).items():
+    """Steps in the config's precision and the reference's, one form after another: a recorded step keeps the memory
+    of its activations. A row for each form, and one for each comparison."""
+    precision, batch = case.config.optim.precision, case.config.optim.batch_size
+    new = partial(bench.trainer, case.config)
+    backend = "inductor" if bench.device.type == "cuda" else "eager"  # code generation takes minutes on a CPU
+    forms: dict[str, Callable[[], Callable[[], object]]] = {
+        f"ours, {precision}, kernel by kernel": lambda: as_written(new(None))._train_step,
+        f"ours, {precision}, replayed": lambda: new(None)._train_step,
+        f"ours, {precision}, compiled and replayed": lambda: new(backend)._train_step,
+        "plain reference, bf16 AMP": lambda: partial(in_amp, PlainTrainer(new(None))),
+        "plain reference, TF32": lambda: partial(in_tf32, PlainTrainer(new(None))),
+    }
+    found: dict[str, float] = {}
+    for name, build in forms.items():
+        if "compiled" in name and not case.compiles:
+            continue
+        step = build()
         try:
-            memory[name] = bench.peak_mib(step)
+            first = bench.seconds(step)
+            memory = bench.peak_mib(lambda step=step: [step() for _ in range(WARM_STEPS)])
+            steps = max(2, round(0.3 / bench.seconds(step)))
+            taken = [bench.seconds(lambda step=step, n=steps: [step() for _ in range(n)]) for _ in range(ROUNDS)]
         except torch.OutOfMemoryError:
-            bench.row("training step", case.name, f"{name}: out of memory", "", "")
+            bench.row("training step", case.name, name, "out of memory", "")
+            del step
             torch.cuda.empty_cache()
-    steps = {name: step for name, step in (ours | reference).items() if name in memory}
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS + 1):
-        for name, step in steps.items():
-            taken[name].append(bench.seconds(lambda step=step: [step() for _ in range(STEPS)]) / STEPS)
-    found = {name: median(seconds[1:]) for name, seconds in taken.items()}
-
-    speeds = {name: f"{batch / seconds:.0f} images/s, {1000 * seconds:.1f} ms" for name, seconds in found.items()}
-    for name in (name for name in ours if name in found):
-        said = f"{name}: {speeds[name]}, {memory[name]:.0f} MiB"
-        for other in (name for name in reference if name in found):
-            compared = f"{other}: {speeds[other]}, {memory[other]:.0f} MiB"
-            bench.row("training step", case.name, said, compared, f"{found[other] / found[name]:.2f}x")
-        share = count(case.config, 3).flops_per_step / found[name] / peak
-        bench.row("share of the bf16 matrix peak", case.name, name, "", f"{share:.1%}")
-    saved = found[f"ours, {precision}, eager"] - found[f"ours, {precision}, compiled"]
-    for name in ours:
-        profile(bench, f"{case.name}: {name}", ours[name])
-    again = bench.trainer(case.config, backend)
-    from_cache = bench.seconds(again._train_step) - bench.seconds(again._train_step)
-    pays = f"pays after {compile_seconds / saved:.0f} steps" if saved > 0 else "never pays"
-    said = f"{compile_seconds:.1f} s, {from_cache:.1f} s from torch's cache"
-    bench.row("compiling both passes", f"{case.name}, {precision}", said, "", pays)
+            continue
+        found[name] = seconds = median(taken) / steps
+        said = f"{batch / seconds:.0f} images/s, {1000 * seconds:.1f} ms, {memory:.0f} MiB"
+        share = count(case.config, 3).flops_per_step / seconds / peak
+        bench.row("training step", case.name, name, said, f"{share:.1%} of the peak" if "ours" in name else "")
+        if "compiled" in name:
+            bench.row("compiling both passes", case.name, name, f"{first:.0f} s", "")
+        profile(bench, f"{case.name}, {name}", step)
+        del step
+    for name in (name for name in found if "ours" in name):
+        for other in (name for name in found if "ours" not in name):
+            bench.row("training step", case.name, name, other, f"{found[other] / found[name]:.2f}x")
 
 
 def profile(bench: Bench, name: str, step: Callable[[], object]) -> None:
@@ -200,7 +210,7 @@ def side_by_side(bench: Bench, tiny: bool) -> None:
             steps = sum(results.get(timeout=60) for _ in range(number)) / seconds
             cells = 3600 * steps / PRESETS["embedded128"].optim.steps
             bench.row(
-                "cells on one card", "embedded128, feat32, eager, without evaluations", f"{number} workers",
+                "cells on one card", "embedded128, feat32, without evaluations", f"{number} workers",
                 f"{steps:.0f} steps/s", f"{cells:.0f} cells an hour",
             )  # fmt: skip
     finally:
@@ -214,7 +224,7 @@ def train_in_turns(
 ) -> None:
     torch.set_num_threads(1)
     trainer = bare_trainer(config, Path(tempfile.mkdtemp()), device=device, compile_backend=None)
-    for _ in range(3):
+    for _ in range(WARM_STEPS):
         trainer._train_step()
     for number in workers:
         barrier.wait(120)
@@ -233,10 +243,10 @@ def main(device: str) -> None:
     bench = Bench(device)
     peak = bench.matrix_peak()
     size = "8192 x 8192" if not tiny else "64 x 64"
-    bench.row("bf16 matrix peak", f"a product of {size}", f"{peak / 1e12:.3g} TFLOP/s", "", "")
+    bench.row("bf16 matrix peak", "", f"a product of {size}", f"{peak / 1e12:.3g} TFLOP/s", "")
+    side_by_side(bench, tiny)
     for case in cases(tiny):
         steps_against_the_reference(bench, case, peak)
-    side_by_side(bench, tiny)
 
 
 if __name__ == "__main__":
