@@ -102,7 +102,7 @@ def attention_block(
 
 def _widths(channels: int, config: AttentionConfig) -> tuple[int, int]:
     """Channels of a key and of a value."""
-    return max(1, channels // config.key_ratio), max(1, channels // config.value_ratio)
+    return max(config.min_key_channels, channels // config.key_ratio), max(1, channels // config.value_ratio)
 
 
 def _gained(x: Tensor, gamma: Tensor, branch: Tensor) -> Tensor:

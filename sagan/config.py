@@ -52,6 +52,7 @@ class AttentionConfig:
     at: tuple[int, ...] = ()
     networks: Literal["both", "G", "D"] = "both"
     key_ratio: int = 8  # queries and keys have C / key_ratio channels
+    min_key_channels: int = 1  # and no fewer than this: with one channel a query can rank keys, not match them
     value_ratio: int = 2  # values have C / value_ratio channels
     pool: bool = True  # 2x2 max-pooled keys and values
     scale: bool = False  # divide the scores by sqrt(channels of a key)
@@ -64,6 +65,7 @@ class AttentionConfig:
             raise ValueError(f"model.attention.at: each feature map once, got {list(self.at)}; drop the repetition")
         _one_of("model.attention.key_ratio", self.key_ratio, (1, 2, 4, 8))
         _one_of("model.attention.value_ratio", self.value_ratio, (1, 2, 4, 8))
+        _positive("model.attention.min_key_channels", self.min_key_channels)
 
 
 @dataclass(frozen=True)

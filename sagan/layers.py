@@ -158,7 +158,8 @@ class _NormReLU(torch.autograd.Function):
         ctx.save_for_backward(x, y, gain, mean, rstd)
         ctx.groups, ctx.sharers = groups, sharers
         ctx.mark_non_differentiable(mean, var)
-        return y, mean, var
+        # A view, because torch.compile of torch 2.11 gives no gradient to an output that is kept for the backward pass.
+        return y.view_as(y), mean, var
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, _mean: None, _var: None) -> Any:

@@ -1,4 +1,4 @@
-"""The forward passes of a training step, from a batch to what Adam minimises: what is compiled on a GPU."""
+"""The forward passes of a training step, from a batch to what Adam minimises, and whether a GPU should compile them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sagan.config import Config
+from sagan.cost import count
 from sagan.losses import auxiliary_d, auxiliary_g
 from sagan.networks import Discriminator, Generator
 from sagan.sampling import to_unit_range
+
+# Of both passes with their backward passes, on an H200 (tests/benchmarks/results_gpu.md).
+_COMPILE_SECONDS = 100.0
+_FLOPS_PER_SECOND = {"bf16": 100e12, "fp32": 10e12}  # of large networks as written; small ones have less to save
+_SAVED = 0.3  # share of the time of a step as written
+
+
+def pays_to_compile(config: Config, num_classes: int, steps: int) -> bool:
+    """Whether compiling both passes takes less time than it saves in `steps` steps on a GPU."""
+    seconds = steps * count(config, num_classes).flops_per_step / _FLOPS_PER_SECOND[config.optim.precision]
+    return _SAVED * seconds > _COMPILE_SECONDS
+
+
+def compiled_passes(backend: str) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor]]]:
+    """Both passes of this module under torch.compile, whatever a process has compiled before."""
+    # A worker trains many variants, one after another; torch refuses the ninth version of one function.
+    torch.compiler.reset()
+    # While it reorders loops to fuse them, torch 2.11 fails at the grouped division of spectral norm (AssertionError).
+    options = {"loop_ordering_after_fusion": False} if backend == "inductor" else None
+    compiler = torch.compile(backend=backend, fullgraph=True, dynamic=False, options=options)
+    return compiler(discriminator_pass), compiler(generator_pass)
 
 
 def discriminator_pass(

@@ -63,6 +63,7 @@ def write_grid(
     source: str, classes: Sequence[str], n: int, out: Path, seed: int, device: str, tracking_uri: str
 ) -> str:
     """Draws the picture that the options of the command ask for, and says in words what is in it."""
+    torch.backends.cudnn.allow_tf32 = False  # a GPU then paints what the CPU does
     if n < 1:
         raise ValueError(f"--n: must be 1 or more, got {n}")
     if out.suffix.lower() != ".png":

@@ -28,8 +28,9 @@ from sagan.distributed import World, in_step
 from sagan.generator_file import save_generator
 from sagan.losses import LOSSES
 from sagan.networks import Discriminator, Generator
-from sagan.passes import discriminator_pass, generator_pass
+from sagan.passes import compiled_passes, discriminator_pass, generator_pass, pays_to_compile
 from sagan.precision import autocast
+from sagan.replay import Replayed
 from sagan.scoring import Scorer, Stopped
 from sagan.streams import Batches, noise, stream, to_device
 
@@ -57,7 +58,9 @@ class Event:
 class Trainer:
     """One run of one config and seed in `directory`, which holds its checkpoints; it goes on from the newest one.
 
-    On CUDA both passes of a step are compiled; `compile_backend` names one of torch.compile's to do so elsewhere.
+    `compile_backend` names the one of torch.compile's that both passes of a step are compiled with; by default they are
+    on CUDA, by inductor, where that takes less time than it saves (`pays_to_compile`). None compiles nothing. On CUDA
+    one process alone records a step, compiled or not, and replays it (sagan/replay.py).
     Where processes have joined (sagan/distributed.py), each builds this and runs it; `optim.batch_size` is that of all
     together, the results are one process's to rounding, and the first one writes the files and has the events.
     Raises ValueError for a config that cannot be built and for a checkpoint of another config (naming the fields).
@@ -74,7 +77,7 @@ class Trainer:
         cache_dir: Path | None = None,
         inception_weights: Path | None = None,
         checkpoint_every: int = 500,
-        compile_backend: str | None = None,
+        compile_backend: str | None = "auto",
     ) -> None:
         obstacle = config.obstacle()
         if obstacle:
@@ -112,13 +115,6 @@ class Trainer:
         self.optimizer_g = self._adam(self.generator, lr_g)
         self.optimizer_d = self._adam(self.discriminator, lr_d)
         self.loss_d, self.loss_g = LOSSES[config.optim.loss]
-        self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
-        if compile_backend or self.device.type == "cuda":
-            # A worker trains many variants, one after another; torch refuses the ninth version of one function.
-            torch.compiler.reset()
-            compiler = torch.compile(backend=compile_backend or "inductor", fullgraph=True, dynamic=False)
-            self.discriminator_pass, self.generator_pass = compiler(discriminator_pass), compiler(generator_pass)
-
         self.scorer = Scorer(
             config,
             dataset,
@@ -132,10 +128,22 @@ class Trainer:
 
         self.logged = _LOGGED if self.discriminator.classifier is None else (*_LOGGED, "loss_class")
         self.step = 0
-        self.sums, self.since = self._no_sums(), 0  # of what is logged, since the step that was last reported
+        # Of what is logged, since the step that was last reported.
+        self.sums, self.since = torch.zeros(len(self.logged), device=self.device), 0
         saved = self.world.from_first(load_checkpoint(directory) if self.world.rank == 0 else None)
         if saved:
             self._restore(saved)
+
+        if compile_backend == "auto":
+            left = config.optim.steps - self.step
+            pays = self.device.type == "cuda" and pays_to_compile(config, num_classes, left)
+            compile_backend = "inductor" if pays else None
+        self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
+        if compile_backend is not None:
+            self.discriminator_pass, self.generator_pass = compiled_passes(compile_backend)
+        # Several processes meet in the middle of a step, which is left as it is.
+        is_recorded = self.device.type == "cuda" and self.world.size == 1
+        self.update = Replayed(self._update) if is_recorded else self._update
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Events[Event]:
         """Events from the current step to the last.
@@ -164,7 +172,8 @@ class Trainer:
                 images_shown = (self.step - started_at) * self.config.optim.batch_size * self.config.optim.d_steps
                 event = self._report(images_shown / (time.perf_counter() - started))
                 if not event.done:  # the last one is found anew by whoever comes back
-                    self.sums, self.since = self._no_sums(), self.step
+                    self.sums.zero_()  # and no new tensor: a recorded step goes on adding to this one
+                    self.since = self.step
                 yield event
                 if event.done:
                     return
@@ -202,9 +211,18 @@ class Trainer:
 
     def _train_step(self) -> None:
         """One generator update after `d_steps` discriminator updates; nothing here waits for the device."""
+        given: list[Tensor] = []
+        for turn in range(self.step * self.config.optim.d_steps, (self.step + 1) * self.config.optim.d_steps):
+            given += [*self.batches(turn), *self._noise("noise_d", turn)]
+        self.update(*given, *self._noise("noise_g", self.step))
+        self._average_weights()
+        self.step += 1
+
+    def _update(self, *given: Tensor) -> None:
+        """Updates of D, each from a batch, its labels, z and z's labels, and then of G, from z and z's labels."""
         optim = self.config.optim
-        for turn in range(self.step * optim.d_steps, (self.step + 1) * optim.d_steps):
-            batch = (*self.batches(turn), *self._noise("noise_d", turn))
+        for turn in range(optim.d_steps):
+            batch = given[4 * turn : 4 * turn + 4]
             with autocast(self.device, optim.precision):
                 aim_d, of_d = self.discriminator_pass(self.generator, self.discriminator, self.loss_d, *batch)
             self.optimizer_d.zero_grad()
@@ -212,19 +230,15 @@ class Trainer:
             self.world.average([*_gradients(self.discriminator), of_d])
             self.optimizer_d.step()
 
-        draw = self._noise("noise_g", self.step)
         self.discriminator.requires_grad_(False)
         with autocast(self.device, optim.precision):
-            aim_g, loss_g = self.generator_pass(self.generator, self.discriminator, self.loss_g, *draw)
+            aim_g, loss_g = self.generator_pass(self.generator, self.discriminator, self.loss_g, *given[-2:])
         self.discriminator.requires_grad_(True)
         self.optimizer_g.zero_grad()
         aim_g.backward()
         self.world.average([*_gradients(self.generator), loss_g, *self.unshared])
         self.optimizer_g.step()
-        self._average_weights()
-
         self.sums += torch.cat([loss_g[None], of_d])
-        self.step += 1
 
     def _noise(self, purpose: str, turn: int) -> tuple[Tensor, Tensor]:
         size = self.config.optim.batch_size, self.config.model.z_dim, len(self.classes)
@@ -241,9 +255,6 @@ class Trainer:
             torch._foreach_copy_(targets, sources)
         else:
             torch._foreach_lerp_(targets, sources, 1 - decay)
-
-    def _no_sums(self) -> Tensor:
-        return torch.zeros(len(self.logged), device=self.device)
 
     def _evaluate(self, metrics: dict[str, float]) -> dict[str, NDArray[Any]]:
         """Score the averaged generator, adding to `metrics`; returns its pictures."""
@@ -272,7 +283,12 @@ class Trainer:
     def _adam(self, network: Generator | Discriminator, lr: float) -> torch.optim.Adam:
         optim = self.config.optim
         return torch.optim.Adam(
-            network.parameters(), lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.adam_eps, fused=True
+            network.parameters(),
+            lr=lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.adam_eps,
+            fused=True,
+            capturable=self.device.type == "cuda",  # in a recorded step
         )
 
     def _parts(self) -> dict[str, Any]:
@@ -310,6 +326,9 @@ class Trainer:
             log.warning("%s: %s: equal to rounding, not to the bit", self.directory, changed)
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
+        for optimizer in (self.optimizer_g, self.optimizer_d):
+            for group in optimizer.param_groups:
+                group["capturable"] = self.device.type == "cuda"  # and not what it was where the run was saved
         self.step, self.since = saved["step"], saved["since"]
         self.sums = saved["sums"].to(self.device)
 

@@ -47,7 +47,8 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
         attention: AttentionConfig = config.attention
-        keys, values = max(1, channels // attention.key_ratio), max(1, channels // attention.value_ratio)
+        keys = max(attention.min_key_channels, channels // attention.key_ratio)
+        values = max(1, channels // attention.value_ratio)
         self.query = _normed(nn.Conv2d(channels, keys, 1, bias=False), config.sn.attention, config)
         self.key = _normed(nn.Conv2d(channels, keys, 1, bias=False), config.sn.attention, config)
         self.value = _normed(nn.Conv2d(channels, values, 1, bias=False), config.sn.attention, config)

@@ -51,10 +51,11 @@ def generator_file(config: Config, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def painted(config: Config, file: Path, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Its samples, and their labels."""
+    """Its samples in fp32, and their labels."""
     generator, classes = load_generator(file, device)
     sampler = Sampler(config, len(classes), 0, device)
-    return torch.cat([batch.cpu() for batch in sampler.images(generator)]), sampler.labels
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return torch.cat([batch.cpu() for batch in sampler.images(generator)]), sampler.labels
 
 
 @pytest.fixture(scope="module")

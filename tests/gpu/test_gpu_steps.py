@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "two groups of batch norm": {"model.bn_groups": 2},
     "two D steps, mirrored images": {"optim.d_steps": 2, "data.h_flip": True},
 }
+WARM = 4  # steps after which each is the replay of a recorded one
 BF16_CASES = ("projection", "residual", "two groups of batch norm")
 COMPILER = (
     "inductor" if IS_CARD else "eager"
@@ -126,14 +127,15 @@ def test_losses_and_gradients_in_fp32_equal_the_cpus_to_rounding(calm: Config, f
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_gradients_in_float64_equal_the_cpus_to_nine_digits(calm: Config, folder: Path, case: str) -> None:
-    """No rounding is in the way of a comparison here, and next to no ReLU flips: all tensors in all steps."""
+def test_losses_and_gradients_in_float64_equal_the_cpus_to_six_digits(calm: Config, folder: Path, case: str) -> None:
+    """All tensors in all steps: next to no ReLU flips here. Six digits and not twelve, because the real images come to
+    -1..1 in float32, which a card divides by 127.5 with another rounding."""
     config = override(calm, CASES[case])
     with computing_in(torch.float64):
         found, wanted = steps(config, folder, card=True), steps(config, folder, card=False)
     for one, other in zip(found, wanted, strict=True):
         for name, difference in differences({"losses": (one[0], other[0]), **gradients(one, other)}).items():
-            assert difference < 1e-9, f"{name} differs by {difference:.1e}"
+            assert difference < 1e-6, f"{name} differs by {difference:.1e}"
 
 
 @pytest.mark.parametrize("case", BF16_CASES)
@@ -150,6 +152,20 @@ def test_bf16_on_the_card_is_near_fp32_on_the_cpu(calm: Config, folder: Path, ca
         assert 0.98 < similarity < 1 - 1e-7, "1 would mean that nothing was rounded"
 
 
+@pytest.mark.parametrize("case", ["projection", "two D steps, mirrored images"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_replayed_steps_equal_those_as_written(calm: Config, folder: Path, case: str, precision: str) -> None:
+    """The same kernels on the same numbers. Three steps lead to the recording, and three are replayed."""
+    config = override(calm, {**CASES[case], "optim.precision": precision})
+    replayed, written = built(config, folder, DEVICE), built(config, folder, DEVICE)
+    written.update = written._update
+    found, wanted = take(replayed, WARM + 2), take(written, WARM + 2)
+    if precision == "fp32":
+        assert_equal_to_float32_rounding(found[-3:], wanted[-3:])
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one[0], other[0], rtol=0.02, atol=0.02)
+
+
 @pytest.fixture(scope="module")
 def compiled(calm: Config, folder: Path) -> Trainer:
     """Its passes are compiled when it takes its first step: most of the time that these tests take on a card."""
@@ -162,7 +178,7 @@ def test_compiled_steps_in_fp32_equal_those_as_written(calm: Config, folder: Pat
 
 @pytest.mark.skipif(not IS_CARD, reason="on a CPU nothing shows what compiled code waits for")
 def test_compiled_steps_do_not_wait_for_the_card(compiled: Trainer) -> None:
-    take(compiled, 3)
+    take(compiled, WARM)
     with no_waiting():
         compiled._train_step()
 
@@ -217,8 +233,8 @@ def test_what_waits_is_noticed() -> None:
 
 @pytest.mark.parametrize("kept", [True, False], ids=["images on the card", "images streamed"])
 def test_a_step_never_waits_for_the_card(calm: Config, folder: Path, kept: bool) -> None:
-    """With every switch that adds operations; the epoch of forty images ends in the middle of the second of the steps
-    that are watched, whose first batch is the sixth of all."""
+    """With every switch that adds operations; the second epoch of forty images ends in the last of the steps that are
+    watched, whose last batch has the images 78 to 83."""
     every = {
         "model.conditioning": "auxiliary_classifier",
         "model.bn_groups": 2,
@@ -228,8 +244,8 @@ def test_a_step_never_waits_for_the_card(calm: Config, folder: Path, kept: bool)
     }
     with mock.patch.object(streams, "_fits", lambda *_: kept):
         trainer = built(override(calm, every), folder, DEVICE)
-    take(trainer, 2)
+    take(trainer, WARM)
     with no_waiting():
         for _ in range(3):
             trainer._train_step()
-    assert trainer.batches._epoch == 1
+    assert trainer.batches._epoch == 2

@@ -52,7 +52,8 @@ class Launch:
     def __init__(self, folder: Path, *command: str) -> None:
         self.folder = folder
         self._said = (folder / "said.txt").open("w+")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, *command], cwd=folder, stdout=self._said, stderr=subprocess.STDOUT, env=environment
         )

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in some minutes of it: tests/gpu/run.sh OUT MINUTES [STAGE...]   (README.md beside this)
+# Each stage has a time limit and a file of its own in OUT, written as it goes; one that fails or overruns takes
+# nothing from the next. What is left of MINUTES goes to the last two.
+set -uo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$(dirname "$here")")
+python=${PYTHON:-python3}
+usage="usage: tests/gpu/run.sh OUT MINUTES [STAGE...], with DEVICE=cpu for a rehearsal without a GPU"
+refuse() { echo "run.sh: $1" >&2; exit 2; }
+
+[ $# -ge 2 ] || refuse "OUT and MINUTES must be given; $usage"
+out=$1 minutes=$2
+shift 2
+stages=${*:-1 2 3 4 5}
+[[ $minutes =~ ^[0-9]{1,3}$ ]] && [ "$minutes" -gt 0 ] ||
+    refuse "MINUTES must be a whole number of 1 to 999, got '$minutes': the first stage alone takes half of one"
+for stage in $stages; do
+    [[ $stage =~ ^[1-5]$ ]] || refuse "a STAGE must be a number of 1 to 5, got '$stage'"
+done
+export DEVICE=${DEVICE:-cuda}
+[[ $DEVICE =~ ^(cuda|cpu)$ ]] || refuse "DEVICE must be cuda or cpu, got '$DEVICE'"
+[ -z "$(ls -A "$out" 2>/dev/null)" ] || refuse "OUT must be an empty folder or a new one, got '$out'"
+[ -z "${PICTURES:-}" ] || [ -f "$PICTURES" ] || refuse "PICTURES must be a file that pack_pictures.py made, got '$PICTURES'"
+[ -z "${EXTRACTOR:-}" ] || [ -f "$EXTRACTOR" ] || refuse "EXTRACTOR must be a classifier's weights, got '$EXTRACTOR'"
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 MLFLOW_DISABLE_TELEMETRY=true
+lacking=$("$python" "$here/lacking.py" "$DEVICE" 2>&1) || refuse "$lacking"
+mkdir -p "$out" 2>/dev/null && [ -w "$out" ] || refuse "OUT must be a folder that can be written, got '$out'"
+out=$(cd "$out" && pwd)
+
+started=$SECONDS
+left() { echo $((60 * minutes - (SECONDS - started))); }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+
+# NAME LIMIT COMMAND...: runs it for LIMIT seconds at most.
+run_stage() {
+    local name=$1 limit=$2 began=$SECONDS status said
+    shift 2
+    if [ "$limit" -lt 20 ]; then
+        echo "$name: not run, $limit seconds are left for it" | tee -a "$out/summary.txt"
+        return
+    fi
+    echo "== $name, $limit seconds at most"
+    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$out/$name.txt"
+    status=${PIPESTATUS[0]}
+    case $status in
+        0) said=passed ;;
+        124 | 137) said="stopped at its time limit" ;;
+        *) said="FAILED with status $status"; worst=1 ;;
+    esac
+    echo "$name: $said after $((SECONDS - began)) seconds" | tee -a "$out/summary.txt"
+}
+
+at_most() { [ "$1" -lt "$(left)" ] && echo "$1" || left; }
+
+# The sizes of a rehearsal: everything runs, nothing is learnt.
+small=() processes=6 # that share the card in the second stage
+if [ "$DEVICE" = cpu ]; then
+    processes=2
+    export OMP_NUM_THREADS=1
+    small=(--seeds 0 --workers 2)
+    for field in model.width_g=2 model.width_d=2 optim.batch_size=4 optim.steps=4 eval.every=2 eval.num_samples=60 \
+        eval.standing_batches=1 optim.precision=fp32; do
+        small+=(--set "$field")
+    done
+fi
+
+study() { # NAME SECONDS STUDY.yaml [OPTION...]
+    mkdir -p "$1" && cd "$1" || return
+    run_stage "$1" "$2" bash "$here/study.sh" "$out/$1" "$2" "${@:3}" "${small[@]}"
+    cd "$work" || return
+}
+
+photographs() { # SECONDS
+    if [ -z "${PICTURES:-}" ] || [ -z "${EXTRACTOR:-}" ]; then
+        echo "5-photographs: not run, PICTURES and EXTRACTOR are not given" | tee -a "$out/summary.txt"
+        return
+    fi
+    mkdir -p pictures 5-photographs/runs/cache/extractors
+    tar -xf "$PICTURES" -C pictures
+    cp "$EXTRACTOR" 5-photographs/runs/cache/extractors/
+    study 5-photographs "$1" "$here/photographs.yaml" --data-root "$work/pictures" --workers 3 \
+        --set "eval.extractor=$(basename "$EXTRACTOR" .safetensors)"
+}
+
+worst=0
+for stage in $stages; do
+    case $stage in
+        1) run_stage 1-surroundings "$(at_most 30)" "$python" "$here/surroundings.py" ;;
+        2) run_stage 2-correctness "$(at_most 120)" "$python" -m pytest "$here" -q -rs -p no:cacheprovider \
+            --rootdir "$root" --durations 10 -n "$processes" ;;
+        3) run_stage 3-speed "$(at_most 200)" "$python" "$here/speed.py" "$DEVICE" ;;
+        4) seconds=$(left)
+            [[ $stages = *5* && -n ${PICTURES:-} ]] && seconds=$((seconds * 3 / 5))
+            study 4-study "$seconds" "$root/studies/attention_position.yaml" --preset embedded128 --workers 8 \
+                --seeds 0,1,2,3,4,5,6,7 ;;
+        5) photographs "$(left)" ;;
+    esac
+done
+exit $worst
