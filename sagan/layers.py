@@ -152,9 +152,7 @@ class _NormReLU(torch.autograd.Function):
             mean, var = _joined(mean, var, sharers)
         rstd = torch.rsqrt(var + eps)
         scale = gain * _by_image(rstd, x)
-        y = torch.addcmul(_spatial(bias - _by_image(mean, x) * scale), x, _spatial(scale)).to(x.dtype)
-        # torch 2.11 compiles a Function whose output was changed in place to one without gradients.
-        y = y.relu() if torch.compiler.is_compiling() else y.relu_()
+        y = torch.addcmul(_spatial(bias - _by_image(mean, x) * scale), x, _spatial(scale)).relu_().to(x.dtype)
         ctx.save_for_backward(x, y, gain, mean, rstd)
         ctx.groups, ctx.sharers = groups, sharers
         ctx.mark_non_differentiable(mean, var)
