@@ -90,7 +90,7 @@ worst=0
 for stage in $stages; do
     case $stage in
         1) run_stage 1-surroundings "$(at_most 30)" "$python" "$here/surroundings.py" ;;
-        2) run_stage 2-correctness "$(at_most 120)" "$python" -m pytest "$here" -q -rs -p no:cacheprovider \
+        2) run_stage 2-correctness "$(at_most 120)" "$python" -m pytest "$here" -v -rs --tb=short -p no:cacheprovider \
             --rootdir "$root" --durations 10 -n "$processes" ;;
         3) run_stage 3-speed "$(at_most 200)" "$python" "$here/speed.py" "$DEVICE" ;;
         4) seconds=$(left)
