@@ -27,8 +27,8 @@ def out_of_gpu_memory(error: BaseException, device: str) -> str:
 
 
 def free_gpu_memory() -> None:
-    """Gives what is no longer used back to the card. Call it when no variable holds the error: its traceback holds all
-    that the cell had."""
+    """Gives what the last cell had back to the card: a Trainer and the step that it recorded hold each other. Call it
+    when no variable holds an error of the cell, whose traceback holds all of it."""
     import torch
 
     gc.collect()

@@ -171,7 +171,7 @@ def work(launch: Launch, token: str, device: str, stop: Stop, trainer: Callable[
         finally:
             if run is not None:
                 run.close()
-        if is_out_of_memory:
+        if device != "cpu" or is_out_of_memory:
             free_gpu_memory()
         if run is not None and run.is_sent:  # the store answers: it may lack some of what was told before
             push(client, launch.experiment_id, launch.runs / launch.study)
