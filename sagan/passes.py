@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +14,17 @@ from sagan.losses import auxiliary_d, auxiliary_g
 from sagan.networks import Discriminator, Generator
 from sagan.sampling import to_unit_range
 
-# Of both passes with their backward passes, on an H200 (tests/benchmarks/results_gpu.md).
-_COMPILE_SECONDS = 100.0
-_FLOPS_PER_SECOND = {"bf16": 100e12, "fp32": 10e12}  # of large networks as written; small ones have less to save
-_SAVED = 0.3  # share of the time of a step as written
+# Measured on an H200 with torch 2.11 (tests/benchmarks/results_gpu.md). Compiling both passes of 128 px networks had
+# not ended after 190 s; a step as written reached 159 TFLOP/s in bf16 at width 64 and 9 in fp32 at width 16, where the
+# kernels of a compiled one took 16 % less time.
+_COMPILE_SECONDS = 200.0
+_FLOPS_PER_SECOND = {"bf16": 159e12, "fp32": 9e12}
+_SAVED = 0.16
 
 
 def pays_to_compile(config: Config, num_classes: int, steps: int) -> bool:
-    """Whether compiling both passes takes less time than it saves in `steps` steps on a GPU."""
+    """Whether compiling both passes takes less time than it saves in `steps` steps on a GPU: an estimate from the
+    operations of a step."""
     seconds = steps * count(config, num_classes).flops_per_step / _FLOPS_PER_SECOND[config.optim.precision]
     return _SAVED * seconds > _COMPILE_SECONDS
 
@@ -30,7 +34,7 @@ def compiled_passes(backend: str) -> tuple[Callable[..., tuple[Tensor, Tensor]],
     # A worker trains many variants, one after another; torch refuses the ninth version of one function.
     torch.compiler.reset()
     # While it reorders loops to fuse them, torch 2.11 fails at the grouped division of spectral norm (AssertionError).
-    options = {"loop_ordering_after_fusion": False} if backend == "inductor" else None
+    options: dict[str, Any] | None = {"loop_ordering_after_fusion": False} if backend == "inductor" else None
     compiler = torch.compile(backend=backend, fullgraph=True, dynamic=False, options=options)
     return compiler(discriminator_pass), compiler(generator_pass)
 

@@ -10,33 +10,32 @@ from torch import Tensor
 _CALLS_BEFORE = 3  # libraries choose kernels and take memory in the first calls, which a recording must not
 
 
-class Replayed:
-    """`function`, which returns nothing and whose effects are all on tensors that stay where they are.
+class Replay:
+    """Calls a function that returns nothing and whose effects are all on tensors that stay where they are.
 
     A training step of small networks is some 2,400 kernels of 5 microseconds, and Python takes four times as long to
-    launch them (tests/benchmarks/results_gpu.md). After a few calls the kernels of one are recorded, with the addresses
-    that they read and write, and from then on launched together: the same kernels on the same numbers. The arguments
-    are copied to where the recorded ones were, so their shapes must stay the same.
+    launch them (tests/benchmarks/results_gpu.md). So the kernels of one call are recorded, with the addresses that they
+    read and write, and those of later calls are launched together: the same kernels on the same numbers. Arguments are
+    copied to where the recorded ones were; they must have the same shapes in each call.
     """
 
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
+    def __init__(self) -> None:
         self._calls = 0
         self._stream = torch.cuda.Stream()  # recording and what leads to it must not use the default one
         self._graph = torch.cuda.CUDAGraph()
         self._given: tuple[Tensor, ...] = ()
 
-    def __call__(self, *given: Tensor) -> None:
+    def __call__(self, function: Callable[..., None], *given: Tensor) -> None:
         self._calls += 1
         if self._calls <= _CALLS_BEFORE:
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                self._function(*given)
+                function(*given)
             torch.cuda.current_stream().wait_stream(self._stream)
             return
         if not self._given:
             self._given = tuple(tensor.clone() for tensor in given)
             with torch.cuda.graph(self._graph, stream=self._stream):
-                self._function(*self._given)
+                function(*self._given)
         torch._foreach_copy_(list(self._given), list(given))
         self._graph.replay()

@@ -30,7 +30,7 @@ from sagan.losses import LOSSES
 from sagan.networks import Discriminator, Generator
 from sagan.passes import compiled_passes, discriminator_pass, generator_pass, pays_to_compile
 from sagan.precision import autocast
-from sagan.replay import Replayed
+from sagan.replay import Replay
 from sagan.scoring import Scorer, Stopped
 from sagan.streams import Batches, noise, stream, to_device
 
@@ -142,8 +142,7 @@ class Trainer:
         if compile_backend is not None:
             self.discriminator_pass, self.generator_pass = compiled_passes(compile_backend)
         # Several processes meet in the middle of a step, which is left as it is.
-        is_recorded = self.device.type == "cuda" and self.world.size == 1
-        self.update = Replayed(self._update) if is_recorded else self._update
+        self.replay = Replay() if self.device.type == "cuda" and self.world.size == 1 else None
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Events[Event]:
         """Events from the current step to the last.
@@ -214,7 +213,11 @@ class Trainer:
         given: list[Tensor] = []
         for turn in range(self.step * self.config.optim.d_steps, (self.step + 1) * self.config.optim.d_steps):
             given += [*self.batches(turn), *self._noise("noise_d", turn)]
-        self.update(*given, *self._noise("noise_g", self.step))
+        given += self._noise("noise_g", self.step)
+        if self.replay is None:
+            self._update(*given)
+        else:
+            self.replay(self._update, *given)
         self._average_weights()
         self.step += 1
 

@@ -1,7 +1,8 @@
-"""Stage 3: what a GPU makes of a training step, against the plain reference, and what of several cells at once.
+"""Stage 3: what a GPU makes of a training step, against the plain reference, and of several cells at once.
 
-`python tests/gpu/speed.py cuda` prints a Markdown table, each row when it is measured; "cpu" rehearses it at tiny
-sizes. The figures also set the constants of `sagan.passes.pays_to_compile`.
+`python tests/gpu/speed.py cuda` prints a Markdown table, each row when it is measured, with the kernels that take the
+time between; "cpu" rehearses it at tiny sizes. Compiling comes last: it takes longer than all else together. The
+figures set the constants of `sagan.passes.pays_to_compile`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.measure import bare_trainer
 from benchmarks.plain import PlainTrainer
 
@@ -31,8 +32,7 @@ from sagan.training import Trainer
 
 ROUNDS = 3
 WARM_STEPS = 5  # after which a step is replayed
-WORKERS = (1, 2, 4, 8)
-SECONDS = 4.0  # that cells train side by side, for each number of workers
+CELL = override(PRESETS["embedded128"], {"model.attention.at": [32]})
 TINY = {
     "data.resolution": 32,
     "model.attention.at": [8],
@@ -47,76 +47,90 @@ TINY = {
 class Case:
     name: str
     config: Config
-    compiles: bool
 
 
-def cases(tiny: bool) -> list[Case]:
+def cases(is_rehearsal: bool) -> list[Case]:
+    if is_rehearsal:
+        return [Case("tiny", override(CELL, TINY))]
+    # As the reference, which knows no groups of batch norm; the preset has four.
     paper = override(PRESETS["imagenet128"], {"model.attention.at": [32], "model.bn_groups": 1})
-    small = override(PRESETS["embedded128"], {"model.attention.at": [32]})
-    if tiny:
-        return [Case("tiny", override(small, TINY), True)]
-    in_fp32 = override(small, {"optim.precision": "fp32"})
     return [
-        Case("128 px, width 64, batch 256, feat32", paper, True),
-        Case("embedded128, feat32", small, False),
-        Case("embedded128, feat32, in fp32", in_fp32, False),
+        Case("128 px, width 64, batch 256, feat32", paper),
+        Case("embedded128, feat32", CELL),
+        Case("embedded128, feat32, in fp32", override(CELL, {"optim.precision": "fp32"})),
     ]
 
 
 class Bench:
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
-        self.folder = Path(tempfile.mkdtemp())
-        print(
-            "| what | case | ours | measured, or compared with | figure |\n| --- | --- | --- | --- | --- |", flush=True
-        )
+        self.on_gpu = self.device.type == "cuda"
+        self._folder = Path(tempfile.mkdtemp())
 
     def row(self, *cells: str) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
 
-    def seconds(self, function: Callable[[], object]) -> float:
-        self.wait()
+    def seconds(self, function: Callable[[], object], times: int = 1) -> float:
+        """Of one call, to the end of its work on the device."""
+        self._wait()
         started = time.perf_counter()
-        function()
-        self.wait()
-        return time.perf_counter() - started
+        for _ in range(times):
+            function()
+        self._wait()
+        return (time.perf_counter() - started) / times
 
-    def wait(self) -> None:
-        if self.device.type == "cuda":
+    def _wait(self) -> None:
+        if self.on_gpu:
             torch.cuda.synchronize()
 
-    def peak_mib(self, function: Callable[[], object]) -> float:
-        if self.device.type == "cpu":
-            return 0.0
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        return torch.cuda.max_memory_allocated() / 2**20
-
-    def matrix_peak(self) -> float:
-        side = 8192 if self.device.type == "cuda" else 64
+    def flops_per_second(self, side: int) -> float:
+        """Of a bf16 product of two square matrices."""
         a, b = (torch.randn(side, side, device=self.device, dtype=torch.bfloat16) for _ in range(2))
-        taken = median(self.seconds(lambda: [a @ b for _ in range(10)]) for _ in range(5))
-        return 20 * side**3 / taken
+        return 2 * side**3 / median(self.seconds(lambda: a @ b, 10) for _ in range(5))
 
-    def trainer(self, config: Config, backend: str | None) -> Trainer:
-        return bare_trainer(config, self.folder, device=str(self.device), compile_backend=backend)
+    def trainer(self, config: Config, backend: str | None = None) -> Trainer:
+        return bare_trainer(config, self._folder, device=str(self.device), compile_backend=backend)
+
+    def step(self, case: Case, name: str, step: Callable[[], object], peak: float) -> float | None:
+        """Seconds of one, with a row and the kernels that take them; None where memory gives out."""
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            self.seconds(step, WARM_STEPS)
+            times = max(2, round(0.3 / self.seconds(step)))
+            seconds = median(self.seconds(step, times) for _ in range(ROUNDS))
+        except torch.OutOfMemoryError:
+            self.row("training step", case.name, name, "out of memory", "")
+            return None
+        said = f"{case.config.optim.batch_size / seconds:.0f} images/s, {1000 * seconds:.1f} ms"
+        share = count(case.config, 3).flops_per_step / seconds / peak
+        if self.on_gpu:
+            said += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
+        self.row("training step", case.name, name, said, f"{share:.1%} of the peak" if name in OURS else "")
+        if self.on_gpu:
+            self._show_kernels(f"{case.name}: {name}", step)
+        return seconds
+
+    def _show_kernels(self, name: str, step: Callable[[], object]) -> None:
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            self.seconds(step)
+        kernels = [event for event in found.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+        whole = sum(event.self_device_time_total for event in kernels)
+        print(f"\n{name}: {whole / 1000:.1f} ms of {sum(event.count for event in kernels)} kernels a step")
+        for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:14]:
+            print(f"    {event.self_device_time_total / whole:6.1%} {event.count:5}  {event.key[:100]}")
+        print(flush=True)
 
 
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if on else "highest")
-    torch.backends.cudnn.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+WRITTEN, REPLAYED, COMPILED = "ours, kernel by kernel", "ours, replayed", "ours, compiled and replayed"
+OURS = (WRITTEN, REPLAYED, COMPILED)
 
 
-def as_written(trainer: Trainer) -> Trainer:
-    trainer.update = trainer._update
+def unrecorded(trainer: Trainer) -> Trainer:
+    trainer.replay = None
     return trainer
 
 
@@ -125,94 +139,57 @@ def in_amp(plain: PlainTrainer) -> None:
         plain.train_step()
 
 
+@contextmanager
+def tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = False  # as a Trainer sets it
+
+
 def in_tf32(plain: PlainTrainer) -> None:
-    with tf32(plain.device.type == "cuda"):
+    with tf32():
         plain.train_step()
 
 
 def steps_against_the_reference(bench: Bench, case: Case, peak: float) -> None:
-    """Steps in the config's precision and the reference's, one form after another: a recorded step keeps the memory
-    of its activations. A row for each form, and one for each comparison."""
-    precision, batch = case.config.optim.precision, case.config.optim.batch_size
-    new = partial(bench.trainer, case.config)
-    backend = "inductor" if bench.device.type == "cuda" else "eager"  # code generation takes minutes on a CPU
-    forms: dict[str, Callable[[], Callable[[], object]]] = {
-        f"ours, {precision}, kernel by kernel": lambda: as_written(new(None))._train_step,
-        f"ours, {precision}, replayed": lambda: new(None)._train_step,
-        f"ours, {precision}, compiled and replayed": lambda: new(backend)._train_step,
-        "plain reference, bf16 AMP": lambda: partial(in_amp, PlainTrainer(new(None))),
-        "plain reference, TF32": lambda: partial(in_tf32, PlainTrainer(new(None))),
+    """One form after another, for a recorded step keeps the memory of its activations."""
+    build: dict[str, Callable[[], Callable[[], object]]] = {
+        WRITTEN: lambda: unrecorded(bench.trainer(case.config))._train_step,
+        REPLAYED: lambda: bench.trainer(case.config)._train_step,
+        "plain reference, bf16 AMP": lambda: partial(in_amp, PlainTrainer(bench.trainer(case.config))),
+        "plain reference, TF32": lambda: partial(in_tf32, PlainTrainer(bench.trainer(case.config))),
     }
-    found: dict[str, float] = {}
-    for name, build in forms.items():
-        if "compiled" in name and not case.compiles:
-            continue
-        step = build()
-        try:
-            first = bench.seconds(step)
-            memory = bench.peak_mib(lambda step=step: [step() for _ in range(WARM_STEPS)])
-            steps = max(2, round(0.3 / bench.seconds(step)))
-            taken = [bench.seconds(lambda step=step, n=steps: [step() for _ in range(n)]) for _ in range(ROUNDS)]
-        except torch.OutOfMemoryError:
-            bench.row("training step", case.name, name, "out of memory", "")
-            del step
-            torch.cuda.empty_cache()
-            continue
-        found[name] = seconds = median(taken) / steps
-        said = f"{batch / seconds:.0f} images/s, {1000 * seconds:.1f} ms, {memory:.0f} MiB"
-        share = count(case.config, 3).flops_per_step / seconds / peak
-        bench.row("training step", case.name, name, said, f"{share:.1%} of the peak" if "ours" in name else "")
-        if "compiled" in name:
-            bench.row("compiling both passes", case.name, name, f"{first:.0f} s", "")
-        profile(bench, f"{case.name}, {name}", step)
-        del step
-    for name in (name for name in found if "ours" in name):
-        for other in (name for name in found if "ours" not in name):
-            bench.row("training step", case.name, name, other, f"{found[other] / found[name]:.2f}x")
+    taken = {name: seconds for name, new in build.items() if (seconds := bench.step(case, name, new(), peak))}
+    for ours in (name for name in taken if name in OURS):
+        for other in (name for name in taken if name not in OURS):
+            bench.row("training step", case.name, ours, other, f"{taken[other] / taken[ours]:.2f}x")
 
 
-def profile(bench: Bench, name: str, step: Callable[[], object]) -> None:
-    """Where the GPU's time goes, kernel by kernel."""
-    if bench.device.type == "cpu":
-        return
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as record
-
-    with record(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
-        bench.seconds(lambda: [step() for _ in range(2)])
-    kernels = [event for event in found.key_averages() if event.self_device_time_total > 0]
-    kernels = [event for event in kernels if event.device_type == torch.autograd.DeviceType.CUDA]
-    whole = sum(event.self_device_time_total for event in kernels)
-    launched = sum(event.count for event in kernels)
-    print(f"\n{name}: {whole / 2000:.1f} ms of {launched // 2} kernels a step", flush=True)
-    for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:14]:
-        print(f"    {event.self_device_time_total / whole:6.1%} {event.count // 2:5}  {event.key[:110]}", flush=True)
-    print(flush=True)
+def compiling(bench: Bench, case: Case, peak: float) -> None:
+    trainer = bench.trainer(case.config, "inductor" if bench.on_gpu else "eager")  # a CPU's code takes minutes
+    bench.row("compiling both passes", case.name, COMPILED, f"{bench.seconds(trainer._train_step):.0f} s", "")
+    bench.step(case, COMPILED, trainer._train_step, peak)
 
 
-def side_by_side(bench: Bench, tiny: bool) -> None:
-    """Processes that train one cell each of `embedded128` on one card, without their evaluations."""
-    config = override(PRESETS["embedded128"], {"model.attention.at": [32]})
-    config = override(config, TINY) if tiny else config
+def side_by_side(bench: Bench, config: Config, workers: tuple[int, ...], seconds: float) -> None:
+    """Processes that train one cell of `config` each on one card, without their evaluations."""
     context = multiprocessing.get_context("spawn")
-    workers = WORKERS if not tiny else (1, 2)
     barrier, results = context.Barrier(max(workers) + 1), context.Queue()
-    seconds = SECONDS if not tiny else 0.5
-    processes = [
-        context.Process(target=train_in_turns, args=(n, workers, seconds, config, str(bench.device), barrier, results))
-        for n in range(max(workers))
-    ]
+    plan = workers, seconds, config, str(bench.device), barrier, results
+    processes = [context.Process(target=train_in_turns, args=(number, *plan)) for number in range(max(workers))]
     for process in processes:
         process.start()
     try:
         for number in workers:
             barrier.wait(120)
             steps = sum(results.get(timeout=60) for _ in range(number)) / seconds
-            cells = 3600 * steps / PRESETS["embedded128"].optim.steps
-            bench.row(
-                "cells on one card", "embedded128, feat32, without evaluations", f"{number} workers",
-                f"{steps:.0f} steps/s", f"{cells:.0f} cells an hour",
-            )  # fmt: skip
+            cells = f"{3600 * steps / config.optim.steps:.0f} cells an hour"
+            bench.row("cells on one card", "embedded128, feat32", f"{number} at once", f"{steps:.0f} steps/s", cells)
     finally:
         for process in processes:
             process.join(10)
@@ -239,14 +216,17 @@ def train_in_turns(
 
 
 def main(device: str) -> None:
-    tiny = device == "cpu"
-    bench = Bench(device)
-    peak = bench.matrix_peak()
-    size = "8192 x 8192" if not tiny else "64 x 64"
-    bench.row("bf16 matrix peak", "", f"a product of {size}", f"{peak / 1e12:.3g} TFLOP/s", "")
-    side_by_side(bench, tiny)
-    for case in cases(tiny):
+    bench, is_rehearsal = Bench(device), device == "cpu"
+    print("| what | case | ours | measured, or compared with | figure |\n| --- | --- | --- | --- | --- |")
+    peak = bench.flops_per_second(64 if is_rehearsal else 8192)
+    bench.row("bf16 matrix peak", "", "a large product", f"{peak / 1e12:.3g} TFLOP/s", "")
+    if is_rehearsal:
+        side_by_side(bench, override(CELL, TINY), (1, 2), 0.5)
+    else:
+        side_by_side(bench, CELL, (1, 2, 4, 8), 4.0)
+    for case in cases(is_rehearsal):
         steps_against_the_reference(bench, case, peak)
+    compiling(bench, cases(is_rehearsal)[0], peak)
 
 
 if __name__ == "__main__":

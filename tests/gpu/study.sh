@@ -8,7 +8,7 @@ prefix=$1 seconds=$2
 shift 2
 reserve=$((seconds / 3 < 40 ? seconds / 3 : 40)) # for the report and the packing
 
-timeout --kill-after=5 $((seconds - reserve)) "$python" -m ablations.run "$@" --device "$DEVICE"
+timeout --kill-after=20 $((seconds - reserve)) "$python" -m ablations.run "$@" --device "$DEVICE"
 status=$?
 [ $status -eq 124 ] && status=0 # stopped and saved: what is finished is reported
 grep -h "failed$" -A 25 runs/*/logs/*.log 2>/dev/null | head -60
