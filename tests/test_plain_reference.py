@@ -75,7 +75,8 @@ def test_the_fast_networks_equal_the_plain_ones_in_output_and_every_gradient(
     fast, plain = build(case, dtype)
     draw = torch.Generator().manual_seed(2)
     # A ReLU whose input float32 rounds across 0 moves gradients by far more than rounding: half of the draws may.
-    draws = 1 if dtype == torch.float64 else 5
+    # Up to 6 of 40 draws did; which ones differs between processors, and of nine hardly ever five do.
+    draws = 1 if dtype == torch.float64 else 9
     found = [gradient_differences(fast, plain, draw, dtype) for _ in range(draws)]
     for name in found[0]:
         middle = median(differences[name] for differences in found)
