@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 STEP_SECONDS = 5.0  # of steps that are timed in one measurement
 _MAX_STEPS = 99  # the most at which a trainer tells of every single step
-_COLD_STEPS = 3  # the first, which load kernels and fill caches
+_COLD_STEPS = 5  # the first, which load kernels and fill caches; on a GPU one of them is recorded
 _MAX_SAMPLES = 2000  # scored in one measurement; the time for more is taken to grow with their number
 _MEASURED = "member*/measured*.json"
 

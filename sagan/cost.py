@@ -39,23 +39,34 @@ def count(config: Config, num_classes: int) -> Cost:
     with torch.device("meta"):
         generator = Generator(config.model, config.data.resolution, num_classes)
         discriminator = Discriminator(config.model, config.data.resolution, num_classes)
-        z, labels = torch.empty(2, config.model.z_dim), torch.zeros(2, dtype=torch.long)
-        kept_g, kept_d = _KeptBytes(), _KeptBytes()
-        with FlopCounterMode(display=False) as flops_g, kept_g, _FusedAttention():
-            images = generator(z, labels)
-        with FlopCounterMode(display=False) as flops_d, kept_d, _FusedAttention():
-            discriminator(images.detach(), labels)
-    g, d = flops_g.get_total_flops() // 2, flops_d.get_total_flops() // 2
+        kept: dict[int, tuple[int, int]] = {}  # by G and by D, for so many images
+        for images in (2, 4):
+            z, labels = torch.empty(images, config.model.z_dim), torch.zeros(images, dtype=torch.long)
+            kept_g, kept_d = _KeptBytes(), _KeptBytes()
+            flops_g, flops_d = FlopCounterMode(display=False), FlopCounterMode(display=False)
+            with flops_g, kept_g, _FusedAttention():
+                painted = generator(z, labels)
+            with flops_d, kept_d, _FusedAttention():
+                discriminator(painted.detach(), labels)
+            kept[images] = kept_g.total, kept_d.total
+    g, d = flops_g.get_total_flops() // images, flops_d.get_total_flops() // images
+
+    def kept_for(n: int, network: int) -> float:
+        """Weights as spectral norm divided them do not grow with the batch; all else does."""
+        few, more = kept[2][network], kept[4][network]
+        return few + (more - few) / 2 * (n - 2)
+
     optim = config.optim
     # A backward pass is about two forward ones. D step: G forward, D forward and backward on real and fake.
     # G step: G forward and backward, D forward and backward to its input alone.
     per_image = optim.d_steps * (g + 2 * 3 * d) + 3 * g + 2 * d
     num_g, num_d = num_parameters(generator), num_parameters(discriminator)
-    kept = max(2 * kept_d.total, kept_g.total + kept_d.total) / 2 * optim.batch_size
+    size = optim.batch_size
+    activations = max(kept_for(2 * size, 1), kept_for(size, 0) + kept_for(size, 1))
     if optim.precision == "bf16":
-        kept /= 2
+        activations /= 2
     weights = _BYTES_PER_PARAMETER * (num_g + num_d) + 4 * num_g
-    return Cost(num_g, num_d, g + d, per_image * optim.batch_size, (kept + weights) / 2**20)
+    return Cost(num_g, num_d, g + d, per_image * size, (activations + weights) / 2**20)
 
 
 class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):

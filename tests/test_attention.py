@@ -62,6 +62,13 @@ def test_attention_equals_softmax_of_scores_times_values(
     torch.testing.assert_close(block.attention(x).sum(2), torch.ones(2, 64, dtype=torch.float64), **CLOSE)
 
 
+@pytest.mark.parametrize(("channels", "keys"), [(8, 8), (32, 8), (64, 8), (128, 16)])
+def test_keys_and_queries_have_the_least_number_of_channels_that_is_asked_for(channels: int, keys: int) -> None:
+    block = SelfAttention2d(channels, AttentionConfig(min_key_channels=8), spectral_norm=False)
+    assert block.key.weight.shape[0] == block.query.weight.shape[0] == keys
+    assert block.value.weight.shape[0] == channels // 2
+
+
 def test_attention_has_the_parameters_of_the_official_block() -> None:
     """1.25 C^2 for the four convolutions and one gamma."""
     block = SelfAttention2d(64, AttentionConfig(), spectral_norm=True)

@@ -28,6 +28,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["OUT", "0"], {}, "MINUTES must be a whole number of 1 to 999, got '0'"),
         (["OUT", "0.2"], {}, "MINUTES must be a whole number of 1 to 999, got '0.2'"),
         (["OUT", "5", "6"], {}, "a STAGE must be a number of 1 to 5, got '6'"),
+        (["OUT", "5"], {"PYTHON": "no-python"}, "PYTHON must be a Python interpreter, got 'no-python'"),
         (["OUT", "5"], {"DEVICE": "tpu"}, "DEVICE must be cuda or cpu, got 'tpu'"),
         (["/proc/out", "5"], {}, "OUT must be a folder that can be written, got '/proc/out'"),
         (["OUT", "5"], {"PICTURES": "none.tar"}, "PICTURES must be a file that pack_pictures.py made, got 'none.tar'"),
@@ -87,7 +88,7 @@ def test_every_stage_runs_from_start_to_end_without_a_card(tmp_path: Path) -> No
     (weights,) = (tmp_path / "runs" / "cache" / "extractors").iterdir()
 
     out = tmp_path / "out"
-    found = run(str(out), "10", DEVICE="cpu", PICTURES=str(packed), EXTRACTOR=str(weights))
+    found = run(str(out), "30", DEVICE="cpu", PICTURES=str(packed), EXTRACTOR=str(weights))
     assert found.returncode == 0, found.stdout + found.stderr
     stages = ("1-surroundings", "2-correctness", "3-speed", "4-study", "5-photographs")
     summary = (out / "summary.txt").read_text().splitlines()

@@ -8,6 +8,7 @@ from sagan.attention import ResidualControl, SelfAttention2d
 from sagan.config import AttentionConfig, Config, ModelConfig, SpectralNormConfig, override
 from sagan.layers import Conv2d
 from sagan.networks import Discriminator, Generator, num_parameters
+from sagan.presets import PRESETS
 
 Kind = Literal["self_attention", "residual", "residual_flops"]
 
@@ -205,3 +206,11 @@ def test_orthogonal_kernels_have_singular_values_of_one(kind: type[Generator] | 
     assert len(kernels) > 8
     for kernel in kernels:
         assert torch.linalg.svdvals(kernel) == pytest.approx(1, abs=1e-5)
+
+
+def test_embedded128_has_all_five_places_of_attention_with_eight_key_channels_or_more() -> None:
+    config = override(PRESETS["embedded128"], {"model.attention.at": [8, 16, 32, 64]})
+    assert config.obstacle() is None
+    for network in (Generator(config.model, 128, 6), Discriminator(config.model, 128, 6)):
+        keys = {size: block.key.weight.shape[0] for size, block in network.attention.items()}
+        assert keys.keys() == {"8", "16", "32", "64"} and min(keys.values()) >= 8

@@ -7,7 +7,9 @@ import torch
 from benchmarks.measure import bare_trainer
 
 from sagan.config import Config, override
+from sagan.passes import pays_to_compile
 from sagan.precision import autocast
+from sagan.presets import PRESETS
 from sagan.training import Trainer
 
 
@@ -97,3 +99,10 @@ def test_spectral_norm_iterates_in_fp32_whatever_the_precision_of_activations(ti
     found = rounded.generator.state_dict()
     vectors = {name: v for name, v in exact.generator.state_dict().items() if name.endswith((".u", ".v"))}
     assert vectors and all(torch.equal(vector, found[name]) for name, vector in vectors.items())
+
+
+def test_compiling_pays_for_long_runs_of_large_networks_and_for_no_cell_of_a_minute() -> None:
+    million = PRESETS["imagenet128"]
+    assert pays_to_compile(million, 1000, million.optim.steps)
+    assert not pays_to_compile(million, 1000, 5000), "nor where a run that goes on has few steps left"
+    assert not pays_to_compile(PRESETS["embedded128"], 6, PRESETS["embedded128"].optim.steps)

@@ -6,7 +6,6 @@ set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$(dirname "$here")")
-python=${PYTHON:-python3}
 usage="usage: tests/gpu/run.sh OUT MINUTES [STAGE...], with DEVICE=cpu for a rehearsal without a GPU"
 refuse() { echo "run.sh: $1" >&2; exit 2; }
 
@@ -24,6 +23,11 @@ export DEVICE=${DEVICE:-cuda}
 [ -z "$(ls -A "$out" 2>/dev/null)" ] || refuse "OUT must be an empty folder or a new one, got '$out'"
 [ -z "${PICTURES:-}" ] || [ -f "$PICTURES" ] || refuse "PICTURES must be a file that pack_pictures.py made, got '$PICTURES'"
 [ -z "${EXTRACTOR:-}" ] || [ -f "$EXTRACTOR" ] || refuse "EXTRACTOR must be a classifier's weights, got '$EXTRACTOR'"
+python=$(command -v "${PYTHON:-python3}") || refuse "PYTHON must be a Python interpreter, got '${PYTHON:-python3}'"
+[[ $python = /* ]] || python=$PWD/$python
+export PYTHON=$python
+[ -z "${PICTURES:-}" ] || PICTURES=$(realpath "$PICTURES")
+[ -z "${EXTRACTOR:-}" ] || EXTRACTOR=$(realpath "$EXTRACTOR")
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 MLFLOW_DISABLE_TELEMETRY=true
 lacking=$("$python" "$here/lacking.py" "$DEVICE" 2>&1) || refuse "$lacking"
 mkdir -p "$out" 2>/dev/null && [ -w "$out" ] || refuse "OUT must be a folder that can be written, got '$out'"
@@ -54,13 +58,13 @@ run_stage() {
     echo "$name: $said after $((SECONDS - began)) seconds" | tee -a "$out/summary.txt"
 }
 
-# As many seconds, or what is left; all that is left for the last stage that was asked for.
+# As many seconds, if they are left; all that is left for the last stage that was asked for.
 at_most() { [ "$1" -lt "$(left)" ] && [ "$stage" != "${stages##* }" ] && echo "$1" || left; }
 
 # The sizes of a rehearsal: everything runs, nothing is learnt.
-small=() processes=6 # that share the card in the second stage
+small=() processes=6 slower=1 # processes share the card in the second stage
 if [ "$DEVICE" = cpu ]; then
-    processes=2
+    processes=2 slower=5
     export OMP_NUM_THREADS=1
     small=(--seeds 0 --workers 2)
     for field in model.width_g=2 model.width_d=2 optim.batch_size=4 optim.steps=4 eval.every=2 eval.num_samples=60 \
@@ -90,10 +94,10 @@ photographs() { # SECONDS
 worst=0
 for stage in $stages; do
     case $stage in
-        1) run_stage 1-surroundings "$(at_most 30)" "$python" "$here/surroundings.py" ;;
-        2) run_stage 2-correctness "$(at_most 120)" "$python" -m pytest "$here" -v -rs --tb=short -p no:cacheprovider \
+        1) run_stage 1-surroundings "$(at_most $((30 * slower)))" "$python" "$here/surroundings.py" ;;
+        2) run_stage 2-correctness "$(at_most $((120 * slower)))" "$python" -m pytest "$here" -v -rs --tb=short -p no:cacheprovider \
             --rootdir "$root" --durations 10 -n "$processes" ;;
-        3) run_stage 3-speed "$(at_most 100)" "$python" "$here/speed.py" "$DEVICE" ;;
+        3) run_stage 3-speed "$(at_most $((100 * slower)))" "$python" "$here/speed.py" "$DEVICE" ;;
         4) seconds=$(left)
             [[ $stages = *5* && -n ${PICTURES:-} ]] && seconds=$((seconds * 3 / 5))
             study 4-study "$seconds" "$root/studies/attention_position.yaml" --preset embedded128 --workers 8 \
