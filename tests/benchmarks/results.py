@@ -38,7 +38,7 @@ def _header() -> list[str]:
         "# Benchmarks",
         "",
         "Written by `python -m pytest tests/benchmarks`; holds what its last run measured. Times are medians of runs",
-        "in turn with what they are compared with.",
+        "in turn with what they are compared with. Those of a GPU are in results_gpu.md, from `tests/gpu/run.sh`.",
         "",
         f"- Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {(git_commit() or 'unknown')[:12]}",
         f"- Machine: {_processor()} ({vectors}), {usable_cores()} usable cores, {memory:.0f} GiB",
