@@ -27,8 +27,8 @@ def out_of_gpu_memory(error: BaseException, device: str) -> str:
 
 
 def free_gpu_memory() -> None:
-    """Gives what the last cell had back to the card: a Trainer and the step that it recorded hold each other. Call it
-    when no variable holds an error of the cell, whose traceback holds all of it."""
+    """Gives the memory of the last cell back to the card, for this worker's next one and for other processes. Call it
+    when no variable holds an error of the cell, whose traceback holds all that the cell had."""
     import torch
 
     gc.collect()

@@ -24,6 +24,25 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the format of the official file, of a size that hands variation on from layer to layer."""
+    from sagan.metrics import inception  # torch-fidelity takes a second to import
+
+    file = tmp_path_factory.mktemp("inception") / inception.OFFICIAL_FILE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        network_type = inception.FeatureExtractorInceptionV3
+        patch.setattr(network_type, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        network = network_type("random", ["2048"], verbose=False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    torch.save(network.state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="session")
 def tiny() -> Config:
     """A run of six steps at 32 px with attention, scored twice: a second or two."""
     return override(

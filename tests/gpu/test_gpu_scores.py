@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from card import CPU, DEVICE, on_the_card
-from torch import Tensor, nn
+from torch import Tensor
 
 from sagan.config import Config, override
 from sagan.data import ImageDataset, embedded
 from sagan.generator_file import load_generator, save_generator
-from sagan.metrics import inception
 from sagan.metrics.evaluation import Evaluator
 from sagan.metrics.extractor import load_extractor
 from sagan.metrics.features import Features, extract
@@ -87,23 +86,6 @@ def test_metrics_of_the_built_in_extractor(config: Config, samples: tuple[Tensor
     wanted = scores(CPU, "cpu")
     assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6)
     assert len(wanted) > 20 and wanted["fid"] > 1
-
-
-@pytest.fixture(scope="module")
-def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the format of the official file, of a size that hands variation on from layer to layer."""
-    file = tmp_path_factory.mktemp("inception") / inception.OFFICIAL_FILE
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
-        network_type = inception.FeatureExtractorInceptionV3
-        patch.setattr(network_type, "load_state_dict", lambda *_: None)
-        torch.manual_seed(0)
-        network = network_type("random", ["2048"], verbose=False)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    torch.save(network.state_dict(), file)
-    return file
 
 
 def test_metrics_of_inception_with_random_weights(samples: tuple[Tensor, Tensor], random_inception: Path) -> None:

@@ -255,19 +255,6 @@ def test_file_that_is_not_inception_is_refused(content: bytes, tmp_path: Path) -
         load_extractor("inception", device=CPU, inception_weights=file)
 
 
-@pytest.fixture(scope="module")
-def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the format of the official file."""
-    file = tmp_path_factory.mktemp("inception") / inception.OFFICIAL_FILE
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
-        network_type = inception.FeatureExtractorInceptionV3
-        patch.setattr(network_type, "load_state_dict", lambda *_: None)
-        torch.manual_seed(0)
-        torch.save(network_type("random", ["2048"], verbose=False).state_dict(), file)
-    return file
-
-
 def test_inception_equals_torch_fidelity_on_the_same_weights(random_inception: Path) -> None:
     images = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     loaded = load_extractor("inception", device=CPU, inception_weights=random_inception)
