@@ -229,7 +229,8 @@ def measure(
 ) -> tuple[Speed, float]:
     """The speed of `config`, and the seconds of its first opening, when nothing was in a cache.
 
-    Two runs: one from end to end with two evaluations and hardly a step, and one of some seconds of steps.
+    Two runs: one from end to end with two evaluations and hardly a step, and one of some seconds of steps. These are
+    not compiled, as those of long runs on a GPU are, which then take less time than is foreseen.
     """
     samples = min(config.eval.num_samples, _MAX_SAMPLES)
     scored = override(config, {"eval.num_samples": samples})

@@ -49,4 +49,4 @@ def _room(device: str) -> str:
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__
+        error = error.__cause__ or error.__context__  # while a step is recorded, its end may raise once more

@@ -23,7 +23,8 @@ class Cost:
     """`flops_per_image`: of one image through G and D, forward, a multiplication and an addition being two.
 
     `memory_mib`: weights, gradients, Adam's moments, the average of G, and what autograd keeps of the larger of the
-    two passes; the allocator's and the libraries' own share come on top.
+    two passes. The shares of the allocator, the libraries, a recorded step (some 15 %) and images kept on a GPU come on
+    top.
     """
 
     num_params_g: int
@@ -40,16 +41,16 @@ def count(config: Config, num_classes: int) -> Cost:
         generator = Generator(config.model, config.data.resolution, num_classes)
         discriminator = Discriminator(config.model, config.data.resolution, num_classes)
         kept: dict[int, tuple[int, int]] = {}  # by G and by D, for so many images
-        for images in (2, 4):
-            z, labels = torch.empty(images, config.model.z_dim), torch.zeros(images, dtype=torch.long)
+        for batch in (2, 4):
+            z, labels = torch.empty(batch, config.model.z_dim), torch.zeros(batch, dtype=torch.long)
             kept_g, kept_d = _KeptBytes(), _KeptBytes()
             flops_g, flops_d = FlopCounterMode(display=False), FlopCounterMode(display=False)
             with flops_g, kept_g, _FusedAttention():
                 painted = generator(z, labels)
             with flops_d, kept_d, _FusedAttention():
                 discriminator(painted.detach(), labels)
-            kept[images] = kept_g.total, kept_d.total
-    g, d = flops_g.get_total_flops() // images, flops_d.get_total_flops() // images
+            kept[batch] = kept_g.total, kept_d.total
+    g, d = flops_g.get_total_flops() // batch, flops_d.get_total_flops() // batch  # of the last
 
     def kept_for(n: int, network: int) -> float:
         """Weights as spectral norm divided them do not grow with the batch; all else does."""

@@ -14,18 +14,21 @@ from sagan.losses import auxiliary_d, auxiliary_g
 from sagan.networks import Discriminator, Generator
 from sagan.sampling import to_unit_range
 
-# Measured on an H200 with torch 2.11 (tests/benchmarks/results_gpu.md). Compiling both passes of 128 px networks had
-# not ended after 190 s; a step as written reached 159 TFLOP/s in bf16 at width 64 and 9 in fp32 at width 16, where the
-# kernels of a compiled one took 16 % less time.
+# Measured on an H200 with torch 2.11, each at one size (tests/benchmarks/results_gpu.md). Compiling both passes of
+# 128 px networks had not ended after 190 s. A replayed step reached 159 TFLOP/s in bf16 at width 64 and 9 in fp32 at
+# width 16, where the kernels of a compiled one took 16 % less time. At other widths and batches the estimate may be
+# several times off; it is meant to tell minutes from days.
 _COMPILE_SECONDS = 200.0
 _FLOPS_PER_SECOND = {"bf16": 159e12, "fp32": 9e12}
 _SAVED = 0.16
 
 
-def pays_to_compile(config: Config, num_classes: int, steps: int) -> bool:
-    """Whether compiling both passes takes less time than it saves in `steps` steps on a GPU: an estimate from the
-    operations of a step."""
-    seconds = steps * count(config, num_classes).flops_per_step / _FLOPS_PER_SECOND[config.optim.precision]
+def pays_to_compile(config: Config, num_classes: int) -> bool:
+    """Whether compiling both passes takes less time than it saves in a whole run on a GPU, by the operations of a step.
+
+    A run that goes on decides as it did when it began.
+    """
+    seconds = config.optim.steps * count(config, num_classes).flops_per_step / _FLOPS_PER_SECOND[config.optim.precision]
     return _SAVED * seconds > _COMPILE_SECONDS
 
 

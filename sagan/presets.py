@@ -30,9 +30,9 @@ _EMBEDDED = Config(
 )
 
 # The same pictures at 128 px, where all five places of attention can be built: a complete Table 1 in minutes of a GPU.
-# At least 8 key channels at every place, or attention at the large maps would have one or two. Sizes and steps are
-# those with which five variants at three seeds are 2.5 minutes of an H200 (tests/benchmarks/results_gpu.md); rates are
-# an estimate: no sweep has chosen them.
+# At least 8 key channels at every place, or attention at the large maps would have one or two. Five variants
+# at three seeds are an estimated 200 seconds of an H200 (66 steps a second were seen, evaluations included, and 20
+# seconds to start); rates are an estimate: no sweep has chosen them.
 _EMBEDDED128 = Config(
     data=DataConfig(name="embedded", resolution=128),
     model=ModelConfig(width_g=16, width_d=16, z_dim=64, attention=AttentionConfig(min_key_channels=8)),

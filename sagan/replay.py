@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_CALLS_BEFORE = 3  # libraries choose kernels and take memory in the first calls, which a recording must not
+_CALLS_BEFORE = 3  # in the first calls libraries choose kernels and take memory, which must not happen in a recording
 
 
 class Replay:

@@ -135,8 +135,7 @@ class Trainer:
             self._restore(saved)
 
         if compile_backend == "auto":
-            left = config.optim.steps - self.step
-            pays = self.device.type == "cuda" and pays_to_compile(config, num_classes, left)
+            pays = self.device.type == "cuda" and pays_to_compile(config, num_classes)
             compile_backend = "inductor" if pays else None
         self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
         if compile_backend is not None:

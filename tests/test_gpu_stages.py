@@ -31,8 +31,22 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["OUT", "5"], {"PYTHON": "no-python"}, "PYTHON must be a Python interpreter, got 'no-python'"),
         (["OUT", "5"], {"DEVICE": "tpu"}, "DEVICE must be cuda or cpu, got 'tpu'"),
         (["/proc/out", "5"], {}, "OUT must be a folder that can be written, got '/proc/out'"),
-        (["OUT", "5"], {"PICTURES": "none.tar"}, "PICTURES must be a file that pack_pictures.py made, got 'none.tar'"),
-        (["OUT", "5"], {"EXTRACTOR": "none"}, "EXTRACTOR must be a classifier's weights, got 'none'"),
+        (
+            ["OUT", "5"],
+            {"PICTURES": "none.tar", "EXTRACTOR": __file__},
+            "PICTURES must be a file that pack_pictures.py made, got 'none.tar'",
+        ),
+        (
+            ["OUT", "5"],
+            {"EXTRACTOR": "none"},
+            "PICTURES and EXTRACTOR must be given together, got PICTURES='' and EXTRACTOR='none'",
+        ),
+        (
+            ["OUT", "5"],
+            {"PICTURES": __file__, "EXTRACTOR": "none"},
+            "EXTRACTOR must be a classifier's weights, got 'none'",
+        ),
+        (["OUT", "08"], {}, "MINUTES must be a whole number of 1 to 999, got '08'"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -77,7 +91,7 @@ def test_every_stage_runs_from_start_to_end_without_a_card(tmp_path: Path) -> No
         for number in range(60):
             pixels = torch.randint(256, (40, 40, 3), generator=draw, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
-    packed, weights = tmp_path / "pictures.tar", tmp_path / "folder-classifier.safetensors"
+    packed = tmp_path / "pictures.tar"
     pack = [sys.executable, str(RUN.with_name("pack_pictures.py")), str(tmp_path / "photos"), str(packed)]
     subprocess.run(pack, check=True)
     (tmp_path / "unpacked").mkdir()

@@ -23,6 +23,15 @@ def test_every_way_in_which_a_gpu_is_full_is_told_in_one_line_with_the_ways_out(
     assert len(said) < 500, "the queue keeps no more"
 
 
+def test_memory_that_gives_out_while_a_step_is_recorded_is_seen_behind_the_error_of_the_recording() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    assert is_out_of_gpu_memory(raised.value)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert triggered"), MemoryError("none left")])
 def test_other_errors_keep_their_own_words(error: Exception) -> None:
     assert not is_out_of_gpu_memory(error)

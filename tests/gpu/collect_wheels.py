@@ -29,9 +29,12 @@ def main(arguments: list[str]) -> int:
         print("usage: python tests/gpu/collect_wheels.py FOLDER", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
-    subprocess.run(
-        [*PIP, "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), *missing()], check=True
-    )
+    packages = missing()
+    if not packages:
+        print("nothing is missing here")
+        return 0
+    download = (*PIP, "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder))
+    subprocess.run([*download, *packages], check=True)
     wheels = sorted(folder.glob("*.whl"), key=lambda wheel: wheel.stat().st_size)
     for wheel in wheels:
         print(f"{wheel.stat().st_size / 2**20:6.2f} MiB  {wheel.name}")

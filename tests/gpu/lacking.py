@@ -31,8 +31,10 @@ def lacking(requirements: list[str], seen: set[str]) -> Iterator[str]:
 def _concerns_us(requirement: str) -> bool:
     if ";" not in requirement:
         return True
-    from packaging.markers import Marker  # mlflow needs it, so it is there when a requirement has a condition
-
+    try:
+        from packaging.markers import Marker
+    except ImportError:  # named as missing, then
+        return True
     return Marker(requirement.partition(";")[2]).evaluate()
 
 

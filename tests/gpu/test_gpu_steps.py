@@ -173,10 +173,12 @@ def compiled(calm: Config, folder: Path) -> Trainer:
     return built(calm, folder, DEVICE, COMPILER)
 
 
+@pytest.mark.xdist_group("compiled")
 def test_compiled_steps_in_fp32_equal_those_as_written(calm: Config, folder: Path, compiled: Trainer) -> None:
     assert_equal_to_float32_rounding(take(compiled), take(built(calm, folder, DEVICE)))
 
 
+@pytest.mark.xdist_group("compiled")
 @pytest.mark.skipif(not IS_CARD, reason="on a CPU nothing shows what compiled code waits for")
 def test_compiled_steps_do_not_wait_for_the_card(compiled: Trainer) -> None:
     take(compiled, WARM)
@@ -184,6 +186,7 @@ def test_compiled_steps_do_not_wait_for_the_card(compiled: Trainer) -> None:
         compiled._train_step()
 
 
+@pytest.mark.skipif(not IS_CARD, reason="tests/test_passes.py compares them on a CPU")
 def test_a_compiled_pass_in_bf16_differs_from_the_one_as_written_by_its_rounding_alone(
     calm: Config, folder: Path
 ) -> None:
