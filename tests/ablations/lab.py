@@ -82,11 +82,15 @@ class Lab:
         return sorted(store.runs(experiment_id, f"tags.kind = '{kind}'"), key=lambda run: str(run.info.run_name))
 
     def results(self, study: Path) -> dict[str, tuple[str | None, dict[Point, float], bytes]]:
-        """{cell: (outcome, the value of each metric at each step that counts, final weights)}."""
+        """{cell: (outcome, the value of each metric at each step that counts, final weights)}.
+
+        The weights of a cell that another study in the store has trained lie with the run that it was copied from.
+        """
         found = {}
         runs = self.runs(study, "cell")
         for run in runs:
-            weights = Path(self.store().client.download_artifacts(run.info.run_id, "generator.safetensors"))
+            trained = run.data.tags.get("shared_run", run.info.run_id)
+            weights = Path(self.store().client.download_artifacts(trained, "generator.safetensors"))
             found[str(run.info.run_name)] = run.data.tags.get("outcome"), self._history(run), weights.read_bytes()
         assert len(found) == len(runs), "a cell has two runs"
         return found

@@ -38,6 +38,7 @@ def test_two_studies_are_launched_in_one_new_folder_at_once(write_study: Callabl
         lab.said = study.with_suffix(".txt")
     launches = [lab.start(study, "--workers", "2") for lab, study in zip(labs, studies, strict=True)]
     assert [launch.wait(240) for launch in launches] == [0, 0], [lab.said.read_text() for lab in labs]
+    # A cell that one study has finished before the other begins it is shared: on a busy machine some are.
     for lab, study in zip(labs, studies, strict=True):
         assert lab.said.read_text().count("4 cells: 4 finished") == 1
         results = lab.results(study)
