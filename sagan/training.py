@@ -115,6 +115,15 @@ class Trainer:
         self.optimizer_g = self._adam(self.generator, lr_g)
         self.optimizer_d = self._adam(self.discriminator, lr_d)
         self.loss_d, self.loss_g = LOSSES[config.optim.loss]
+        if compile_backend == "auto":
+            pays = self.device.type == "cuda" and pays_to_compile(config, num_classes)
+            compile_backend = "inductor" if pays else None
+        self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
+        if compile_backend is not None:
+            self.discriminator_pass, self.generator_pass = compiled_passes(compile_backend)
+        # Several processes meet in the middle of a step, which is left as it is.
+        self.replay = Replay() if self.device.type == "cuda" and self.world.size == 1 else None
+
         self.scorer = Scorer(
             config,
             dataset,
@@ -133,15 +142,6 @@ class Trainer:
         saved = self.world.from_first(load_checkpoint(directory) if self.world.rank == 0 else None)
         if saved:
             self._restore(saved)
-
-        if compile_backend == "auto":
-            pays = self.device.type == "cuda" and pays_to_compile(config, num_classes)
-            compile_backend = "inductor" if pays else None
-        self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
-        if compile_backend is not None:
-            self.discriminator_pass, self.generator_pass = compiled_passes(compile_backend)
-        # Several processes meet in the middle of a step, which is left as it is.
-        self.replay = Replay() if self.device.type == "cuda" and self.world.size == 1 else None
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Events[Event]:
         """Events from the current step to the last.
