@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from lab import wait_until
 
 from ablations import machine
 from ablations.crew import Crew
@@ -100,11 +101,12 @@ def places_of_workers() -> Counter[str]:
 def test_workers_share_the_devices_evenly_also_after_one_has_died(crew: Crew) -> None:
     for _ in range(4):
         crew.start()
-    assert places_of_workers() == {"cuda:0": 2, "cuda:1": 2}
+    wait_until(lambda: places_of_workers() == {"cuda:0": 2, "cuda:1": 2}, 60)  # a new process has no arguments at first
     dying = next(child for child in psutil.Process().children() if child.cmdline()[-1] == "cuda:1")
     assert dying.environ()["OMP_NUM_THREADS"] == "4"
     dying.kill()
     psutil.wait_procs([dying], timeout=5)
     crew.collect()
     crew.start()
-    assert len(crew) == 4 and places_of_workers() == {"cuda:0": 2, "cuda:1": 2}
+    assert len(crew) == 4
+    wait_until(lambda: places_of_workers() == {"cuda:0": 2, "cuda:1": 2}, 60)
