@@ -16,8 +16,8 @@ from sagan.sampling import to_unit_range
 
 # Measured on an H200 with torch 2.11, each at one size (tests/benchmarks/results_gpu.md). Compiling both passes of
 # 128 px networks had not ended after 190 s. A replayed step reached 159 TFLOP/s in bf16 at width 64 and 9 in fp32 at
-# width 16, where the kernels of a compiled one took 16 % less time. At other widths and batches the estimate may be
-# several times off; it is meant to tell minutes from days.
+# width 16, where the kernels of a compiled one took 16 % less time at most. At other widths and batches the estimate
+# may be several times off; it is meant to tell minutes from days.
 _COMPILE_SECONDS = 200.0
 _FLOPS_PER_SECOND = {"bf16": 159e12, "fp32": 9e12}
 _SAVED = 0.16

@@ -13,7 +13,7 @@ _CALLS_BEFORE = 3  # in the first calls libraries choose kernels and take memory
 class Replay:
     """Calls a function that returns nothing and whose effects are all on tensors that stay where they are.
 
-    A training step of small networks is some 2,400 kernels of 5 microseconds, and Python takes four times as long to
+    A training step of small networks is some 2,400 kernels of 5 microseconds, and Python takes five times as long to
     launch them (tests/benchmarks/results_gpu.md). So the kernels of one call are recorded, with the addresses that they
     read and write, and those of later calls are launched together: the same kernels on the same numbers. Arguments are
     copied to where the recorded ones were; they must have the same shapes in each call.
