@@ -67,7 +67,7 @@ class Team:
 def choose_team(
     asked: int | None, configs: Sequence[Config], places: tuple[str, ...], data_root: Path | None = None
 ) -> Team:
-    """Workers for cells of `configs`. Unasked: one a core, or one a GPU, as far as memory goes. Never more than cells.
+    """Workers for cells of `configs`. By default one per core or per GPU, as far as memory allows. Never more than cells.
 
     On a CPU one thread a worker is the rule: it is what gives most cells an hour (tests/benchmarks/test_studies.py).
     """

@@ -112,7 +112,7 @@ class _Lead:
     def tell(self, message: object) -> None:
         if self.running is not None:  # its caller may have left it at an error
             self.running.close()
-        World.here().from_first(message)
+        World.here().broadcast(message)
 
     @contextlib.contextmanager
     def in_step(self) -> Iterator[None]:
@@ -165,14 +165,14 @@ class _Leader(Trainer):
 
     def _run_in_step(self, stop: Callable[[], bool]) -> Generator[Event]:
         with self._lead.in_step():
-            World.here().from_first(_RUN)
+            World.here().broadcast(_RUN)
             yield from super().run(stop)
 
 
 def _follow(device: str) -> None:
     training: Trainer | None = None
     try:
-        while (message := World.here().from_first(None)) is not None:
+        while (message := World.here().broadcast(None)) is not None:
             if message != _RUN:
                 arguments, options = message
                 training = None  # its memory is the next one's

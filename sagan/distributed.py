@@ -58,7 +58,7 @@ class World:
         dist.gather_object(value, values, dst=0)
         return values or []
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value, everywhere."""
         if self.size == 1:
             return value
@@ -83,7 +83,7 @@ def in_step(world: World, events: Generator[T]) -> Generator[T]:
                     yield event
                 goes_on = True
             finally:
-                goes_on = world.from_first(goes_on)
+                goes_on = world.broadcast(goes_on)
             if not goes_on:
                 return
     finally:

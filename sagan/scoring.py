@@ -70,7 +70,7 @@ class Scorer:
         self.best.offer(step, metrics["fid"], average)
         shown = [batch for share in self._world.gather(first) for batch in share]
         varied = diversity(torch.cat(shown)) / self.real_diversity if shown else 0.0
-        return {**metrics, "sample_diversity": self._world.from_first(varied)}
+        return {**metrics, "sample_diversity": self._world.broadcast(varied)}
 
     def best_of_run(self, generator: Generator) -> dict[str, float]:
         """As BestOfRun.score; the best weights are loaded into `generator`."""
@@ -94,7 +94,7 @@ class Scorer:
     def _until_stopped(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         for number, batch in enumerate(batches):
             # All have to answer, and some have a batch more than others.
-            if number < self.sampler.fewest_batches and self._world.from_first(self.stop()):
+            if number < self.sampler.fewest_batches and self._world.broadcast(self.stop()):
                 raise Stopped
             yield batch
 

@@ -139,7 +139,7 @@ class Trainer:
         self.step = 0
         # Of what is logged, since the step that was last reported.
         self.sums, self.since = torch.zeros(len(self.logged), device=self.device), 0
-        saved = self.world.from_first(load_checkpoint(directory) if self.world.rank == 0 else None)
+        saved = self.world.broadcast(load_checkpoint(directory) if self.world.rank == 0 else None)
         if saved:
             self._restore(saved)
 
@@ -177,7 +177,7 @@ class Trainer:
                     return
                 started, started_at = time.perf_counter(), self.step
             self._train_step()
-            if self.world.from_first(self.scorer.stop()):
+            if self.world.broadcast(self.scorer.stop()):
                 raise Stopped
             if self.step % self.checkpoint_every == 0 or self._is_scored:
                 self._save()

@@ -89,7 +89,7 @@ class Evaluator:
             generated = _joined(shares)
             for measure in METRICS.values():
                 found |= measure(generated, self._reference)
-        return world.from_first(found)
+        return world.broadcast(found)
 
 
 def _joined(shares: list[Features]) -> Features:

@@ -191,7 +191,7 @@ def test_an_error_of_another_process_fails_the_cell_in_its_own_words(
     lead: torchrun._Lead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torchrun, "Trainer", mock.Mock(side_effect=MemoryError("none left")))
-    monkeypatch.setattr(World, "from_first", lambda *_: ((), {}))
+    monkeypatch.setattr(World, "broadcast", lambda *_: ((), {}))
     with pytest.raises(MemoryError):
         torchrun._follow("cpu")
     with pytest.raises(RuntimeError, match="process 0: MemoryError: none left"), lead.in_step():
