@@ -162,7 +162,7 @@ def _search(session: Session, console: Console) -> Study:
 def _run_trials(session: Session, trials: Trials, names: Sequence[str]) -> None:
     _publish(session, trials)
     states = session.run([cell for cell in trials.study().cells() if cell.variant in names])
-    trials.settle(session.results(), {state.cell.variant for state in states if state.state == "failed"})
+    trials.record(session.results(), {state.cell.variant for state in states if state.state == "failed"})
     _publish(session, trials)
 
 

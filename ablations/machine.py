@@ -67,9 +67,9 @@ class Team:
 def choose_team(
     asked: int | None, configs: Sequence[Config], places: tuple[str, ...], data_root: Path | None = None
 ) -> Team:
-    """Workers for cells of `configs`. By default one per core or per GPU, as far as memory allows. Never more than cells.
+    """Workers for cells of `configs`, no more than cells. By default one per core or per GPU, as far as memory allows.
 
-    On a CPU one thread a worker is the rule: it is what gives most cells an hour (tests/benchmarks/test_studies.py).
+    On a CPU one thread per worker is the rule: it is what gives most cells per hour (tests/benchmarks/test_studies.py).
     """
     cores = usable_cores()
     on_cpu = places == ("cpu",)

@@ -60,7 +60,7 @@ class Trials:
                     self._ask()
             return list(self._open())
 
-    def settle(self, results: Mapping[str, Result], failed: Container[str]) -> None:
+    def record(self, results: Mapping[str, Result], failed: Container[str]) -> None:
         """Answers what is open from the results of its cells (by key), and from the names of variants that failed.
 
         A collapsed or diverged trial has no value: a huge one would bend the model of all the others.

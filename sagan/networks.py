@@ -75,7 +75,7 @@ class Generator(nn.Module):
                 )
         self.bn = BatchNormReLU(channels, None, momentum=config.final_bn_momentum, eps=config.bn_eps)
         self.out = Conv2d(channels, 3, 3, spectral_norm=config.sn.g)
-        _settle(self, config, seed)
+        _initialise(self, config, seed)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         normalize_weights(self.weighted, update=self.training, eps=self.sn_eps)
@@ -146,7 +146,7 @@ class Discriminator(nn.Module):
             self.embedding = Embedding(num_classes, channels, spectral_norm=config.sn.d)
         elif config.conditioning == "auxiliary_classifier":
             self.classifier = Linear(channels, num_classes, spectral_norm=config.sn.d)
-        _settle(self, config, seed)
+        _initialise(self, config, seed)
 
     def forward(self, images: Tensor, labels: Tensor, *, update: bool = False) -> Tensor:
         return self.judge(images, labels, update=update)[0]
@@ -169,7 +169,7 @@ class Discriminator(nn.Module):
             return logits, self.classifier(pooled) if self.classifier is not None else None
 
 
-def _settle(network: Generator | Discriminator, config: ModelConfig, seed: int) -> None:
+def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: int) -> None:
     """Initialise, lay the weights out for the processor, and list the layers that spectral norm looks at."""
     network.to(memory_format=torch.channels_last)
     network.weighted = [layer for layer in network.modules() if isinstance(layer, Weighted)]

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("source", metavar="RUN_ID|FILE", help="a cell's run in the MLflow store, or its generator.safetensors")
     add("--class", dest="classes", action="append", default=[], metavar="NAME",
-        help="repeatable; unasked, a row a class, spread over the classes where they are many")  # fmt: skip
+        help="repeatable; by default one row per class, ten classes at most")  # fmt: skip
     add("--n", type=int, default=64, help="pictures (default %(default)s)")
     add("--out", type=Path, required=True, metavar="FILE.png")
     add("--seed", type=int, default=0, help="the same seed draws the same picture (default %(default)s)")

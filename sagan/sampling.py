@@ -62,7 +62,7 @@ class Sampler:
         self.grid_z = torch.randn(len(self.grid_labels), config.model.z_dim, generator=stream(0, "grid"))
 
     @torch.no_grad()
-    def settle(self, generator: Generator) -> None:
+    def prepare(self, generator: Generator) -> None:
         """Put `generator` in evaluation mode, its batch-norm statistics measured anew where the config says so."""
         if self.config.eval.bn == "standing":
             norms = [module for module in generator.modules() if isinstance(module, BatchNormReLU)]

@@ -63,7 +63,7 @@ class Scorer:
 
     def score(self, step: int, average: Generator) -> dict[str, float]:
         """All metrics and `sample_diversity`, as a share of the real images'; `average` is left as it was scored."""
-        self.sampler.settle(average)
+        self.sampler.prepare(average)
         first: list[Tensor] = []
         batches = _noted(self.sampler.images(average), first, self.sampler.batches_within(_DIVERSITY_SAMPLES))
         metrics = self._metrics(batches, self.sampler.labels, self.sampler.part)

@@ -87,7 +87,7 @@ class Trainer:
                 f"{config.model.bn_groups} groups of {config.optim.batch_size} images"
             )
         torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
-        torch.backends.cudnn.allow_tf32 = False  # a GPU would take TF32 unasked, and call it fp32
+        torch.backends.cudnn.allow_tf32 = False  # by default a GPU computes fp32 convolutions in TF32
         self.config, self.seed, self.directory = config, seed, directory
         self.device = torch.device(device)
         self.world = World.here()

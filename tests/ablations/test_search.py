@@ -56,7 +56,7 @@ def results(study: Study, names: list[str], outcome: str = "finished") -> dict[s
 
 
 def answer(trials: Trials, names: list[str], outcome: str = "finished") -> None:
-    trials.settle(results(trials.study(), names, outcome), failed=())
+    trials.record(results(trials.study(), names, outcome), failed=())
 
 
 def run_to_the_end(trials: Trials, count: int) -> None:
@@ -131,7 +131,7 @@ def test_a_collapsed_trial_has_no_value_and_a_failed_one_may_be_tried_again(open
     trials = open_trials()
     trials.propose(4)
     answers = results(trials.study(), ["trial00"], "collapsed") | results(trials.study(), ["trial01"], "diverged")
-    trials.settle({**answers, **results(trials.study(), ["trial02"])}, failed={"trial03"})
+    trials.record({**answers, **results(trials.study(), ["trial02"])}, failed={"trial03"})
     states = {trial["variant"]: (trial["state"], trial["value"] is None) for trial in trials.report()["trials"]}
     assert states == {
         "trial00": ("collapsed", True),

@@ -44,7 +44,7 @@ def generator_file(config: Config, tmp_path_factory: pytest.TempPathFactory) -> 
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=draw)
-    Sampler(config, len(embedded.CLASSES), 0, CPU).settle(generator)
+    Sampler(config, len(embedded.CLASSES), 0, CPU).prepare(generator)
     save_generator(file, generator, config, embedded.CLASSES)
     return file
 
