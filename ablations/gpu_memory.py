@@ -1,4 +1,4 @@
-"""A GPU whose memory gives out is one cell's fault: told in plain words, and freed for the next cell."""
+"""Out of GPU memory: how it is recognised, what the failed cell says, and how memory is freed for the next cell."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def out_of_gpu_memory(error: BaseException, device: str) -> str:
     """What a cell that failed of `error` on `device` says: how much there is, and the ways out."""
     reason = (str(error).splitlines() or [""])[0].partition(". ")[0]  # torch goes on for a paragraph
     return (
-        f"out of GPU memory: {_room(device)}; set a smaller optim.batch_size, or start fewer --workers "
+        f"out of GPU memory: {_memory_of(device)}; set a smaller optim.batch_size, or start fewer --workers "
         f"({type(error).__name__}: {reason})"
     )
 
@@ -35,7 +35,7 @@ def free_gpu_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def _room(device: str) -> str:
+def _memory_of(device: str) -> str:
     import torch
 
     try:

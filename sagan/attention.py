@@ -43,7 +43,7 @@ class SelfAttention2d(nn.Module):
             scale=self.scale,
         )[:, 0, :, : v_BMV.shape[2]]
         attended = o_BNV.transpose(1, 2).unflatten(2, x.shape[2:])
-        return _gained(x, self.gamma, self.out(attended))
+        return _add_scaled(x, self.gamma, self.out(attended))
 
     def attention(self, x: Tensor) -> Tensor:
         """The attention of every query over the keys: (B, C, H, W) -> (B, N, M), rows sum to 1."""
@@ -81,7 +81,7 @@ class ResidualControl(nn.Module):
         h = self.wide(x)
         if self.narrow is not None:
             h = torch.cat([h, self.narrow(x)], dim=1)
-        return _gained(x, self.gamma, self.out(F.relu(h)))
+        return _add_scaled(x, self.gamma, self.out(F.relu(h)))
 
 
 def attention_block(
@@ -105,7 +105,7 @@ def _widths(channels: int, config: AttentionConfig) -> tuple[int, int]:
     return max(config.min_key_channels, channels // config.key_ratio), max(1, channels // config.value_ratio)
 
 
-def _gained(x: Tensor, gamma: Tensor, branch: Tensor) -> Tensor:
+def _add_scaled(x: Tensor, gamma: Tensor, branch: Tensor) -> Tensor:
     """x + gamma * branch. Autocast on a GPU would take float32 for all three, as gamma's type is the widest."""
     return torch.addcmul(x, gamma.to(x.dtype), branch)
 

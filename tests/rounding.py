@@ -14,7 +14,7 @@ CALM = {"optim.adam_eps": 1e-2, "optim.lr_g": 2e-5, "optim.lr_d": 8e-5}
 Named = dict[str, tuple[Tensor, Tensor]]
 
 
-def stir(trainer: Trainer) -> None:
+def perturb(trainer: Trainer) -> None:
     """Moves all weights: some start at 0, and nothing behind them has a gradient. The same on every device."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from benchmarks.measure import bare_trainer
 from benchmarks.plain import PlainTrainer, pairs
-from rounding import CALM, Named, differences, stir
+from rounding import CALM, Named, differences, perturb
 
 from sagan.config import Config, override
 from sagan.training import Trainer
@@ -55,7 +55,7 @@ def build(tiny: Config, tmp_path: Path) -> Iterator[Build]:
     def build(case: str, dtype: torch.dtype) -> tuple[Trainer, PlainTrainer]:
         torch.set_default_dtype(dtype)
         fast = bare_trainer(override(tiny, {"model.attention.at": [], **CALM, **CASES[case]}), tmp_path)
-        stir(fast)
+        perturb(fast)
         return fast, PlainTrainer(fast)
 
     yield build

@@ -32,7 +32,7 @@ export PYTHON=$python
 [ -z "${EXTRACTOR:-}" ] || EXTRACTOR=$(realpath "$EXTRACTOR")
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 MLFLOW_DISABLE_TELEMETRY=true
 # From another folder, as the stages: what only a relative PYTHONPATH finds is missing there.
-lacking=$(cd / && "$python" -W ignore "$here/lacking.py" "$DEVICE" 2>&1) || refuse "$lacking"
+problem=$(cd / && "$python" -W ignore "$here/check_machine.py" "$DEVICE" 2>&1) || refuse "$problem"
 mkdir -p "$out" 2>/dev/null && [ -w "$out" ] || refuse "OUT must be a folder that can be written, got '$out'"
 out=$(cd "$out" && pwd)
 
@@ -70,20 +70,20 @@ run_stage() {
 at_most() { [ "$1" -lt "$(left)" ] && [ "$stage" != "${stages##* }" ] && echo "$1" || left; }
 
 # The sizes of a rehearsal: everything runs, nothing is learnt.
-small=() processes=6 slower=1 # processes share the card in the second stage
+tiny_sizes=() processes=6 slower=1 # processes share the card in the second stage
 if [ "$DEVICE" = cpu ]; then
     processes=2 slower=5
     export OMP_NUM_THREADS=1
-    small=(--seeds 0 --workers 2)
+    tiny_sizes=(--seeds 0 --workers 2)
     for field in model.width_g=2 model.width_d=2 optim.batch_size=4 optim.steps=4 eval.every=2 eval.num_samples=60 \
         eval.standing_batches=1 optim.precision=fp32; do
-        small+=(--set "$field")
+        tiny_sizes+=(--set "$field")
     done
 fi
 
 study() { # NAME SECONDS STUDY.yaml [OPTION...]
     mkdir -p "$1" && cd "$1" || return
-    run_stage "$1" "$2" bash "$here/study.sh" "$out/$1" "$2" "${@:3}" ${small[@]+"${small[@]}"}
+    run_stage "$1" "$2" bash "$here/study.sh" "$out/$1" "$2" "${@:3}" ${tiny_sizes[@]+"${tiny_sizes[@]}"}
     cd "$work" || return
 }
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmarks.measure import bare_trainer
 from card import CPU, DEVICE, IS_CARD, on_the_card
-from rounding import CALM, Named, differences, stir
+from rounding import CALM, Named, differences, perturb
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -79,7 +79,7 @@ def steps(config: Config, folder: Path, *, card: bool, count: int = 3) -> list[S
 
 def built(config: Config, folder: Path, device: torch.device, backend: str | None = None) -> Trainer:
     trainer = bare_trainer(config, folder, device=device, compile_backend=backend)
-    stir(trainer)
+    perturb(trainer)
     return trainer
 
 

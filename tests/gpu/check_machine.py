@@ -13,7 +13,7 @@ PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 COMPLETE = ("torch", "torchvision")  # where these are, what they need is, too, under whatever names
 
 
-def lacking(requirements: list[str], seen: set[str]) -> Iterator[str]:
+def missing_packages(requirements: list[str], seen: set[str]) -> Iterator[str]:
     """Packages that are required, directly or by others, and are not installed."""
     for requirement in requirements:
         name = re.match(r"[\w.-]+", requirement)
@@ -25,7 +25,7 @@ def lacking(requirements: list[str], seen: set[str]) -> Iterator[str]:
         except PackageNotFoundError:
             yield name[0]
         else:
-            yield from lacking([] if name[0] in COMPLETE else needs, seen)
+            yield from missing_packages([] if name[0] in COMPLETE else needs, seen)
 
 
 def _concerns_us(requirement: str) -> bool:
@@ -40,7 +40,7 @@ def _concerns_us(requirement: str) -> bool:
 
 def main(device: str) -> int:
     wanted = tomllib.loads(PROJECT.read_text())["project"]["dependencies"]
-    missing = list(lacking([*wanted, "pytest", "pytest-xdist"], set()))
+    missing = list(missing_packages([*wanted, "pytest", "pytest-xdist"], set()))
     if missing:
         print(f"Python packages are missing: {', '.join(missing)}; tests/gpu/README.md says how to bring their wheels")
         return 1
