@@ -41,9 +41,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 WARM = 4  # steps after which each is the replay of a recorded one
 BF16_CASES = ("projection", "residual", "two groups of batch norm")
-COMPILER = (
-    "inductor" if IS_CARD else "eager"
-)  # traced and no more: code for a CPU would take half of a rehearsal's time
 Step = tuple[Tensor, dict[str, Tensor]]  # losses, and the gradients that the step left, all on the CPU
 
 
@@ -167,32 +164,36 @@ def test_replayed_steps_equal_those_as_written(calm: Config, folder: Path, case:
         torch.testing.assert_close(one[0], other[0], rtol=0.02, atol=0.02)
 
 
+compiles_on_a_card_alone = pytest.mark.skipif(not IS_CARD, reason="tests/test_passes.py compiles on a CPU")
+
+
 @pytest.fixture(scope="module")
 def compiled(calm: Config, folder: Path) -> Trainer:
     """Its passes are compiled when it takes its first step: most of the time that these tests take on a card."""
-    return built(calm, folder, DEVICE, COMPILER)
+    return built(calm, folder, DEVICE, "inductor")
 
 
 @pytest.mark.xdist_group("compiled")
+@compiles_on_a_card_alone
 def test_compiled_steps_in_fp32_equal_those_as_written(calm: Config, folder: Path, compiled: Trainer) -> None:
     assert_equal_to_float32_rounding(take(compiled), take(built(calm, folder, DEVICE)))
 
 
 @pytest.mark.xdist_group("compiled")
-@pytest.mark.skipif(not IS_CARD, reason="on a CPU nothing shows what compiled code waits for")
+@compiles_on_a_card_alone
 def test_compiled_steps_do_not_wait_for_the_card(compiled: Trainer) -> None:
     take(compiled, WARM)
     with no_waiting():
         compiled._train_step()
 
 
-@pytest.mark.skipif(not IS_CARD, reason="tests/test_passes.py compares them on a CPU")
+@compiles_on_a_card_alone
 def test_a_compiled_pass_in_bf16_differs_from_the_one_as_written_by_its_rounding_alone(
     calm: Config, folder: Path
 ) -> None:
     """The pass of D, in which G runs too: compiling both once more would take as long as all other tests."""
     config = override(calm, {"optim.precision": "bf16"})
-    found, wanted = (of_discriminator(built(config, folder, DEVICE, backend)) for backend in (COMPILER, None))
+    found, wanted = (of_discriminator(built(config, folder, DEVICE, backend)) for backend in ("inductor", None))
     torch.testing.assert_close(found[0], wanted[0], rtol=0.02, atol=0.02)
     assert float(torch.cosine_similarity(found[1], wanted[1], dim=0)) > 0.98
 
