@@ -26,6 +26,7 @@ from sagan.metrics.frechet import (
 from sagan.metrics.inception_score import inception_score
 from sagan.metrics.pairs import between
 from sagan.metrics.reference import PAIRWISE_SAMPLES, Reference, load_reference, pairwise_subset, reference_size
+from sagan.metrics.relations import measure_of
 
 Metric = Callable[[Features, Reference], dict[str, float]]
 METRICS: dict[str, Metric] = {}
@@ -61,6 +62,7 @@ class Evaluator:
             config.extractor, device=device, cache_dir=cache_dir, inception_weights=inception_weights
         )
         self._reference = load_reference(dataset, self._extractor, cache_dir, device)
+        self._measure = measure_of(dataset)
         self.fingerprint = "; ".join(
             [
                 f"{self._extractor.name}@{self._extractor.sha256[:8]}",
@@ -82,13 +84,15 @@ class Evaluator:
         """
         world = World.here()
         is_empty = part is not None and part.start == part.stop  # there are fewer batches than processes
-        extracted = None if is_empty else extract(self._extractor, images, labels, self._device, part)
+        extracted = None
+        if not is_empty:
+            extracted = extract(self._extractor, images, labels, self._device, part, measure=self._measure)
         shares = [share for share in world.gather(extracted) if share is not None]
         found: dict[str, float] = {}
         if world.rank == 0:
             generated = _joined(shares)
-            for measure in METRICS.values():
-                found |= measure(generated, self._reference)
+            for one in METRICS.values():
+                found |= one(generated, self._reference)
         return world.broadcast(found)
 
 

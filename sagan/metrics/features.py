@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,23 @@ class Features:
     logits: Tensor  # float32 [N, k], before the softmax
     local: Tensor  # float32 [4 N, dl], each from a small window; image i owns rows 4i to 4i + 3
     labels: Tensor  # int64 [N], the labels asked for
+    shape_parameters: (
+        Tensor  # float32 [N, P], read off the pixels without the extractor; P is 0 where nothing reads them
+    )
 
 
 def extract(
-    extractor: Extractor, images: Iterable[Tensor], labels: Tensor, device: torch.device, part: slice | None = None
+    extractor: Extractor,
+    images: Iterable[Tensor],
+    labels: Tensor,
+    device: torch.device,
+    part: slice | None = None,
+    *,
+    measure: Callable[[Tensor], Tensor] | None = None,
 ) -> Features:
     """Features of uint8 [B, 3, H, W] batches that follow the order of `labels` [N], or of a `part` of these.
+
+    `measure` maps such a batch to shape parameters [B, P].
 
     Local tokens sit at four positions an image, drawn from a fixed seed by the image's place in the sequence, so the
     result depends neither on the batch size nor on who extracts which part. TF32 and autocast are off: float32 means
@@ -37,21 +48,23 @@ def extract(
     choices = torch.rand(len(labels), TOKENS_PER_IMAGE, generator=torch.Generator().manual_seed(_TOKEN_SEED))
     if part is not None:
         choices, labels = choices[part], labels[part]
-    pooled, logits, local, start = [], [], [], 0
+    pooled, logits, local, shapes, start = [], [], [], [], 0
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
         for batch in _parts(images, device):
             stop = start + len(batch)
             assert stop <= len(labels), f"more images than the {len(labels)} labels"
-            x, y, tokens = extractor(batch.to(device))
+            batch = batch.to(device)
+            x, y, tokens = extractor(batch)
             cells = tokens.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, dl]
             chosen = (choices[start:stop].to(device) * cells.shape[1]).long()
             pooled.append(x.float().cpu())
             logits.append(y.float().cpu())
             local.append(cells[torch.arange(len(cells), device=device)[:, None], chosen].flatten(0, 1).float().cpu())
+            shapes.append(measure(batch).cpu() if measure else torch.empty(len(batch), 0))
             start = stop
     assert start == len(labels), f"{start} images for {len(labels)} labels"
-    return Features(torch.cat(pooled), torch.cat(logits), torch.cat(local), labels.cpu())
+    return Features(torch.cat(pooled), torch.cat(logits), torch.cat(local), labels.cpu(), torch.cat(shapes))
 
 
 def _parts(images: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:

@@ -21,10 +21,12 @@ from sagan.metrics.extractor import Extractor
 from sagan.metrics.features import extract
 from sagan.metrics.frechet import RealGaussian, fit, fit_real, frechet_distance, halves
 from sagan.metrics.pairs import Within, within
+from sagan.metrics.relations import FORMAT as RELATIONS_FORMAT
+from sagan.metrics.relations import measure_of
 
 REFERENCE_SAMPLES = 50_000  # the paper compares with 50,000 training images
 PAIRWISE_SAMPLES = 5_000  # KID, precision, recall, density and coverage look at pairs: 5,000 by 5,000 at most
-_FORMAT = 1  # raise it when a stored figure changes its meaning: old entries are then left alone
+_FORMAT = 2  # raise it when a stored figure changes its meaning: old entries are then left alone
 _BATCH = 100
 
 
@@ -45,6 +47,11 @@ class Reference:
     @property
     def labels(self) -> Tensor:
         return self.tensors["labels"]
+
+    @property
+    def shape_parameters(self) -> Tensor:
+        """As in Features."""
+        return self.tensors["shape_parameters"]
 
     @property
     def pooled(self) -> RealGaussian:
@@ -111,7 +118,8 @@ def reference_size(dataset: ImageDataset) -> int:
 
 
 def _cached(dataset: ImageDataset, extractor: Extractor, cache_dir: Path, device: torch.device) -> dict[str, Tensor]:
-    key = json.dumps([_FORMAT, dataset.fingerprint, extractor.sha256, extractor.resize, reference_size(dataset)])
+    protocol = [_FORMAT, RELATIONS_FORMAT if measure_of(dataset) else 0]
+    key = json.dumps([*protocol, dataset.fingerprint, extractor.sha256, extractor.resize, reference_size(dataset)])
     file = cache_dir / f"reference-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
@@ -125,7 +133,7 @@ def _cached(dataset: ImageDataset, extractor: Extractor, cache_dir: Path, device
 def _measure(dataset: ImageDataset, extractor: Extractor, device: torch.device) -> dict[str, Tensor]:
     chosen = _fixed_order(len(dataset.labels))[: reference_size(dataset)].sort().values
     batches = (dataset.images[rows] for rows in torch.split(chosen, _BATCH))
-    real = extract(extractor, batches, dataset.labels[chosen], device)
+    real = extract(extractor, batches, dataset.labels[chosen], device, measure=measure_of(dataset))
     pooled, local = fit_real(real.features), fit_real(real.local)
     one, other = halves(real.labels, torch.Generator().manual_seed(0))
     between_halves = frechet_distance(fit_real(real.features[one]), fit(real.features[other]))
@@ -133,6 +141,7 @@ def _measure(dataset: ImageDataset, extractor: Extractor, device: torch.device) 
     return {
         "features": real.features,
         "labels": real.labels,
+        "shape_parameters": real.shape_parameters,
         "mean": pooled.mean,
         "root": pooled.root,
         "local_mean": local.mean,
