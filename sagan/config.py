@@ -74,7 +74,7 @@ class SpectralNormConfig:
 
     g: bool = True  # convolutions and the linear layer of G
     d: bool = True  # convolutions, linear layer and label embedding of D
-    cbn: bool = False  # per-class gain tables of G's conditional batch norm (a bias that starts at 0 has no direction)
+    cbn: bool = False  # W and V of G's conditional batch norm, with gain = 1 + W[y] and bias = V[y] (see cbn_init)
     attention: bool = True  # the convolutions of attention blocks or their controls, in both networks
     eps: float = 1e-12
 
@@ -93,6 +93,9 @@ class ModelConfig:
     width_d: int = 64
     z_dim: int = 128
     init: Literal["xavier", "orthogonal"] = "xavier"
+    # Gains and biases a class start at 1 and 0 (official), or at 1 + W[y] and V[y] with W and V drawn as `init` says
+    # (BigGAN-PyTorch, StudioGAN). sn.cbn always draws them: a table of zeros has no singular vectors.
+    cbn_init: Literal["constant", "drawn"] = "constant"
     bn_momentum: float = 0.001  # torch's convention: the weight of the new value
     final_bn_momentum: float = 0.0001  # the plain batch norm before G's last convolution
     bn_eps: float = 1e-5

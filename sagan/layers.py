@@ -91,7 +91,9 @@ class BatchNormReLU(nn.Module):
     """Batch norm, gain and bias, ReLU: (B, C, H, W) -> the same.
 
     `gain` and `bias` are tables [num_classes, C] from which the label picks a row (ConditionalBatchNorm of the official
-    ops.py), or have one row for all (`num_classes` None: the last layer of G).
+    ops.py), or have one row for all (`num_classes` None: the last layer of G). With `spectral_norm` both tables are
+    divided by their largest singular value, each by its own, and the gain is 1 + its row, as in StudioGAN: dividing a
+    table of gains near 1 would make them as small as 1 / sqrt(num_classes * C).
 
     Momentum is torch's: the weight of the new batch. The variance that is kept is the biased one's unbiased form,
     as torch does; the official code keeps the biased one.
@@ -110,8 +112,7 @@ class BatchNormReLU(nn.Module):
     ) -> None:
         super().__init__()
         self.gain = Embedding(num_classes or 1, channels, spectral_norm=spectral_norm)
-        # A bias starts at 0, which has no singular vectors: spectral norm concerns the gains alone.
-        self.bias = Embedding(num_classes or 1, channels, spectral_norm=False)
+        self.bias = Embedding(num_classes or 1, channels, spectral_norm=spectral_norm)
         self.conditional = num_classes is not None
         self.momentum, self.eps = momentum, eps
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -119,18 +120,19 @@ class BatchNormReLU(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         rows = labels if self.conditional else torch.zeros_like(labels)
+        gain, bias = self.gain(rows), self.bias(rows)
+        if self.gain.spectral_norm:
+            gain = 1 + gain
         if self.training:
-            normed: tuple[Tensor, Tensor, Tensor] = _NormReLU.apply(
-                x, self.gain(rows), self.bias(rows), self.eps, self.groups, self.sharers
-            )
+            normed: tuple[Tensor, Tensor, Tensor] = _NormReLU.apply(x, gain, bias, self.eps, self.groups, self.sharers)
             y, mean, var = normed
             count = _count(x, self.groups, self.sharers)
             with torch.no_grad():
                 self.running_mean.lerp_(mean.mean(0), self.momentum)
                 self.running_var.lerp_(var.mean(0) * (count / (count - 1)), self.momentum)
             return y
-        scale = self.gain(rows) * torch.rsqrt(self.running_var + self.eps)
-        shift = self.bias(rows) - self.running_mean * scale
+        scale = gain * torch.rsqrt(self.running_var + self.eps)
+        shift = bias - self.running_mean * scale
         return torch.addcmul(_spatial(shift), x, _spatial(scale)).relu_()
 
 

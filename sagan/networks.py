@@ -1,10 +1,11 @@
 """Generator and discriminator of SAGAN for 32 to 256 px (Zhang et al. 2019, section 3; official code).
 
-The 128 px networks are the official ones. 32, 64 and 256 px follow the layouts that BigGAN-PyTorch and StudioGAN
-share, with the official blocks; their parameter counts are in tests/test_networks.py.
+The 128 px networks are the official ones. The others have the official blocks in the layouts that BigGAN-PyTorch and
+StudioGAN share; where these two differ, in G at 64 px and in D at 32 px, the layout is StudioGAN's. Their parameter
+counts are in tests/test_networks.py.
 
-Initialisation is the official one: xavier-uniform, zero biases, cBN tables 1 and 0. Each layer draws from a stream of
-its own name, so two variants with the same seed start from the same weights wherever they have the same layer.
+Initialisation is the official one by default: xavier-uniform, zero biases, cBN tables 1 and 0. Each layer draws from
+a stream of its own name: two variants with the same seed start from the same weights wherever they have the same layer.
 """
 
 from __future__ import annotations
@@ -175,24 +176,29 @@ def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: i
     network.weighted = [layer for layer in network.modules() if isinstance(layer, Weighted)]
     if network.weighted[0].weight.is_meta:
         return  # counted, never run: there is nothing to initialise
-    tables = {
-        table: value
-        for norm in network.modules()
-        if isinstance(norm, BatchNormReLU)
-        for table, value in ((norm.gain, 1.0), (norm.bias, 0.0))
+    norms = [module for module in network.modules() if isinstance(module, BatchNormReLU)]
+    gains, biases = {norm.gain for norm in norms}, {norm.bias for norm in norms}
+    # Zeros have no direction that spectral norm could look for.
+    drawn_tables = {
+        table
+        for norm in norms
+        if norm.conditional and (config.cbn_init == "drawn" or norm.gain.spectral_norm)
+        for table in (norm.gain, norm.bias)
     }
     for name, layer in network.named_modules():
         if not isinstance(layer, Weighted):
             continue
         generator = stream(seed, f"{type(network).__name__}.{name}")
-        if layer in tables:
-            nn.init.constant_(layer.weight, tables[layer])
+        if layer in gains | biases and layer not in drawn_tables:
+            nn.init.zeros_(layer.weight)
         elif config.init == "xavier":
             nn.init.xavier_uniform_(layer.weight, generator=generator)
         else:
             # Drawn beside it: torch's rule cannot write to a kernel that lies in channels_last memory.
             drawn = nn.init.orthogonal_(torch.empty(layer.weight.shape), generator=generator)
             layer.weight.data.copy_(drawn)
+        if layer in gains and not layer.spectral_norm:  # with it, the layer adds this 1
+            layer.weight.data.add_(1)
         if layer.spectral_norm:
             nn.init.normal_(layer.u, generator=generator)
             nn.init.normal_(layer.v, generator=generator)

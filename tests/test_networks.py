@@ -9,6 +9,7 @@ from sagan.config import AttentionConfig, Config, ModelConfig, SpectralNormConfi
 from sagan.layers import Conv2d
 from sagan.networks import Discriminator, Generator, num_parameters
 from sagan.presets import PRESETS
+from sagan.spectral_norm import normalize_weights
 
 Kind = Literal["self_attention", "residual", "residual_flops"]
 
@@ -160,12 +161,69 @@ def test_without_conditioning_there_is_no_table_for_spectral_norm_to_divide() ->
     model = ModelConfig(width_g=4, conditioning="none", sn=SpectralNormConfig(cbn=True))
     state = Generator(model, 32, 3).state_dict()
     assert state["blocks.0.bn1.gain.weight"].shape == (1, 16)
-    assert "blocks.0.bn1.gain.u" not in state
+    assert not {"blocks.0.bn1.gain.u", "blocks.0.bn1.bias.u"} & state.keys()
+    assert (state["blocks.0.bn1.gain.weight"] == 1).all() and (state["blocks.0.bn1.bias.weight"] == 0).all()
 
 
 def test_the_final_batch_norm_is_never_spectrally_normalised() -> None:
     model = ModelConfig(width_g=4, sn=SpectralNormConfig(cbn=True))
-    assert "bn.gain.u" not in Generator(model, 32, 3).state_dict()
+    state = Generator(model, 32, 3).state_dict()
+    assert not {"bn.gain.u", "bn.bias.u"} & state.keys()
+    assert (state["bn.gain.weight"] == 1).all() and (state["bn.bias.weight"] == 0).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_spectral_norm_of_cbn_divides_both_tables_and_adds_1_to_the_gain_as_studiogan_does(training: bool) -> None:
+    """gain = 1 + (W / |W|)[y], bias = (V / |V|)[y] with |.| the largest singular value, computed with an exact SVD."""
+    config = ModelConfig(width_g=4, z_dim=8, sn=SpectralNormConfig(cbn=True))
+    generator = Generator(config, 32, 5, seed=1).double()
+    draw = torch.Generator().manual_seed(0)
+    norm = generator.blocks[1].bn1
+    x, labels = torch.randn(6, 16, 8, 8, generator=draw, dtype=torch.float64), torch.tensor([0, 3, 1, 4, 4, 2])
+    norm.running_mean.normal_(generator=draw), norm.running_var.uniform_(0.5, 2, generator=draw)
+    for table in (norm.gain, norm.bias):
+        table.weight.data.mul_(7)  # the direction counts, the size does not
+    for _ in range(300):
+        normalize_weights(generator.weighted, update=True, eps=1e-12)
+    w, v = norm.gain.weight.detach(), norm.bias.weight.detach()
+    gain, bias = 1 + w / torch.linalg.matrix_norm(w, 2), v / torch.linalg.matrix_norm(v, 2)
+    assert not torch.equal(w, v)
+    mean, var = (
+        (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)) if training else (norm.running_mean, norm.running_var)
+    )
+    centred = (x - mean[:, None, None]) / torch.sqrt(var + 1e-5)[:, None, None]
+    expected = F.relu(centred * gain[labels][:, :, None, None] + bias[labels][:, :, None, None])
+    torch.testing.assert_close(norm.train(training)(x, labels), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_classes", [6, 1000])
+@pytest.mark.parametrize("init", ["xavier", "orthogonal"])
+def test_gains_start_near_1_also_with_spectral_norm_of_cbn(
+    num_classes: int, init: Literal["xavier", "orthogonal"]
+) -> None:
+    generator = Generator(ModelConfig(width_g=8, init=init, sn=SpectralNormConfig(cbn=True)), 32, num_classes)
+    normalize_weights(generator.weighted, update=False, eps=1e-12)
+    norm = generator.blocks[0].bn1
+    rows = torch.arange(num_classes)
+    assert float((1 + norm.gain(rows)).mean().detach()) == pytest.approx(1, abs=0.1)
+    assert all(0 < table(rows).abs().max() <= 1 for table in (norm.gain, norm.bias))
+
+
+@pytest.mark.parametrize("init", ["xavier", "orthogonal"])
+def test_drawn_tables_of_cbn_start_as_those_with_spectral_norm_before_it_divides(
+    init: Literal["xavier", "orthogonal"],
+) -> None:
+    drawn = Generator(ModelConfig(width_g=4, init=init, cbn_init="drawn"), 32, 3).state_dict()
+    normed = Generator(ModelConfig(width_g=4, init=init, sn=SpectralNormConfig(cbn=True)), 32, 3).state_dict()
+    constant = Generator(ModelConfig(width_g=4, init=init), 32, 3).state_dict()
+    assert drawn.keys() == constant.keys()
+    for name, tensor in drawn.items():
+        if name.startswith("blocks") and ".gain." in name:
+            assert torch.equal(tensor, normed[name] + 1) and (constant[name] == 1).all()
+        elif name.startswith("blocks") and ".bn" in name and ".bias." in name:
+            assert torch.equal(tensor, normed[name]) and (constant[name] == 0).all()
+        else:
+            assert torch.equal(tensor, normed[name]) and torch.equal(tensor, constant[name])
 
 
 def test_the_shortcut_of_the_discriminator_reads_its_input_before_the_relu() -> None:

@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
         "optim.ema_decay": 0,
         "model.sn.g": False,
     },
+    "spectral norm of cBN": {"data.resolution": 32, "model.sn.cbn": True},
 }
 Build = Callable[[str, torch.dtype], tuple[Trainer, PlainTrainer]]
 

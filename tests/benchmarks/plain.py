@@ -28,7 +28,10 @@ HALVINGS = {32: 2, 64: 4, 128: 5}
 
 
 class ConditionalNorm(nn.Module):
-    """Batch norm, then the gain and bias of the image's class, or of the only row."""
+    """Batch norm, then the gain and bias of the image's class, or of the only row.
+
+    Spectral norm, where it is on, divides both tables, and the gain is 1 + the divided row.
+    """
 
     def __init__(self, channels: int, num_classes: int | None, momentum: float, config: ModelConfig) -> None:
         super().__init__()
@@ -36,11 +39,12 @@ class ConditionalNorm(nn.Module):
         normed = config.sn.cbn and num_classes is not None
         self.gain = _normed(nn.Embedding(num_classes or 1, channels), normed, config)
         self.bias = _normed(nn.Embedding(num_classes or 1, channels), normed, config)
-        self.conditional = num_classes is not None
+        self.conditional, self.offset = num_classes is not None, 1.0 if normed else 0.0
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         rows = labels if self.conditional else torch.zeros_like(labels)
-        return self.norm(x) * self.gain(rows)[:, :, None, None] + self.bias(rows)[:, :, None, None]
+        gain = self.offset + self.gain(rows)
+        return self.norm(x) * gain[:, :, None, None] + self.bias(rows)[:, :, None, None]
 
 
 class SelfAttention(nn.Module):
