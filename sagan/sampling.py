@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from sagan.networks import Generator
 from sagan.streams import noise, stream
 
 _AT_ONCE = 50  # images that are scored; their z is drawn together
+_STANDING_AT_ONCE = 64  # images whose batch-norm statistics are measured together
 _GRID_CLASSES = 10  # rows of a sample grid, spread over the classes
 _GRID_COLUMNS = 8
 _QUERIES = ((0.25, 0.25), (0.5, 0.3), (0.75, 0.75))  # row, column on the unit square, as in the paper's Fig. 5
@@ -68,13 +70,15 @@ class Sampler:
             norms = [module for module in generator.modules() if isinstance(module, BatchNormReLU)]
             momenta = [norm.momentum for norm in norms]
             generator.train()
-            for turn in range(self.config.eval.standing_batches):
+            # Whole batches of training, so that groups and processes divide them, and small ones several at a time.
+            at_once = min(_STANDING_AT_ONCE, self.config.eval.standing_images)
+            size = self.config.optim.batch_size * max(1, at_once // self.config.optim.batch_size)
+            part = self.world.part(size)
+            for turn in range(math.ceil(self.config.eval.standing_images / size)):
                 for norm in norms:
                     norm.momentum = 1 / (turn + 1)  # the plain mean over the batches
                 draw = stream(self.seed, "standing", turn)
-                size = self.config.optim.batch_size
                 z, labels = noise(draw, size, self.config.model.z_dim, self.num_classes)
-                part = self.world.part(size)
                 generator(z[part].to(self.device), labels[part].to(self.device))
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

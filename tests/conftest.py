@@ -58,6 +58,6 @@ def tiny() -> Config:
             "optim.ema_start": 2,
             "eval.every": 3,
             "eval.num_samples": 36,
-            "eval.standing_batches": 2,
+            "eval.standing_images": 8,
         },
     )

@@ -31,7 +31,7 @@ STUDY = """
       optim.steps: 8
       eval.every: 4
       eval.num_samples: 32
-      eval.standing_batches: 2
+      eval.standing_images: 8
     factors:
       attention:
         none:   {}

@@ -76,7 +76,7 @@ if [ "$DEVICE" = cpu ]; then
     export OMP_NUM_THREADS=1
     tiny_sizes=(--seeds 0 --workers 2)
     for field in model.width_g=2 model.width_d=2 optim.batch_size=4 optim.steps=4 eval.every=2 eval.num_samples=60 \
-        eval.standing_batches=1 optim.precision=fp32; do
+        eval.standing_images=4 optim.precision=fp32; do
         tiny_sizes+=(--set "$field")
     done
 fi
