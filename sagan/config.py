@@ -132,6 +132,7 @@ class OptimConfig:
     d_steps: int = 1
     ema_decay: float = 0.0  # 0 switches the moving average of G's weights off
     ema_start: int = 0  # first step at which the average is more than a copy
+    streams: int = 0  # the family of random streams that a seed names: runs of different numbers are independent
 
     def __post_init__(self) -> None:
         _positive("optim.lr_g", self.lr_g)
@@ -147,6 +148,8 @@ class OptimConfig:
         _fraction("optim.ema_decay", self.ema_decay)
         if self.ema_start < 0:
             raise ValueError(f"optim.ema_start: must be 0 or more, got {self.ema_start}")
+        if self.streams < 0:
+            raise ValueError(f"optim.streams: must be 0 or more, got {self.streams}")
 
     @property
     def rates(self) -> tuple[float, float]:

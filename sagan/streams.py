@@ -21,6 +21,14 @@ def stream(seed: int, purpose: str, step: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
 
 
+def seed_of_streams(seed: int, streams: int) -> int:
+    """The seed from which a run draws everything: `seed` itself where `optim.streams` is 0, else one of its own."""
+    if streams == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/streams/{streams}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
 def noise(generator: torch.Generator, n: int, z_dim: int, num_classes: int) -> tuple[Tensor, Tensor]:
     """z ~ N(0, I) and labels uniform over the classes, independent of the real ones: (n, z_dim), (n,)."""
     z = torch.randn(n, z_dim, generator=generator)

@@ -32,7 +32,7 @@ from sagan.passes import compiled_passes, discriminator_pass, generator_pass, pa
 from sagan.precision import autocast
 from sagan.replay import Replay
 from sagan.scoring import Scorer, Stopped
-from sagan.streams import Batches, noise, stream, to_device
+from sagan.streams import Batches, noise, seed_of_streams, stream, to_device
 
 Outcome = Literal["finished", "collapsed", "diverged"]
 
@@ -89,6 +89,7 @@ class Trainer:
         torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
         torch.backends.cudnn.allow_tf32 = False  # by default a GPU computes fp32 convolutions in TF32
         self.config, self.seed, self.directory = config, seed, directory
+        self._drawn_from = drawn_from = seed_of_streams(seed, config.optim.streams)
         self.device = torch.device(device)
         self.world = World.here()
         config.check_shared(self.world.size)
@@ -98,13 +99,13 @@ class Trainer:
         cache_dir = cache_dir or directory / "cache"
         dataset = open_dataset(config.data, data_root, cache_dir).conditioned(config.model.conditioning)
         self.classes, self.groups, self.data_fingerprint = dataset.classes, dataset.groups, dataset.fingerprint
-        self.batches = Batches(dataset, config.optim.batch_size, seed, config.data.h_flip, self.device, self.part)
+        self.batches = Batches(dataset, config.optim.batch_size, drawn_from, config.data.h_flip, self.device, self.part)
 
         resolution, num_classes = config.data.resolution, len(dataset.classes)
-        self.generator = Generator(config.model, resolution, num_classes, seed=seed).to(self.device)
-        self.discriminator = Discriminator(config.model, resolution, num_classes, seed=seed).to(self.device)
+        self.generator = Generator(config.model, resolution, num_classes, seed=drawn_from).to(self.device)
+        self.discriminator = Discriminator(config.model, resolution, num_classes, seed=drawn_from).to(self.device)
         # The moving average of G; a plain copy of it, taken at each evaluation, when ema_decay is 0.
-        self.average = Generator(config.model, resolution, num_classes, seed=seed).to(self.device)
+        self.average = Generator(config.model, resolution, num_classes, seed=drawn_from).to(self.device)
         self.average.requires_grad_(False)
         own_groups = max(1, config.model.bn_groups // self.world.size)
         for network in (self.generator, self.average):
@@ -127,7 +128,7 @@ class Trainer:
         self.scorer = Scorer(
             config,
             dataset,
-            seed,
+            drawn_from,
             device=self.device,
             world=self.world,
             cache_dir=cache_dir,
@@ -244,7 +245,7 @@ class Trainer:
 
     def _noise(self, purpose: str, turn: int) -> tuple[Tensor, Tensor]:
         size = self.config.optim.batch_size, self.config.model.z_dim, len(self.classes)
-        z, labels = noise(stream(self.seed, purpose, turn), *size)
+        z, labels = noise(stream(self._drawn_from, purpose, turn), *size)
         return to_device(z[self.part], self.device), to_device(labels[self.part], self.device)
 
     def _average_weights(self) -> None:

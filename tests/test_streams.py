@@ -7,7 +7,7 @@ import torch
 
 from sagan.data import ImageDataset
 from sagan.data.prepared import ImageFile
-from sagan.streams import Batches
+from sagan.streams import Batches, seed_of_streams
 
 CPU = torch.device("cpu")
 
@@ -44,3 +44,9 @@ def test_every_epoch_shows_each_image_once_in_an_order_of_its_own(datasets: tupl
 def test_images_carry_their_labels(datasets: tuple[ImageDataset, ImageDataset]) -> None:
     images, labels = Batches(datasets[1], 7, seed=1, h_flip=False, device=CPU)(1)
     assert (images == datasets[0].images[labels]).all()
+
+
+def test_families_of_streams_name_seeds_that_never_meet_and_the_first_is_the_seed_itself() -> None:
+    seeds = [seed_of_streams(seed, streams) for streams in range(4) for seed in range(100)]
+    assert seeds[:100] == list(range(100))
+    assert len(set(seeds)) == 400 and min(seeds[100:]) > 2**31

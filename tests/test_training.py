@@ -173,6 +173,36 @@ def test_seeds_differ_and_the_same_seed_does_not(tiny: Config, tmp_path: Path, c
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_another_family_of_streams_changes_all_that_a_seed_decides_and_nothing_else(
+    tiny: Config, tmp_path: Path, cache_dir: Path
+) -> None:
+    def drawn(streams: int, seed: int = 0) -> dict[str, torch.Tensor]:
+        config = override(tiny, {"optim.streams": streams, "data.h_flip": True})
+        trainer = Trainer(config, seed, tmp_path, cache_dir=cache_dir)
+        images, labels = trainer.batches(0)
+        z, fake_labels = trainer._noise("noise_g", 0)
+        sampler = trainer.scorer.sampler
+        samples = torch.cat(list(sampler.images(trainer.average.eval())))
+        sampler.prepare(trainer.average)
+        return {
+            **{f"G.{name}": value for name, value in trainer.generator.named_parameters() if "linear" in name},
+            **{f"D.{name}": value for name, value in trainer.discriminator.named_parameters() if "linear" in name},
+            **{"batch": images, "labels": labels, "z": z, "labels of z": fake_labels, "samples": samples},
+            **{
+                "standing": trainer.average.bn.running_mean,
+                "labels of samples": sampler.labels,
+                "grid": sampler.grid_z,
+            },
+        }
+
+    first, placebo = drawn(0), drawn(1)
+    same = {name for name, value in first.items() if torch.equal(value, placebo[name])}
+    assert same == {"labels of samples", "grid", "G.linear.bias", "D.linear.bias"}
+    again, others = drawn(1), (drawn(2), drawn(1, seed=1), drawn(0, seed=1))
+    assert all(torch.equal(value, again[name]) for name, value in placebo.items())
+    assert not any(torch.equal(placebo["z"], other["z"]) for other in others)
+
+
 def test_a_checkpoint_of_another_config_is_refused_with_the_fields_that_differ(
     tiny: Config, tmp_path: Path, cache_dir: Path
 ) -> None:
