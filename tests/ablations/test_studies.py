@@ -60,3 +60,30 @@ def test_a_file_is_named_as_its_study_and_opens_with_question_expectation_and_co
         assert read_study(file).name == file.stem
         lines = file.read_text().splitlines()
         assert [line.split(":")[0] for line in lines if line.startswith(HEADER)] == list(HEADER), file.name
+
+
+def test_the_recipe_ladder_takes_the_six_steps_between_two_public_sagans_and_no_other() -> None:
+    """MMGeneration, configs/sagan: its StudioGAN form and its BigGAN-PyTorch form."""
+    steps = {
+        "model.sn.cbn": (True, False),
+        "model.sn.eps": (1e-6, 1e-8),
+        "model.bn_groups": (1, 2),
+        "optim.ema_decay": (0.0, 0.99),
+        "model.init": ("orthogonal", "xavier"),
+        "data.h_flip": (True, False),
+    }
+    ladder, single = (read_study(FILES[0].with_name(f"{name}.yaml")) for name in ("recipe_gap", "recipe_gap_single"))
+    first, *rungs = ladder.variants()
+    found = diff(first.config, rungs[-1].config)
+    found.pop("optim.ema_start", None)  # belongs to the step of ema_decay
+    assert found == steps
+    assert first.config.model.cbn_init == "drawn"  # so that spectral norm is all that its rung takes away
+    alone = [diff(first.config, variant.config) for variant in single.variants()[1:]]
+    assert [changed.keys() - {"optim.ema_start"} for changed in alone] == [{field} for field in steps]
+    assert all(changed[field] == steps[field] for changed, field in zip(alone, steps, strict=True))
+    for variant in rungs:
+        assert variant.config.eval == first.config.eval == PRESETS["embedded"].eval
+
+
+def test_every_study_has_three_seeds_or_more_but_the_one_that_measures_nothing() -> None:
+    assert [file.stem for file in FILES if len(read_study(file).seeds) < 3] == ["smoke"]
