@@ -66,6 +66,18 @@ def test_pages_ask_nobody_for_anything(built: Path) -> None:
         assert "<script" not in text
 
 
+def test_the_files_at_the_foot_of_a_page_are_named_on_lines_of_their_own(built: Path) -> None:
+    page = (built / "attention_position" / "index.html").read_text(encoding="utf-8")
+    lines = re.findall(r"<p>(.*?)</p>", page[page.index("<footer>") :])
+    assert [re.findall(r"href=\"(.*?)\"", line) for line in lines] == [
+        [],
+        ["results.csv", "table.csv"],
+        ["table.md"],
+        ["table.tex"],
+    ]
+    assert re.sub(r"<p>.*?</p>|</?\w+>|\s", "", page[page.index("<footer>") :]) == ""  # nothing stands outside them
+
+
 def test_results_have_one_row_a_planned_cell(built: Path) -> None:
     with (built / "attention_position" / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
