@@ -178,7 +178,7 @@ def arms(design: Design, factors: Factors, baseline: str) -> list[Arm]:
 
 
 def describe_protocol(preset: str, preset_config: Config, base: Config) -> str:
-    """ "embedded", or "embedded + optim.steps=500, data.difficulty=hard": the scale that cells are compared at."""
+    """ "embedded", or "embedded + optim.steps=500, data.h_flip=true": the scale that cells are compared at."""
     changes = diff(preset_config, base)
     listed = ", ".join(f"{name}={show(changes[name][1])}" for name in sorted(changes))
     return f"{preset} + {listed}" if listed else preset

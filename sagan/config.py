@@ -22,14 +22,12 @@ DATASETS = ("embedded", "cifar10", "cifar100", "stl10", "celeba", "imagenette", 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images. `difficulty` concerns the built-in set alone (see sagan/data/embedded.py), `attribute` CelebA,
-    which has two classes by it, or none if it is empty.
+    """Which images. `attribute` concerns CelebA alone, which has two classes by it, or none if it is empty.
     """
 
     name: str = "imagenet"
     resolution: int = 128
     h_flip: bool = False
-    difficulty: Literal["easy", "hard"] = "easy"
     attribute: str = ""
 
     def __post_init__(self) -> None:

@@ -98,7 +98,7 @@ def num_classes(config: DataConfig, root: Path | None) -> int:
 @lru_cache(maxsize=1)  # a worker trains many cells on the same pictures
 def _open_embedded(config: DataConfig) -> ImageDataset:
     labels = torch.arange(len(embedded.CLASSES) * embedded.IMAGES_PER_CLASS) % len(embedded.CLASSES)
-    images = embedded.draw(labels, seed=0, resolution=config.resolution, difficulty=config.difficulty)
+    images = embedded.draw(labels, seed=0, resolution=config.resolution)
     content = hashlib.sha256(images.numpy().tobytes())
     content.update(labels.numpy().tobytes())
     return ImageDataset(config.name, images, labels, embedded.CLASSES, embedded.GROUPS, content.hexdigest()[:16])

@@ -27,6 +27,7 @@ _LAYERS = ((24, 5, 2), (48, 3, 2), (96, 3, 2), (128, 3, 2), (128, 3, 1))
 _PHOTO_WIDTH = 2  # the built-in pictures are told apart by fewer channels than photographs
 _BATCH = 128
 _LOCAL_DEPTH = 3  # layers whose output sees 17 px
+_DISTURBANCE = 8.0  # grey levels of 255
 _SHIFT = 8  # photographs are moved by up to an eighth of their side
 
 
@@ -100,11 +101,11 @@ def load(file: Path) -> Weights:
 def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device: torch.device) -> Classifier:
     """A classifier of those rows [N] of the data, on the CPU, batch norm folded in and weights rounded to float16.
 
-    Noise, blur and changes of contrast are left out of the augmentations on purpose: features trained to overlook them
-    would overlook them in generated images too. A second head that names such damages was tried: its features told
+    Visible noise, blur and changes of contrast are left out of the augmentations on purpose: features trained to overlook
+    them would overlook them in generated images too. A second head that names such damages was tried: its features told
     real from damaged so sharply that they no longer graded it.
     """
-    augment, width = (_recoloured, 1) if dataset.name == "embedded" else (_shifted, _PHOTO_WIDTH)
+    augment, width = (_disturbed, 1) if dataset.name == "embedded" else (_shifted, _PHOTO_WIDTH)
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     network = Classifier(len(dataset.classes), width=width, norm=True).to(device)
@@ -123,10 +124,22 @@ def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device:
     return _folded(network.cpu().eval())
 
 
-def _recoloured(images: Tensor, draw: torch.Generator) -> Tensor:
-    """For drawings, which mean the same in any colour: channels permuted and, half of the time, mirrored."""
-    images = images[:, torch.randperm(3, generator=draw)]
-    return images.flip(3) if torch.rand((), generator=draw) < 0.5 else images
+def _disturbed(images: Tensor, draw: torch.Generator) -> Tensor:
+    """For drawings, float32 [B, 3, H, W]: changes that no eye sees, and half of the time mirrored.
+
+    Flat ground has no variation of its own, so without this features moved as far for noise of one grey level as for
+    another class, and every generated picture lay outside the manifold of the real ones. Each picture gets up to 3 % of
+    the range of noise by pixel, of lines along and across (what convolutions leave at borders), and of shading.
+    """
+    count, channels, height, width = images.shape
+    disturbed = images.float()
+    for shape in ((height, width), (height, 1), (1, width), (4, 4)):
+        strength = torch.rand(count, 1, 1, 1, generator=draw) * _DISTURBANCE
+        pattern = strength * torch.randn(count, channels, *shape, generator=draw)
+        if shape == (4, 4):
+            pattern = F.interpolate(pattern, size=(height, width), mode="bilinear")
+        disturbed = disturbed + pattern.to(images.device)
+    return disturbed.flip(3) if torch.rand((), generator=draw) < 0.5 else disturbed
 
 
 def _shifted(images: Tensor, draw: torch.Generator) -> Tensor:

@@ -26,7 +26,7 @@ from sagan.metrics.frechet import (
 from sagan.metrics.inception_score import inception_score
 from sagan.metrics.pairs import between
 from sagan.metrics.reference import PAIRWISE_SAMPLES, Reference, load_reference, pairwise_subset, reference_size
-from sagan.metrics.relations import measure_of
+from sagan.metrics.relations import agreement, measure_of
 
 Metric = Callable[[Features, Reference], dict[str, float]]
 METRICS: dict[str, Metric] = {}
@@ -149,6 +149,29 @@ def frechet_by_group(generated: Features, reference: Reference) -> dict[str, flo
         rows = generated.features[reference.within(generated.labels, name)]
         if len(rows) > 1:
             found[f"fid_group/{name}"] = frechet_distance(real, fit(rows))
+    return found
+
+
+@metric
+def relations(generated: Features, reference: Reference) -> dict[str, float]:
+    """Whether parts of a picture that lie far apart agree (sagan/metrics/relations.py): where their law is known.
+
+    Of each class of the group `geometry`, and the mean over these; of pictures without labels over all of them, whose
+    law is then the mixture of the classes.
+    """
+    if not reference.shape_parameters.shape[1]:
+        return {}
+    found, means = {}, {}
+    for label in reference.groups.get("geometry", (0,)):
+        measured = agreement(
+            generated.shape_parameters[generated.labels == label],
+            reference.shape_parameters[reference.labels == label],
+        )
+        if measured:
+            means[reference.classes[label]] = {f"relation_{name}": value for name, value in asdict(measured).items()}
+    for name in next(iter(means.values()), {}):
+        found[name] = sum(of_class[name] for of_class in means.values()) / len(means)
+        found |= {f"{name}/{label}": of_class[name] for label, of_class in means.items() if len(means) > 1}
     return found
 
 

@@ -68,9 +68,9 @@ def load_extractor(
 
 
 def _embedded(_: Path | None) -> Extractor:
-    with resources.as_file(resources.files("sagan.metrics") / "weights" / "embedded-v1.safetensors") as file:
+    with resources.as_file(resources.files("sagan.metrics") / "weights" / "embedded-v2.safetensors") as file:
         weights = classifier.load(file)
-        return Extractor(weights.network, "embedded-v1", _sha256(file), classifier.RESIZE, weights.classes)
+        return Extractor(weights.network, "embedded-v2", _sha256(file), classifier.RESIZE, weights.classes)
 
 
 def _inception(weights: Path | None) -> Extractor:
@@ -80,7 +80,7 @@ def _inception(weights: Path | None) -> Extractor:
     return Extractor(network, "inception", _sha256(file), RESIZE, None)
 
 
-EXTRACTORS: dict[str, Callable[[Path | None], Extractor]] = {"embedded-v1": _embedded, "inception": _inception}
+EXTRACTORS: dict[str, Callable[[Path | None], Extractor]] = {"embedded-v2": _embedded, "inception": _inception}
 
 
 def _folder(cache_dir: Path) -> Path:
@@ -146,14 +146,27 @@ def register(weights: classifier.Weights, data_name: str, cache_dir: Path) -> st
 
 
 def _training_images(config: DataConfig, root: Path | None) -> ImageDataset:
-    """The data set; for the built-in one, pictures of both difficulties that no run trains on or is compared with."""
+    """The data set; for the built-in one, pictures that no run trains on or is compared with.
+
+    Its further classes are geometry whose relations are broken: features that tell these from the real ones move when
+    only far parts disagree, which those of a classifier of the data's own classes hardly do.
+    """
     dataset = open_dataset(config, root)
     if config.name != "embedded":
         return dataset
-    labels = dataset.labels.repeat(2)
-    images = torch.cat([embedded.draw(labels, 1, classifier.SIDE, level) for level in ("easy", "hard")])
-    content = hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]
-    return dataclasses.replace(dataset, images=images, labels=labels.repeat(2), fingerprint=content)
+    classes, labels = list(dataset.classes), [dataset.labels]
+    images = [embedded.draw(dataset.labels, 1, classifier.SIDE)]
+    for label in dataset.groups["geometry"]:
+        own = dataset.labels[dataset.labels == label]
+        for seed, broken in enumerate(embedded.BROKEN, 2):
+            images.append(embedded.draw(own, seed, classifier.SIDE, broken))
+            labels.append(torch.full_like(own, len(classes)))
+            classes.append(f"{dataset.classes[label]} of another {broken}")
+    drawn = torch.cat(images)
+    content = hashlib.sha256(drawn.numpy().tobytes()).hexdigest()[:16]
+    return dataclasses.replace(
+        dataset, images=drawn, labels=torch.cat(labels), classes=tuple(classes), fingerprint=content
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

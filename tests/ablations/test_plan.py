@@ -76,8 +76,8 @@ def test_one_at_a_time_changes_one_factor_and_keeps_the_others_at_the_baseline(w
 
 
 def test_the_protocol_names_preset_and_changes_in_one_order(write_study: WriteStudy) -> None:
-    study = read_study(write_study(), changes={"optim.steps": "500", "data.difficulty": "hard", "optim.d_steps": "1"})
-    assert study.protocol == "embedded + data.difficulty=hard, optim.steps=500"
+    study = read_study(write_study(), changes={"optim.steps": "500", "data.h_flip": "true", "optim.d_steps": "1"})
+    assert study.protocol == "embedded + data.h_flip=true, optim.steps=500"
 
 
 def test_a_cell_survives_json_with_its_key(write_study: WriteStudy) -> None:

@@ -21,22 +21,21 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def shipped() -> Extractor:
-    return load_extractor("embedded-v1", device=CPU)
+    return load_extractor("embedded-v2", device=CPU)
 
 
-def pictures(n: int, resolution: int = 64, difficulty: str = "easy") -> tuple[Tensor, Tensor]:
-    labels = torch.arange(n) % 6
-    return embedded.draw(labels, 50, resolution, difficulty), labels  # type: ignore[arg-type]
+def pictures(n: int, resolution: int = 64) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(n) % len(embedded.CLASSES)
+    return embedded.draw(labels, 50, resolution), labels
 
 
 def accuracy(extractor: Extractor, images: Tensor, labels: Tensor) -> float:
     return classifier.accuracy(extractor.network, torch.split(images, 256), labels, CPU)
 
 
-@pytest.mark.parametrize("difficulty", ["easy", "hard"])
-def test_shipped_extractor_recognises_pictures_that_it_was_not_trained_on(shipped: Extractor, difficulty: str) -> None:
-    images, labels = pictures(1200, difficulty=difficulty)
-    assert shipped.labels == embedded.CLASSES
+def test_shipped_extractor_recognises_pictures_that_it_was_not_trained_on(shipped: Extractor) -> None:
+    images, labels = pictures(1200)
+    assert shipped.labels is not None and shipped.labels[: len(embedded.CLASSES)] == embedded.CLASSES
     assert accuracy(shipped, images, labels) >= 0.995
 
 
@@ -48,7 +47,7 @@ def test_small_pictures_are_scaled_up(shipped: Extractor) -> None:
 
 
 def test_shipped_weights_are_under_a_megabyte_and_never_change(shipped: Extractor) -> None:
-    file = Path(classifier.__file__).parent / "weights" / "embedded-v1.safetensors"
+    file = Path(classifier.__file__).parent / "weights" / "embedded-v2.safetensors"
     assert file.stat().st_size < 1_000_000
     assert shipped.sha256.startswith("c5384a13e57997a6")
 
@@ -88,8 +87,8 @@ def test_command_trains_and_writes_weights_that_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "new" / "weights.safetensors"
-    few = torch.arange(60) % 6
-    small = ImageDataset("embedded", embedded.draw(few, 0, 64, "easy"), few, embedded.CLASSES, {}, "few")
+    few = torch.arange(60) % len(embedded.CLASSES)
+    small = ImageDataset("embedded", embedded.draw(few, 0, 64), few, embedded.CLASSES, {}, "few")
     monkeypatch.setattr("sagan.metrics.extractor._training_images", lambda *_: small)
     assert main(["train", "--preset", "embedded", "--out", str(file), "--steps", "2"]) == 0
     assert "accuracy" in capsys.readouterr().out
@@ -184,7 +183,7 @@ def test_exchanged_weights_are_refused_and_the_message_says_what_to_do(cache: Pa
 def test_unregistered_name_is_answered_with_the_registered_ones_and_the_command(cache: Path) -> None:
     (file,) = (cache / "extractors").iterdir()
     expected = (
-        f"one of embedded-v1, inception, {file.stem}, got 'imagenette'; did you mean '{file.stem}'[?]"
+        f"one of embedded-v2, inception, {file.stem}, got 'imagenette'; did you mean '{file.stem}'[?]"
         f".*sagan.metrics.extractor train --preset .*belongs in {cache}/extractors"
     )
     with pytest.raises(ValueError, match=expected):
@@ -229,7 +228,7 @@ def test_bad_options_are_refused_with_status_2(
 
 
 def test_unknown_extractor_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match=r"one of embedded-v1, inception, got 'inceptoin'; did you mean 'inception'\?"):
+    with pytest.raises(ValueError, match=r"one of embedded-v2, inception, got 'inceptoin'; did you mean 'inception'\?"):
         load_extractor("inceptoin", device=CPU)
 
 

@@ -1,55 +1,112 @@
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
+import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from sagan.data import ImageDataset, embedded
-from sagan.metrics.extractor import load_extractor
-from sagan.metrics.features import extract
-from sagan.metrics.reference import load_reference
-from sagan.metrics.relations import NAMES, measure, measure_of
+from sagan.data import embedded
+from sagan.metrics.relations import PARAMETERS, agreement, measure
 
-CPU = torch.device("cpu")
+TWINS = embedded.CLASSES.index("twins")
 
 
-def test_ink_and_its_centre_are_those_of_a_drawn_square() -> None:
-    images = torch.full((1, 3, 64, 64), 20, dtype=torch.uint8)
-    images[:, :, 8:16, 40:44] += 100  # 32 of the 2,048 pixels of the right half
-    found = dict(zip(NAMES, measure(images)[0].tolist(), strict=True))
-    assert found["ink left"] == found["x left"] == found["y left"] == 0
-    assert found["ink right"] == pytest.approx(100 * 32 / 2048)
-    assert (found["x right"], found["y right"]) == pytest.approx((42 - 32, 12 - 32))
+def twins(n: int, seed: int, resolution: int = 64, **broken: str) -> Tensor:
+    return embedded.draw(torch.full((n,), TWINS), seed, resolution, **broken)  # type: ignore[arg-type]
 
 
-def test_parts_of_real_twins_agree_and_the_size_of_the_picture_does_not_matter() -> None:
-    for resolution in (32, 64):
-        ink, _, y, other_ink, _, other_y = measure(embedded.draw(torch.full((60,), 3), 0, resolution, "easy")).T
-        torch.testing.assert_close(ink, other_ink, rtol=0.02, atol=0.1)
-        torch.testing.assert_close(y, other_y, rtol=0, atol=0.1)
-        assert 5 < y.std() < 9  # uniform over 24 px
+@pytest.fixture(scope="module")
+def real() -> Tensor:
+    return measure(twins(2000, seed=0))
 
 
-def test_parameters_follow_the_order_of_the_images_whoever_extracts_which_part() -> None:
-    extractor, labels = load_extractor("embedded-v1", device=CPU), torch.arange(60) % 6
-    images = embedded.draw(labels, 3, 64, "easy")
-    whole = extract(extractor, [images], labels, CPU, measure=measure).shape_parameters
-    torch.testing.assert_close(whole, measure(images))
-    parts = [slice(0, 20), slice(20, 60)]
-    shares = [extract(extractor, [images[part]], labels, CPU, part, measure=measure) for part in parts]
-    torch.testing.assert_close(torch.cat([share.shape_parameters for share in shares]), whole)
-    assert extract(extractor, [images], labels, CPU).shape_parameters.shape == (60, 0)
+def discs(radii: tuple[float, float], heights: tuple[float, float], resolution: int) -> Tensor:
+    """One picture with sharp discs, drawn here."""
+    place = (torch.arange(resolution) + 0.5) * (64 / resolution) - 32
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    inside = torch.zeros(resolution, resolution, dtype=torch.bool)
+    for radius, middle_x, middle_y in zip(radii, (-16, 16), heights, strict=True):
+        inside |= (x - middle_x) ** 2 + (y - middle_y) ** 2 < radius**2
+    ink, ground = (torch.tensor(colour, dtype=torch.uint8)[:, None, None] for colour in (embedded.INK, embedded.GROUND))
+    return torch.where(inside, ink, ground)[None]
 
 
-def test_the_reference_keeps_the_parameters_of_the_built_in_pictures_alone(tmp_path: Path) -> None:
-    extractor, labels = load_extractor("embedded-v1", device=CPU), torch.arange(60) % 6
-    images = embedded.draw(labels, 3, 64, "easy")
-    dataset = ImageDataset("embedded", images, labels, embedded.CLASSES, {}, "relations")
-    for _ in range(2):  # computed, then read
-        torch.testing.assert_close(load_reference(dataset, extractor, tmp_path, CPU).shape_parameters, measure(images))
-    other = dataclasses.replace(dataset, name="folder", fingerprint="other")
-    assert measure_of(other) is None
-    for _ in range(2):
-        assert load_reference(other, extractor, tmp_path, CPU).shape_parameters.shape == (60, 0)
+@pytest.mark.parametrize("resolution", [64, 128])
+def test_area_and_height_of_each_disc_are_read_off_a_picture(resolution: int) -> None:
+    found = measure(discs((8, 10), (-9, 4), resolution))[0]
+    assert dict(zip(PARAMETERS, found.tolist(), strict=True)) == pytest.approx(
+        {
+            "ink left": math.pi * 8**2 / (32 * 64),
+            "ink right": math.pi * 10**2 / (32 * 64),
+            "height left": -9,
+            "height right": 4,
+        },
+        rel=0.03,
+        abs=0.05,
+    )
+
+
+def test_an_empty_picture_has_no_ink_and_the_middle_height() -> None:
+    ground = torch.tensor(embedded.GROUND, dtype=torch.uint8)[None, :, None, None].expand(1, 3, 64, 64)
+    assert measure(ground).abs().max() < 1e-3
+
+
+def test_error_equals_the_energy_distance_written_out(real: Tensor, rng: torch.Generator) -> None:
+    x, y = torch.randn(30, 4, generator=rng), torch.randn(40, 4, generator=rng) * 2
+    one, other = (x / y.std(0)).double(), (y / y.std(0)).double()
+
+    def mean_distance(a: Tensor, b: Tensor) -> float:
+        return sum(float((p - q).norm()) for p in a for q in b) / (len(a) * len(b))
+
+    found = agreement(x, y)
+    assert found is not None
+    expected = 2 * mean_distance(one, other) - mean_distance(one, one) - mean_distance(other, other)
+    assert found.error == pytest.approx(expected, rel=1e-4)
+
+
+def test_real_twins_score_the_floor_on_average_and_agree_fully(real: Tensor) -> None:
+    errors = []
+    for seed in range(1, 13):
+        found = agreement(measure(twins(300, seed)), real)
+        assert found is not None
+        errors.append(found.error)
+        assert found.correlation > 0.99 and found.spread == pytest.approx(1, abs=0.1)
+    assert sum(errors) / len(errors) == pytest.approx(found.floor, rel=0.5)
+
+
+def test_standard_error_is_the_spread_over_redraws(real: Tensor) -> None:
+    """Of pictures with an error of their own; at the floor the first order vanishes."""
+    found = [agreement(measure(twins(300, seed, broken="size")), real) for seed in range(1, 25)]
+    errors = torch.tensor([one.error for one in found if one])
+    standard_errors = torch.tensor([one.error_se for one in found if one])
+    assert float(standard_errors.mean()) == pytest.approx(float(errors.std()), rel=0.5)
+
+
+def test_disagreement_collapse_and_another_law_all_raise_the_error(real: Tensor) -> None:
+    whole = measure(twins(600, seed=1))
+    one_picture = whole[:1].expand(600, 4) + 0.01 * torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    smaller = measure(twins(600, seed=1)) * torch.tensor([0.6, 0.6, 1, 1])
+    found = {
+        name: agreement(parameters, real)
+        for name, parameters in {
+            "real": whole,
+            "two sizes": measure(twins(600, seed=1, broken="size")),
+            "two heights": measure(twins(600, seed=1, broken="height")),
+            "collapsed": one_picture,
+            "smaller": smaller,
+        }.items()
+    }
+    errors = {name: one.error for name, one in found.items() if one}
+    assert all(errors[name] > 10 * errors["real"] for name in errors if name != "real")
+    assert found["two sizes"] and found["two sizes"].correlation == pytest.approx(0.5, abs=0.1)
+    assert found["collapsed"] and found["collapsed"].spread < 0.1
+
+
+def test_a_fixed_picture_has_an_error_and_no_correlation(real: Tensor) -> None:
+    found = agreement(real[:1].expand(50, 4), real)
+    assert found and found.correlation == 0 and found.spread == 0 and found.error > 0.3
+
+
+def test_too_few_pictures_have_no_error(real: Tensor) -> None:
+    assert agreement(real[:7], real) is None
