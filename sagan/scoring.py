@@ -13,13 +13,16 @@ from sagan.best import BestOfRun
 from sagan.config import Config
 from sagan.data import ImageDataset
 from sagan.distributed import World
+from sagan.metrics.diversity import COLLAPSED
 from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Generator
 from sagan.sampling import Sampler, diversity
 
-# A run has collapsed when its samples vary less than this share of the real images' variation, after they once
-# varied twice as much (or at the last step): a stated rule, far under what a poor but living run shows.
+# Samples have collapsed when they vary less than this share of the real images' variation, or when at least this
+# share of the classes has collapsed within; a run has when its samples have after they once varied twice as much (or
+# at the last step): a stated rule, far under what a poor but living run shows.
 _COLLAPSED_DIVERSITY = 0.1
+_COLLAPSED_CLASSES = 0.5
 _DIVERSITY_SAMPLES = 1000  # they tell it, and fifty thousand would fill the memory
 
 
@@ -56,37 +59,50 @@ class Scorer:
         self.sampler = Sampler(config, len(dataset.classes), seed, device, world)
         spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), 1000)).long()
         self.real_diversity = diversity(dataset.images[spread])  # over all of the set, which may be sorted by class
-        self.highest_diversity = 0.0
+        self.highest_diversity = self.highest_class_diversity = 0.0
         self.best = BestOfRun()
         self.stop: Callable[[], bool] = lambda: False
         self._world = world
 
     def score(self, step: int, average: Generator) -> dict[str, float]:
-        """All metrics and `sample_diversity`, as a share of the real images'; `average` is left as it was scored."""
+        """All metrics and `sample_diversity`, as a share of the real images'; `average` is left as it was scored.
+
+        Weights whose samples have collapsed are never the best: repeated real pictures have a low FD.
+        """
         self.sampler.prepare(average)
         first: list[Tensor] = []
         batches = _noted(self.sampler.images(average), first, self.sampler.batches_within(_DIVERSITY_SAMPLES))
         metrics = self._metrics(batches, self.sampler.labels, self.sampler.part)
-        self.best.offer(step, metrics["fid"], average)
         shown = [batch for share in self._world.gather(first) for batch in share]
         varied = diversity(torch.cat(shown)) / self.real_diversity if shown else 0.0
-        return {**metrics, "sample_diversity": self._world.broadcast(varied)}
+        metrics = {**metrics, "sample_diversity": self._world.broadcast(varied)}
+        if not _vary_too_little(metrics) and not _repeat_themselves(metrics):
+            self.best.offer(step, metrics["fid"], average)
+        return metrics
 
     def best_of_run(self, generator: Generator) -> dict[str, float]:
         """As BestOfRun.score; the best weights are loaded into `generator`."""
         return self.best.score(generator, self.sampler, self._metrics)
 
-    def has_collapsed(self, sample_diversity: float, is_last: bool) -> bool:
-        self.highest_diversity = max(self.highest_diversity, sample_diversity)
-        was_alive = self.highest_diversity > 2 * _COLLAPSED_DIVERSITY or is_last
-        return sample_diversity < _COLLAPSED_DIVERSITY and was_alive
+    def has_collapsed(self, metrics: dict[str, float], is_last: bool) -> bool:
+        """Whether the samples of these metrics have collapsed, overall or within their classes, and once had not."""
+        self.highest_diversity = max(self.highest_diversity, metrics["sample_diversity"])
+        self.highest_class_diversity = max(self.highest_class_diversity, metrics.get("class_diversity", 0.0))
+        varied = self.highest_diversity > 2 * _COLLAPSED_DIVERSITY or is_last
+        varied_within = self.highest_class_diversity > 2 * COLLAPSED or is_last
+        return (varied and _vary_too_little(metrics)) or (varied_within and _repeat_themselves(metrics))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best.state_dict(), "highest_diversity": self.highest_diversity}
+        return {
+            "best": self.best.state_dict(),
+            "highest_diversity": self.highest_diversity,
+            "highest_class_diversity": self.highest_class_diversity,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best.load_state_dict(state["best"])
         self.highest_diversity = state["highest_diversity"]
+        self.highest_class_diversity = state.get("highest_class_diversity", 0.0)  # earlier versions had none
 
     def _metrics(self, images: Iterable[Tensor], labels: Tensor, part: slice) -> dict[str, float]:
         return self.evaluator(self._until_stopped(images), labels, part)
@@ -97,6 +113,15 @@ class Scorer:
             if number < self.sampler.fewest_batches and self._world.broadcast(self.stop()):
                 raise Stopped
             yield batch
+
+
+def _vary_too_little(metrics: dict[str, float]) -> bool:
+    return metrics["sample_diversity"] < _COLLAPSED_DIVERSITY
+
+
+def _repeat_themselves(metrics: dict[str, float]) -> bool:
+    """Not told where no class has two pictures."""
+    return metrics.get("collapsed_classes", 0.0) >= _COLLAPSED_CLASSES
 
 
 def _noted(batches: Iterable[Tensor], first: list[Tensor], count: int) -> Iterator[Tensor]:

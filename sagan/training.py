@@ -199,7 +199,7 @@ class Trainer:
             return Event(self.step, metrics)
         images = self._evaluate(metrics)
         is_last = self.step == self.config.optim.steps
-        has_collapsed = self.scorer.has_collapsed(metrics["sample_diversity"], is_last)
+        has_collapsed = self.scorer.has_collapsed(metrics, is_last)
         if is_last and self.world.rank == 0:
             save_generator(self.directory / "generator.safetensors", self.average, self.config, self.classes)
         if not has_collapsed and not is_last:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from sagan import load_generator
 from sagan.best import BestOfRun
 from sagan.config import Config, override
+from sagan.data import embedded
 from sagan.networks import Generator
 from sagan.sampling import to_uint8
 from sagan.streams import stream
@@ -76,6 +78,25 @@ def test_a_run_that_collapses_before_its_end_has_a_best(trainer: Trainer) -> Non
                 torch.nn.init.zeros_(network.out.weight)  # grey pictures from here on
                 network.out.weight.requires_grad_(False)
     assert (last.step, last.outcome, last.metrics["best/step"]) == (6, "collapsed", 3)
+
+
+@pytest.mark.parametrize("trainer", [{"eval.num_samples": 120}], indirect=True)
+def test_one_real_picture_a_class_ends_a_run_as_collapsed_and_is_never_its_best(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real pictures are scored in place of the generator's: 120 at step 3, six of them repeated at step 6."""
+    evaluate, real = trainer.scorer.evaluator, embedded.draw(torch.arange(120) % 6, 9, 32, "hard")
+    shown = iter([real, real[:6].repeat(20, 1, 1, 1)])
+
+    def scores(images: Iterable[Tensor], labels: Tensor, part: slice) -> dict[str, float]:
+        batches = list(images)
+        return evaluate([next(shown, torch.cat(batches))], labels, part)
+
+    monkeypatch.setattr(trainer.scorer, "evaluator", scores)
+    scored = [event for event in trainer.run() if "fid" in event.metrics]
+    assert [event.metrics["collapsed_classes"] for event in scored] == [0, 1]
+    assert scored[-1].metrics["fid"] > 0 and scored[-1].outcome == "collapsed"
+    assert scored[-1].metrics["best/step"] == 3
 
 
 def test_a_run_that_diverges_has_no_best(trainer: Trainer) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sagan.config import EvalConfig
 from sagan.data import ImageDataset
 from sagan.distributed import World
+from sagan.metrics.diversity import COLLAPSED, class_diversity
 from sagan.metrics.extractor import load_extractor
 from sagan.metrics.features import Features, extract
 from sagan.metrics.frechet import (
@@ -172,6 +173,25 @@ def relations(generated: Features, reference: Reference) -> dict[str, float]:
     for name in next(iter(means.values()), {}):
         found[name] = sum(of_class[name] for of_class in means.values()) / len(means)
         found |= {f"{name}/{label}": of_class[name] for label, of_class in means.items() if len(means) > 1}
+    return found
+
+
+@metric
+def diversity_within(generated: Features, reference: Reference) -> dict[str, float]:
+    """`class_diversity` is the mean over the classes, `collapsed_classes` the share of them that have collapsed.
+
+    Without labels all pictures are of one class.
+    """
+    of_class = class_diversity(generated.thumbnails, generated.labels, reference.thumbnails, reference.labels)
+    if not of_class:
+        return {}
+    values = torch.tensor(list(of_class.values()), dtype=torch.float64)
+    found = {
+        "class_diversity": float(values.mean()),
+        "collapsed_classes": float((values < COLLAPSED).double().mean()),
+    }
+    if 1 < len(reference.classes) <= _MAX_CLASS_KEYS:
+        found |= {f"class_diversity/{reference.classes[label]}": value for label, value in of_class.items()}
     return found
 
 

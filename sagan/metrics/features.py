@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sagan.metrics.diversity import thumbnails
 from sagan.metrics.extractor import Extractor
 
 TOKENS_PER_IMAGE = 4
@@ -23,9 +24,8 @@ class Features:
     logits: Tensor  # float32 [N, k], before the softmax
     local: Tensor  # float32 [4 N, dl], each from a small window; image i owns rows 4i to 4i + 3
     labels: Tensor  # int64 [N], the labels asked for
-    shape_parameters: (
-        Tensor  # float32 [N, P], read off the pixels without the extractor; P is 0 where nothing reads them
-    )
+    thumbnails: Tensor  # uint8 [N, 192], see `diversity.thumbnails`
+    shape_parameters: Tensor  # float32 [N, P], read off the pixels; P is 0 where nothing reads them
 
 
 def extract(
@@ -48,7 +48,7 @@ def extract(
     choices = torch.rand(len(labels), TOKENS_PER_IMAGE, generator=torch.Generator().manual_seed(_TOKEN_SEED))
     if part is not None:
         choices, labels = choices[part], labels[part]
-    pooled, logits, local, shapes, start = [], [], [], [], 0
+    pooled, logits, local, small, shapes, start = [], [], [], [], [], 0
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
         for batch in _parts(images, device):
@@ -61,10 +61,18 @@ def extract(
             pooled.append(x.float().cpu())
             logits.append(y.float().cpu())
             local.append(cells[torch.arange(len(cells), device=device)[:, None], chosen].flatten(0, 1).float().cpu())
+            small.append(thumbnails(batch).cpu())
             shapes.append(measure(batch).cpu() if measure else torch.empty(len(batch), 0))
             start = stop
     assert start == len(labels), f"{start} images for {len(labels)} labels"
-    return Features(torch.cat(pooled), torch.cat(logits), torch.cat(local), labels.cpu(), torch.cat(shapes))
+    return Features(
+        features=torch.cat(pooled),
+        logits=torch.cat(logits),
+        local=torch.cat(local),
+        labels=labels.cpu(),
+        thumbnails=torch.cat(small),
+        shape_parameters=torch.cat(shapes),
+    )
 
 
 def _parts(images: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:

@@ -49,6 +49,11 @@ class Reference:
         return self.tensors["labels"]
 
     @property
+    def thumbnails(self) -> Tensor:
+        """As in Features."""
+        return self.tensors["thumbnails"]
+
+    @property
     def shape_parameters(self) -> Tensor:
         """As in Features."""
         return self.tensors["shape_parameters"]
@@ -141,6 +146,7 @@ def _measure(dataset: ImageDataset, extractor: Extractor, device: torch.device) 
     return {
         "features": real.features,
         "labels": real.labels,
+        "thumbnails": real.thumbnails,
         "shape_parameters": real.shape_parameters,
         "mean": pooled.mean,
         "root": pooled.root,

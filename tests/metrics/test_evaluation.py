@@ -51,7 +51,8 @@ def test_every_promised_key_is_there_and_finite(evaluate: Evaluator, fresh: Tens
     assert set(found) == {
         *("fid", "fid_se", "fid_extrapolated", "fid_local", "real_floor", "kid", "is_mean", "is_std", "precision"),
         *("recall", "density", "coverage", "intra_fid", "class_consistency"),
-        *("fid_group/texture", "fid_group/geometry"),
+        *("fid_group/texture", "fid_group/geometry", "class_diversity", "collapsed_classes"),
+        *(f"class_diversity/{name}" for name in embedded.CLASSES),
         *(f"fid_class/{name}" for name in embedded.CLASSES),
     }
     assert torch.tensor(list(found.values())).isfinite().all()
@@ -80,6 +81,38 @@ def test_collapsed_generator_scores_finite_and_uncovered(evaluate: Evaluator, fr
     found = score(evaluate, fresh[:1].expand(600, -1, -1, -1))
     assert torch.tensor(list(found.values())).isfinite().all()
     assert found["recall"] < 0.1 and found["coverage"] < 0.1
+    assert found["class_diversity"] == 0 and found["collapsed_classes"] == 1
+
+
+def test_a_few_real_pictures_a_class_are_called_collapsed_though_their_distance_is_small(
+    evaluate: Evaluator, fresh: Tensor, rng: torch.Generator
+) -> None:
+    intact = score(evaluate, fresh)
+    for few in (1, 2, 5):
+        chosen = torch.arange(600) % 6 + 6 * torch.randint(few, (600,), generator=rng)
+        found = score(evaluate, fresh[chosen])
+        assert found["collapsed_classes"] == 1 and found["class_diversity"] < 0.01
+        assert found["class_consistency"] == 1 and found["fid"] < 10  # which a trained generator is glad of
+        assert found["intra_fid"] > 3 * intact["intra_fid"] and found["recall"] < 0.3
+
+
+def test_one_collapsed_class_is_named_and_leaves_the_others_alone(evaluate: Evaluator, fresh: Tensor) -> None:
+    rings = fresh.clone()
+    rings[LABELS == 4] = fresh[4]
+    before, found = score(evaluate, fresh), score(evaluate, rings)
+    assert found["class_diversity/rings"] == 0
+    assert found["collapsed_classes"] == pytest.approx(1 / 6)
+    assert found["class_diversity"] == pytest.approx(before["class_diversity"] * 5 / 6, abs=0.05)
+    assert found["class_diversity/twins"] == before["class_diversity/twins"]
+
+
+def test_without_labels_all_pictures_are_one_class(dataset: ImageDataset, tmp_path: Path, fresh: Tensor) -> None:
+    evaluate = Evaluator(dataset.conditioned("none"), CONFIG, device=CPU, cache_dir=tmp_path)
+    none = torch.zeros(600, dtype=torch.int64)
+    found = score(evaluate, fresh, none)
+    assert found["class_diversity"] == pytest.approx(1, abs=0.1)
+    assert not any("/" in key for key in found)
+    assert score(evaluate, fresh[torch.arange(600) % 2], none)["collapsed_classes"] == 1
 
 
 def test_classes_too_small_for_statistics_are_left_out(evaluate: Evaluator, fresh: Tensor) -> None:
