@@ -25,7 +25,7 @@ class LiveTable:
 
     def update(self, states: Sequence[CellState], workers: int) -> None:
         table = Table(caption=headline(states, workers), caption_justify="left")
-        for title in ("cell", "state", "step", "images/s", "fid", "left"):
+        for title in ("cell", "state", "step", "images/s", _distance(states), "left"):
             table.add_column(title, justify="left" if title in ("cell", "state") else "right")
         for state in sorted(states, key=_rank)[:_MAX_ROWS]:
             table.add_row(*_row(state))
@@ -65,7 +65,7 @@ class PlainLines:
         name, what, step, speed, fid, left = _row(state)
         parts = [f"{name}: {what}", f"step {step}"]
         parts += [f"{speed} images/s"] if speed else []
-        parts += [f"fid {fid}"] if fid else []
+        parts += [f"{_distance([state])} {fid}"] if fid else []
         parts += [f"{left} left"] if left else []
         self._print(", ".join(parts))
 
@@ -80,6 +80,14 @@ def headline(states: Sequence[CellState], workers: int) -> str:
     parts += [f"{counts[name]} {name}" for name in ("running", "waiting", "failed") if counts[name]]
     left = _seconds_left_of_all(states, workers)
     return ", ".join([*parts, f"about {duration(left)} left"] if left is not None else parts)
+
+
+def _distance(states: Sequence[CellState]) -> str:
+    """ "FID" of Inception's features alone; other extractors are named: "FD embedded-v1"."""
+    extractors = {state.cell.config.eval.extractor for state in states}
+    if extractors == {"inception"}:
+        return "FID"
+    return " ".join(["FD", *extractors]) if len(extractors) == 1 else "FD"
 
 
 def duration(seconds: float) -> str:

@@ -89,7 +89,7 @@ def differences(unit: Unit) -> Iterator[Drawn]:
 @figure("Training curves")
 def curves(unit: Unit) -> Iterator[Drawn]:
     """Scores over training, with every seed as a thin line."""
-    for key in ("fid", "is_mean", "class_consistency"):
+    for key in ("fid", "is", "class_consistency"):
         history = unit.history(key)
         if history.empty:
             continue

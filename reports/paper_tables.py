@@ -26,7 +26,7 @@ def table1(unit: Unit) -> Table | None:
         return None
     # The paper has no controls with as many operations; they stand in the table of attention against residual.
     shown = [item for item in unit.variants if item.changes.get("model.attention.kind") != "residual_flops"]
-    keys = ("fid", "is_mean")
+    keys = ("fid", "is")
     return Table(
         name="table1",
         title="Table 1, with our numbers",
@@ -41,7 +41,7 @@ def table2(unit: Unit) -> Table | None:
     """The paper's Table 2 with models as columns, so that each block heads its scores by its own extractor."""
     if unit.paper != "table2":
         return None
-    keys = ("is_mean", "intra_fid", "fid")
+    keys = ("is", "intra_fid", "fid")
     return Table(
         name="table2",
         title="Table 2, with our numbers",
@@ -60,7 +60,7 @@ def reimplementations(unit: Unit) -> Table | None:
     """What others got for the two ends of Table 2: each pair on one protocol, no two pairs on the same."""
     if unit.paper != "table2":
         return None
-    models, keys = ("sngan", "sagan"), ("fid", "is_mean")
+    models, keys = ("sngan", "sagan"), ("fid", "is")
     sources = ("studiogan", "studiogan_tiny", "studiogan_imagenet", "studiogan_benchmark", "studiogan_baby",
                "studiogan_papa", "studiogan_grandpa")  # fmt: skip
     rows, named = [], dict[str, None]()
@@ -68,7 +68,7 @@ def reimplementations(unit: Unit) -> Table | None:
         named[records[0].source] = None
         values = {(record.metric, record.variant): record.value for record in records}
         figures = [values.get((key, model)) for key in keys for model in models]
-        bold = best("fid", figures[:2], 1) | best("is_mean", figures[2:], 3)
+        bold = best("fid", figures[:2], 1) | best("is", figures[2:], 3)
         rows.append(Row((f"{records[0].dataset}: {records[0].protocol}", *map(_published_text, figures)), bold))
     return Table(
         name="reimplementations",
@@ -88,7 +88,7 @@ def figure4(unit: Unit) -> Table | None:
     if unit.paper not in ("figure3", "figure4"):
         return None
     shown = unit.variants
-    ours = _ours(unit, shown, ("fid", "is_mean"))
+    ours = _ours(unit, shown, ("fid", "is"))
     ended = Row(("outcome", *(outcomes(unit, item) for item in shown)))
     rates = Row(("learning rate, G / D", *(_rates_text(item) for item in shown)))
     records = published("figure4")

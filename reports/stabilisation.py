@@ -25,7 +25,7 @@ from reports.figures import (
 from reports.paper import Published, published
 from reports.unit import Unit
 
-KEYS = ("is_mean", "fid")
+KEYS = ("is", "fid")
 
 
 @figure("Training curves")

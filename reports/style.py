@@ -59,8 +59,9 @@ METRICS = {
     "fid_group/texture": Metric("{fd}, texture", lower=True),
     "intra_fid": Metric("intra-{fd}", lower=True),
     "kid": Metric("{kd} × 1000", lower=True, scale=1000),
-    "is_mean": Metric("IS", lower=False),
-    "is_std": Metric("IS, spread over splits"),
+    "is": Metric("{is}", lower=False),
+    "is_mean": Metric("{is}, mean over ten splits", lower=False),
+    "is_std": Metric("{is}, spread over ten splits"),
     "precision": Metric("precision", lower=False),
     "recall": Metric("recall", lower=False),
     "density": Metric("density", lower=False),
@@ -74,7 +75,7 @@ METRICS = {
     "num_params_d": Metric("parameters of D"),
     "flops_per_image": Metric("operations an image, G + D"),
     "best/fid": Metric("{fd}, best of run", lower=True),
-    "best/is_mean": Metric("IS, best of run", lower=False),
+    "best/is": Metric("{is}, best of run", lower=False),
     "best/intra_fid": Metric("intra-{fd}, best of run", lower=True),
     "best/step": Metric("step of the best of run"),
     "images_per_sec": Metric("images/s", lower=False),
@@ -83,10 +84,12 @@ METRICS = {
 
 
 def label(key: str, fingerprint: str, arrow: bool = False) -> str:
-    """The heading of a metric. Only real Inception features earn the names FID and KID."""
+    """The heading of a metric. Only real Inception features earn the names FID, KID and IS."""
     extractor = extractor_of(fingerprint)
     real = extractor.startswith("inception")
-    names = {"fd": "FID" if real else f"FD {extractor}".strip(), "kd": "KID" if real else f"KD {extractor}".strip()}
+    inception = {"fd": "FID", "kd": "KID", "is": "IS"}
+    other = {"fd": f"FD {extractor}", "kd": f"KD {extractor}", "is": f"IS {extractor}"}
+    names = inception if real else {key: name.strip() for key, name in other.items()}
     metric = METRICS.get(key)
     if metric is None:
         prefix, _, rest = key.partition("fid_class/")

@@ -140,7 +140,7 @@ def best_of_run(unit: Unit) -> Table | None:
     found = compare(unit, "best/fid")
     if not any(row.estimate for row in found):
         return None
-    keys = [key for key in ("best/fid", "best/is_mean", "best/intra_fid") if key in unit.finals]
+    keys = [key for key in ("best/fid", "best/is", "best/intra_fid") if key in unit.finals]
     shown = {key: texts(unit, key) for key in keys}
     last, steps = texts(unit, "fid"), means(unit, "best/step")
     top = best("best/fid", means(unit, "best/fid").values(), 0)

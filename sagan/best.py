@@ -13,7 +13,7 @@ from sagan.sampling import Sampler
 
 Evaluate = Callable[[Iterable[Tensor], Tensor, slice], dict[str, float]]  # as Evaluator.__call__
 
-_SCORES = ("fid", "is_mean", "intra_fid")
+_SCORES = ("fid", "is", "intra_fid")
 
 
 class BestOfRun:

@@ -32,7 +32,7 @@ SEARCH_MISTAKES = {
     "a missing key": ({"  trials: 8\n": ""}, "7:3: search.trials: is missing"),
     "a trial a second for years": ({"trials: 8": "trials: 1000000000"}, "8:11: search.trials: must be 10000 at most"),
     "no trials": ({"trials: 8": "trials: 0"}, "8:11: search.trials: must be a whole number above 0, got 0"),
-    "an objective that rises": ({"objective: fid": "objective: is_mean"}, "9:14: search.objective: must be one of fid"),
+    "an objective that rises": ({"objective: fid": "objective: is"}, "9:14: search.objective: must be one of fid"),
     "a field that is none": ({"lr_g": "lr_h"}, "11:5: search.fields.optim.lr_h: no such field; did you mean 'optim.lr"),
     "one choice": ({"[1, 2]": "[1]"}, "12:20: search.fields.optim.d_steps: must be a list of two choices or more"),
     "a choice twice": ({"[1, 2]": "[1, 1]"}, "12:24: search.fields.optim.d_steps.1: each choice once"),

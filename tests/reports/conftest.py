@@ -181,7 +181,7 @@ def training(variant: str, seed: int, until: int = STEPS) -> list[tuple[str, flo
             fid = 28 + gain + 260 * np.exp(-5 * done)
             points += [
                 ("fid", fid, step), ("fid_se", 0.35, step), ("fid_extrapolated", fid - 1.1, step),
-                ("kid", fid / 9000, step), ("is_mean", 5.4 - fid / 60, step), ("is_std", 0.08, step),
+                ("kid", fid / 9000, step), ("is", 5.4 - fid / 60, step), ("is_std", 0.08, step),
                 ("precision", 0.7 - fid / 900, step), ("recall", 0.4 - fid / 1200, step),
                 ("class_consistency", 0.95 - fid / 130, step), ("intra_fid", fid * 1.8, step),
                 ("fid_local", fid / 3, step), ("real_floor", 0.4, step),

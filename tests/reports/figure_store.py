@@ -128,7 +128,7 @@ def _scores(level: float, seed: int, step: int, rng: np.random.Generator, state:
     if state in ("collapsed", "diverged"):
         fid *= 1.6 + rng.uniform(0, 0.5)
     scores = {
-        "fid": fid, "is_mean": 6 - 0.4 * math.log2(1 + fid), "class_consistency": 1 / (1 + fid / 300),
+        "fid": fid, "is": 6 - 0.4 * math.log2(1 + fid), "class_consistency": 1 / (1 + fid / 300),
         "intra_fid": 1.8 * fid, "gamma/g32": 0.3 * step / 2000, "gamma/d32": -0.1 * step / 2000,
         "logit_real": 1 + step / 1000, "logit_fake": -1.0,
         **{f"fid_group/{group}": fid * (0.7 if group == "texture" else 1.2) for group in GROUPS},

@@ -49,7 +49,7 @@ def attention_vs_residual(make: Make) -> Unit:
         }
         for name, (prefix, side) in names.items()
     }
-    unit = with_metrics(unit, is_mean=lambda fid: 6 - fid / 20, num_params_g=lambda fid: 884_000.0,
+    unit = with_metrics(unit, **{"is": lambda fid: 6 - fid / 20}, num_params_g=lambda fid: 884_000.0,
                         best__fid=lambda fid: fid - 1, best__step=lambda fid: 800.0)  # fmt: skip
     return replace(described(unit, changes=changes), study="attention_vs_residual")
 
@@ -57,7 +57,7 @@ def attention_vs_residual(make: Make) -> Unit:
 def comparison(make: Make) -> Unit:
     unit = make({"acgan": scores(30), "sngan_projection": scores(22), "sagan": scores(20)},
                 paper="table2", study="comparison", baseline="sngan_projection")  # fmt: skip
-    return with_metrics(unit, is_mean=lambda fid: 6 - fid / 20, intra_fid=lambda fid: 2 * fid)
+    return with_metrics(unit, **{"is": lambda fid: 6 - fid / 20}, intra_fid=lambda fid: 2 * fid)
 
 
 def spectral_norm(make: Make) -> Unit:

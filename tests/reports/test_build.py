@@ -37,7 +37,7 @@ def test_a_half_finished_study_gets_every_file(built: Path) -> None:
         "seeds",
         "differences",
         "curve_fid",
-        "curve_is_mean",
+        "curve_is",
         "curve_class_consistency",
         "samples_none",
         "samples_feat32",

@@ -144,8 +144,8 @@ def test_holm_takes_back_a_claim_made_by_picking_among_many(make_unit: Callable[
 
 def test_where_higher_is_better_so_is_a_higher_probability_of_improvement(make_unit: Callable[..., Unit]) -> None:
     unit = make_unit({"none": {0: 1.0, 1: 1.1, 2: 1.2}, "feat32": {0: 2.0, 1: 2.1, 2: 2.2}})
-    unit = replace(unit, finals=unit.finals.rename(columns={"fid": "is_mean"}))
-    assert [row.improvement for row in compare(unit, "is_mean")] == [None, 1.0]
+    unit = replace(unit, finals=unit.finals.rename(columns={"fid": "is"}))
+    assert [row.improvement for row in compare(unit, "is")] == [None, 1.0]
 
 
 def test_names_from_the_store_are_text_in_latex_and_markdown() -> None:
@@ -239,7 +239,7 @@ def test_what_a_variant_takes_is_counted_once_and_measured_over_seeds(make_unit:
 def test_the_papers_best_figures_are_the_ones_its_text_speaks_of() -> None:
     table1 = published("table1")
     fid = {record.variant: record.value for record in table1 if record.metric == "fid"}
-    score = {record.variant: record.value for record in table1 if record.metric == "is_mean"}
+    score = {record.variant: record.value for record in table1 if record.metric == "is"}
     assert min(fid, key=lambda name: fid[name]) == "feat32" and max(score, key=lambda name: score[name]) == "feat64"
     assert {record.certainty for record in table1} == {"printed"}
     # The stabilisation study runs without attention: its end is Table 1's first column.
