@@ -79,7 +79,8 @@ def frechet_standard_error(real: RealGaussian, other: Gaussian, features: Tensor
 
     Delta method: the distance moves by the mean of psi(x) = 2 (m2 - m1)'(x - m2) + (x - m2)'(I - T)(x - m2) - const,
     T = S (S C2 S)^(-1/2) S. Labels [n] are chosen, not drawn, so only the spread of psi within a class counts. It says
-    how sure one generator's figure is; two trainings of the same generator differ by more (about three times).
+    how sure one generator's figure is; two trainings of the same generator differ by far more (26 times, measured with
+    the `embedded` preset as first shipped).
     """
     values, vectors = torch.linalg.eigh(_lower_product(real, other))
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps

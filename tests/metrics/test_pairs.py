@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +108,10 @@ def test_largest_values_are_those_of_topk(columns: int, rng: torch.Generator) ->
     values = torch.randint(50, (200, columns), generator=rng).float()  # with ties
     values[0] = 1
     assert torch.equal(_largest(values, 6), values.topk(6).values)
+
+
+def test_features_far_from_the_origin_have_the_neighbours_of_the_same_ones_at_it(rng: torch.Generator) -> None:
+    generated, real = (features.float() for features in pair(rng))
+    moved = neighbours(generated + 1000, real + 1000)
+    for name, expected in asdict(neighbours((generated + 1000).double() - 1000, (real + 1000).double() - 1000)).items():
+        assert getattr(moved, name) == pytest.approx(expected, abs=0.002)
