@@ -1,0 +1,170 @@
+"""What each metric sees: fresh built-in pictures, damaged in one way each, scored as a generator's samples are.
+
+`python -m sagan.metrics.distortions [--out FILE]` prints a Markdown table: a row per metric, a column per damage, and
+in each cell how far the damage moves the metric, in units of the metric's sd over redraws of intact pictures, or over
+training seeds where `--sd` gives it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sagan.data import DEFAULT_CACHE, embedded, open_dataset
+from sagan.metrics.evaluation import Evaluator
+from sagan.presets import PRESETS
+
+_FIRST_SEED = 1000  # neither the data set's nor the extractor's
+_PRESET = PRESETS["embedded"]
+Damage = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W], labels [N]
+
+
+def blur(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
+    """A Gaussian of sigma 1 px, cut at 3 px."""
+    weights = torch.exp(-torch.arange(-3.0, 4.0).square() / 2)
+    weights = (weights / weights.sum()).expand(3, 1, 1, 7)
+    across = F.conv2d(F.pad(images.float(), (3, 3, 3, 3), mode="replicate"), weights, groups=3)
+    both: Tensor = F.conv2d(across, weights.transpose(2, 3), groups=3)
+    return both.round_().to(torch.uint8)
+
+
+def noise(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
+    """Of an sd of 5 % of the range."""
+    drawn = torch.randn(images.shape, generator=draw)
+    noisy = images + 0.05 * 255 * drawn
+    return noisy.round().clamp(0, 255).to(torch.uint8)
+
+
+def patch_shuffle(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
+    """The four quarters of each picture in random order."""
+    n, _, side, _ = images.shape
+    quarters = images.reshape(n, 3, 2, side // 2, 2, side // 2).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    mixed: Tensor = quarters[torch.arange(n)[:, None], torch.rand(n, 4, generator=draw).argsort(1)].unflatten(1, (2, 2))
+    mixed = mixed.permute(0, 3, 1, 4, 2, 5)
+    return mixed.reshape(images.shape)
+
+
+def dropped_class(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
+    """Pictures of the next class in place of the first one's."""
+    source = torch.arange(len(images))
+    source[labels == 0] = torch.where(labels == 1)[0][: int((labels == 0).sum())]
+    return images[source]
+
+
+def collapsed_class(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
+    """One picture in place of all of the last class."""
+    return _repeated(images, labels, [int(labels.max())])
+
+
+def collapsed_classes(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
+    """One picture a class."""
+    return _repeated(images, labels, labels.unique().tolist())
+
+
+def _repeated(images: Tensor, labels: Tensor, chosen: list[int]) -> Tensor:
+    found = images.clone()
+    for label in chosen:
+        rows = torch.where(labels == label)[0]
+        found[rows] = images[rows[0]]
+    return found
+
+
+DAMAGES: dict[str, Damage] = {
+    "blur 1 px": blur,
+    "noise 5 %": noise,
+    "patch shuffle": patch_shuffle,
+    "dropped class": dropped_class,
+    "one class collapsed": collapsed_class,
+    "all classes collapsed": collapsed_classes,
+}
+
+
+def effects(
+    evaluate: Callable[[Tensor, Tensor], dict[str, float]], n: int, redraws: int, given: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """{metric: {"intact": mean, "sd": sd, damage: shift in sds}}; `given` are sds that take the place of measured ones.
+
+    `redraws` (2 or more) sets of `n` intact pictures are scored; the first of them is damaged. An sd of 0 gives inf.
+    """
+    data, labels = _PRESET.data, torch.arange(n) % len(embedded.CLASSES)
+    sets = [embedded.draw(labels, _FIRST_SEED + i, data.resolution, data.difficulty) for i in range(redraws)]
+    intact = [evaluate(images, labels) for images in sets]
+    damaged = {
+        name: evaluate(damage(sets[0], labels, torch.Generator().manual_seed(0)), labels)
+        for name, damage in DAMAGES.items()
+    }
+    if "broken" in inspect.signature(embedded.draw).parameters:
+        broken = {"broken": True}
+        pictures = embedded.draw(labels, _FIRST_SEED, data.resolution, data.difficulty, **broken)
+        damaged["broken relations"] = evaluate(pictures, labels)
+    found = {}
+    for key in intact[0]:
+        values = torch.tensor([scores[key] for scores in intact], dtype=torch.float64)
+        sd = given.get(key, float(values.std()))
+        found[key] = {"intact": float(values.mean()), "sd": sd} | {
+            name: _in_units(scores[key] - intact[0][key], sd) for name, scores in damaged.items() if key in scores
+        }
+    return found
+
+
+def _in_units(shift: float, sd: float) -> float:
+    return 0.0 if shift == 0 else shift / sd if sd > 0 else float("inf") if shift > 0 else float("-inf")
+
+
+def markdown(found: dict[str, dict[str, float]]) -> str:
+    columns = list(dict.fromkeys(name for row in found.values() for name in row))
+    lines = ["| metric | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
+    for key, row in found.items():
+        shown = [
+            f"{row[name]:.4g}" if name in ("intact", "sd") else f"{row[name]:+.1f}" for name in columns if name in row
+        ]
+        lines.append(f"| `{key}` | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sagan.metrics.distortions", description=__doc__)
+    parser.add_argument("--samples", type=int, default=_PRESET.eval.num_samples, help="pictures (default: %(default)s)")
+    parser.add_argument("--redraws", type=int, default=8, help="of intact pictures, for the sd (default: %(default)s)")
+    parser.add_argument("--sd", type=Path, metavar="CSV", help="columns metric and sd, in place of the sd over redraws")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there as well")
+    options = parser.parse_args(arguments)
+    try:
+        if options.redraws < 2 or options.samples < 120:
+            raise ValueError(
+                f"--redraws: must be 2 or more and --samples 120 or more, got {options.redraws} and {options.samples}"
+            )
+        given = _sds(options.sd) if options.sd else {}
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    dataset = open_dataset(_PRESET.data)
+    evaluator = Evaluator(dataset, _PRESET.eval, device=torch.device("cpu"), cache_dir=DEFAULT_CACHE)
+    table = markdown(
+        effects(lambda images, labels: evaluator(images.split(100), labels), options.samples, options.redraws, given)
+    )
+    print(table, end="")
+    if options.out:
+        options.out.write_text(table)
+    return 0
+
+
+def _sds(file: Path) -> dict[str, float]:
+    with file.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    try:
+        return {row["metric"]: float(row["sd"]) for row in rows}
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"--sd: {file} must have columns metric and sd, a number in each sd") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sagan.data import embedded
+from sagan.metrics.distortions import DAMAGES, effects, main, markdown
+
+LABELS = torch.arange(12) % 6
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_each_damage_changes_pictures_and_keeps_their_form(name: str) -> None:
+    images = embedded.draw(LABELS, 0, 64, "easy")
+    found = DAMAGES[name](images, LABELS, torch.Generator().manual_seed(0))
+    assert found.shape == images.shape and found.dtype == torch.uint8
+    assert not torch.equal(found, images) and torch.equal(images, embedded.draw(LABELS, 0, 64, "easy"))
+
+
+def test_effects_are_shifts_in_units_of_the_sd_over_redraws_or_of_the_one_given() -> None:
+    def evaluate(images: Tensor, labels: Tensor) -> dict[str, float]:
+        return {"mean": float(images.double().mean()), "other": float(images.double().mean())}
+
+    found = effects(evaluate, 12, 3, {"other": 2.0})
+    sets = [embedded.draw(LABELS, 1000 + i, 64, "easy") for i in range(3)]
+    sd = torch.stack([images.double().mean() for images in sets]).std()
+    shift = DAMAGES["dropped class"](sets[0], LABELS, torch.Generator()).double().mean() - sets[0].double().mean()
+    assert found["mean"]["dropped class"] == pytest.approx(float(shift / sd))
+    assert found["other"]["dropped class"] == pytest.approx(float(shift / 2))
+    assert markdown(found).count("\n") == 4
+
+
+def test_a_table_of_sds_without_the_columns_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sd.csv").write_text("name,value\nfid,1\n")
+    assert main(["--sd", str(tmp_path / "sd.csv")]) == 2
+    assert "must have columns metric and sd" in capsys.readouterr().err
