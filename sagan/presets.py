@@ -28,7 +28,7 @@ _EMBEDDED = Config(
     data=DataConfig(name="embedded", resolution=64),
     model=ModelConfig(width_g=8, width_d=8, z_dim=64),
     optim=OptimConfig(lr_g=7e-4, lr_d=1.4e-3, lr_equal=1e-3, batch_size=8, steps=1000, ema_decay=0.99, ema_start=100),
-    eval=EvalConfig(every=200, num_samples=1200, extractor="embedded-v1", bn="standing"),
+    eval=EvalConfig(every=200, num_samples=1200, extractor="embedded-v2", bn="standing"),
 )
 
 # The same pictures at 128 px, where all five places of attention can be built: a complete Table 1 in minutes of a GPU.
@@ -48,7 +48,7 @@ _EMBEDDED128 = Config(
         ema_decay=0.99,
         ema_start=100,
     ),
-    eval=EvalConfig(every=200, num_samples=1200, extractor="embedded-v1", bn="standing"),
+    eval=EvalConfig(every=200, num_samples=1200, extractor="embedded-v2", bn="standing"),
 )
 
 # Ten classes of ImageNet, for hours on one GPU: half the width, a quarter of the batch, mirrored pictures and a moving

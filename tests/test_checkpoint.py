@@ -137,7 +137,7 @@ def test_no_file_that_is_read_back_runs_a_pickle(tmp_path: Path) -> None:
         again = open_dataset(DataConfig(name="folder", resolution=32), tmp_path / "pictures", cache)
         assert again.fingerprint == dataset.fingerprint and again.labels.tolist() == [0] * 12
 
-    extractor = load_extractor("embedded-v1", device="cpu")
+    extractor = load_extractor("embedded-v2", device="cpu")
     for _ in range(2):
         reference = load_reference(dataset, extractor, cache, torch.device("cpu"))
         assert reference.labels.tolist() == [0] * 12

@@ -218,10 +218,11 @@ def score(generated: Features, reference: Reference) -> dict[str, float]:
     """
     if not reference.scored_logits:
         return {}
-    whole, _ = inception_score(generated.logits, splits=1)
+    logits = _own_logits(generated, reference)
+    whole, _ = inception_score(logits, splits=1)
     found = {"is": whole}
-    if len(generated.logits) >= _IS_SPLITS:
-        mean, spread = inception_score(generated.logits, _IS_SPLITS)
+    if len(logits) >= _IS_SPLITS:
+        mean, spread = inception_score(logits, _IS_SPLITS)
         found |= {"is_mean": mean, "is_std": spread}
     return found
 
@@ -231,4 +232,10 @@ def consistency(generated: Features, reference: Reference) -> dict[str, float]:
     """Share of images that the extractor takes for the class asked for; left out where its classes are others."""
     if not reference.named_logits:
         return {}
-    return {"class_consistency": float((generated.logits.argmax(1) == generated.labels).double().mean())}
+    found = _own_logits(generated, reference).argmax(1)
+    return {"class_consistency": float((found == generated.labels).double().mean())}
+
+
+def _own_logits(generated: Features, reference: Reference) -> Tensor:
+    """Of the data's own classes, where the extractor knows these by name and others beside them."""
+    return generated.logits[:, : len(reference.classes)] if reference.named_logits else generated.logits

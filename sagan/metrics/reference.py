@@ -108,7 +108,8 @@ def load_reference(dataset: ImageDataset, extractor: Extractor, cache_dir: Path,
     their content when read; a damaged one is built anew. Of several processes one builds and the others wait.
     """
     tensors = _cached(dataset, extractor, cache_dir, device)
-    named = extractor.labels == dataset.classes
+    # An extractor may know further classes, such as broken relations; a metric of classes looks at the data's own.
+    named = extractor.labels is not None and extractor.labels[: len(dataset.classes)] == dataset.classes
     natural = extractor.name == "inception" and dataset.name != "embedded"
     return Reference(tensors, dataset.classes, dataset.groups, named, named or natural)
 

@@ -14,7 +14,7 @@ from sagan.data import ImageDataset, embedded
 from sagan.metrics.evaluation import Evaluator
 
 CPU = torch.device("cpu")
-CONFIG = EvalConfig(every=1, num_samples=600, extractor="embedded-v1", bn="standing")
+CONFIG = EvalConfig(every=1, num_samples=600, extractor="embedded-v2", bn="standing")
 LABELS = torch.arange(600) % 6
 Damage = Callable[[Tensor, float], Tensor]
 
@@ -135,7 +135,7 @@ def test_other_class_names_leave_out_what_reads_the_classes(
 def test_fingerprint_names_all_that_a_figure_depends_on(
     dataset: ImageDataset, cache: Path, evaluate: Evaluator
 ) -> None:
-    for part in ("embedded-v1@", "600 samples", "reference 1200 train", "resize ", "bn standing", "raw", "0.4.0"):
+    for part in ("embedded-v2@", "600 samples", "reference 1200 train", "resize ", "bn standing", "raw", "0.4.0"):
         assert part in evaluate.fingerprint
     averaged = Evaluator(dataset, CONFIG, device=CPU, cache_dir=cache, weights="ema")
     assert averaged.fingerprint == evaluate.fingerprint.replace("; raw;", "; ema;")

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def extractor() -> Extractor:
-    return load_extractor("embedded-v1", device=CPU)
+    return load_extractor("embedded-v2", device=CPU)
 
 
 @pytest.fixture(scope="module")

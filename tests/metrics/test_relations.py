@@ -85,7 +85,7 @@ def test_standard_error_is_the_spread_over_redraws(real: Tensor) -> None:
 
 def test_disagreement_collapse_and_another_law_all_raise_the_error(real: Tensor) -> None:
     whole = measure(twins(600, seed=1))
-    one_picture = whole[:1].expand(600, 4) + 0.01 * torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    one_picture = whole[:1].expand(600, 4) + 0.01 * real.std(0) * torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
     smaller = measure(twins(600, seed=1)) * torch.tensor([0.6, 0.6, 1, 1])
     found = {
         name: agreement(parameters, real)
@@ -105,7 +105,7 @@ def test_disagreement_collapse_and_another_law_all_raise_the_error(real: Tensor)
 
 def test_a_fixed_picture_has_an_error_and_no_correlation(real: Tensor) -> None:
     found = agreement(real[:1].expand(50, 4), real)
-    assert found and found.correlation == 0 and found.spread == 0 and found.error > 0.3
+    assert found and found.correlation == 0 and found.spread < 1e-6 and found.error > 0.3
 
 
 def test_too_few_pictures_have_no_error(real: Tensor) -> None:
