@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from ablations.display import duration
 from ablations.machine import Team
 from ablations.plan import Cell, Study, Variant, show
 from ablations.preflight import sqlite_path
+from reports import statistics
 from sagan.config import Config, diff
 from sagan.cost import Cost, count
 from sagan.data import num_classes
@@ -70,7 +72,52 @@ def show_plan(
     names = ", ".join(cell.name for cell in cells)
     say(f"{len(cells)} cells{f', the first {shared} shared with studies above' if shared else ''}: {names}")
     say(said)
+    say(_power(study, cells, tracking_uri))
     return total
+
+
+def _power(study: Study, cells: Sequence[Cell], tracking_uri: str) -> str:
+    """The smallest difference that the cells show with 80 % power, and where the noise that it rests on is from.
+
+    The noise is that of the store's runs of this protocol, or else the shipped one, and is known for metrics that are
+    compared as ratios.
+    """
+    sizes = dict(Counter(cell.variant for cell in cells))
+    pairs = study.pairs
+    effect = statistics.visible(sizes, [statistics.pair(*names) for names in pairs])
+    if effect is None:
+        return "What this could show: nothing, for a comparison needs two seeds per variant or more."
+    design = f"{len(pairs)} {'comparison' if len(pairs) == 1 else 'comparisons'}, n = {min(sizes.values())} per variant"
+    sd, origin = None, ""
+    if statistics.on_log_scale(study.metric):
+        groups = _scores(study, tracking_uri)
+        sd, origin = statistics.pooled_sd(groups, log=True), f"from {sum(map(len, groups))} runs in the store"
+        if sd is None:
+            sd, origin = statistics.shipped_noise(study.preset, study.metric), "as shipped in reports/noise.yaml"
+    if sd is None:
+        unknown = "how large one is has not been measured"
+        size = f"a difference of {effect:.1f} sds over seeds in {study.metric} or more; {unknown}"
+    else:
+        change = statistics.changed(effect * sd, log=True)
+        size = f"{study.metric} {change}; sd of its log over seeds {sd:.2f}, {origin}"
+    return f"What this could show with 80 % power ({design}): {size}."
+
+
+def _scores(study: Study, tracking_uri: str) -> list[list[float]]:
+    """The primary metric's last values of each variant of this protocol, where a store is there already."""
+    path = sqlite_path(tracking_uri)
+    if path is not None and not path.exists():
+        return []
+    from ablations.tracking import Store
+
+    store = Store(tracking_uri)
+    experiment_id = store.find_experiment(study)
+    found: dict[str, list[float]] = {}
+    for run in store.runs(experiment_id, "tags.kind = 'cell'") if experiment_id else ():
+        tags, value = run.data.tags, run.data.metrics.get(study.metric, 0.0)
+        if tags.get("protocol") == study.protocol and tags.get("outcome") == "finished" and value > 0:
+            found.setdefault(tags.get("variant", ""), []).append(value)
+    return list(found.values())
 
 
 def show_total(plans: Sequence[tuple[int, int, float]], console: Console) -> None:

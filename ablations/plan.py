@@ -14,6 +14,12 @@ from typing import Any, Literal
 from ablations.space import BEST, Changes, Search, trial_name
 from sagan.config import Config, diff, digest, flatten, override
 
+# What a study may name as its primary metric, and which of them every data set has.
+METRICS = (
+    *("relation_error", "fid", "fid_extrapolated", "fid_local", "intra_fid", "kid", "is", "precision", "recall"),
+    *("density", "coverage", "class_consistency", "relation_correlation", "relation_spread", "class_diversity"),
+)
+RELATIONS = ("relation_error", "relation_correlation", "relation_spread")  # read off built-in pictures alone
 Design = Literal["one_at_a_time", "grid", "ladder"]
 Factors = dict[str, dict[str, Changes]]  # {factor: {level: {field: value}}}
 
@@ -96,6 +102,23 @@ class Study:
     path: Path
     text: str
     search: Search | None = None
+    metric: str = "fid"  # the primary one
+    contrasts: tuple[tuple[str, str], ...] = ()  # (variant, reference), as named; variants may have obstacles
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """What the report will compare, (variant, reference), without variants that this preset cannot carry.
+
+        As named; else rung by rung in a ladder; else each variant with the baseline, a search's best alone.
+        """
+        carried = [variant.name for variant in self.variants() if variant.obstacle is None]
+        if self.contrasts:
+            return [pair for pair in self.contrasts if set(pair) <= set(carried)]
+        if self.search is not None:
+            return [(BEST, self.baseline)] if self.baseline in carried else []
+        if self.design == "ladder":
+            return [(low, high) for high, low in itertools.pairwise(carried)]
+        return [(name, self.baseline) for name in carried if name != self.baseline and self.baseline in carried]
 
     def variants(self) -> list[Variant]:
         found = []
@@ -144,12 +167,13 @@ class Study:
             }
             for variant in self.variants()
         ]
-        fields = ("question", "paper", "protocol", "preset", "baseline")
+        fields = ("question", "paper", "protocol", "preset", "baseline", "metric")
         return {
             "study": self.name,
             **{field: getattr(self, field) for field in fields},
             "design": "search" if self.search else self.design,
             "factors": list(self.factors),
+            "contrasts": [list(pair) for pair in self.pairs] if self.contrasts else [],
             "variants": variants,
             "seeds": list(self.seeds),
         }

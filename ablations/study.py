@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from ablations.document import Document, Position, StudyError, did_you_mean, hint
-from ablations.plan import Design, Factors, Study, arms, describe_protocol
+from ablations.plan import METRICS, RELATIONS, Design, Factors, Study, arms, describe_protocol
 from ablations.space import BEST, MAX_SEED, Changes, is_trial_name, read_search
 from sagan.config import Config, override
 from sagan.presets import PRESETS
 
 _REQUIRED = ("name", "question", "preset", "seeds", "baseline")
-_FIELDS = (*_REQUIRED, "factors", "paper", "design", "set", "search")
+_FIELDS = (*_REQUIRED, "factors", "paper", "design", "set", "search", "metric", "contrasts")
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}")
 _NAME_RULE = "must be 1 to 64 letters, digits or any of _ - + . and not begin with a dot, because it names files"
 _MAX_NAME = 200  # of a variant of several factors; a file's name has 255
 _MAX_TEXT = 1_000
 _MAX_CELLS = 20_000
+_ENDPOINT = ("eval.endpoint", "eval.every", "optim.steps")  # what decides whether a run has enough evaluations
 
 
 def read_study(path: Path, preset: str | None = None, changes: Mapping[str, str] | None = None) -> Study:
@@ -60,6 +61,8 @@ class _Checker:
             baseline = self._baseline_of_search()
         else:
             baseline = self._baseline(design, factors, seeds) if design and factors else ""
+        metric = self._metric(base)
+        contrasts = self._contrasts(design, factors, baseline, search is not None)
         if errors := self._command_errors + self._document.errors():
             raise StudyError(errors)
         assert design is not None
@@ -77,6 +80,8 @@ class _Checker:
             path=self._document.path,
             text=self._document.text,
             search=search,
+            metric=metric,
+            contrasts=contrasts,
         )
 
     def _error(self, path: Position, message: str, at: Literal["key", "value"] = "value") -> None:
@@ -105,6 +110,50 @@ class _Checker:
         elif len(str(value)) > _MAX_TEXT:
             self._error(path, f"must have {_MAX_TEXT} characters at most, got {len(value)}; shorten it")
         return str(value).strip()
+
+    def _metric(self, base: Config) -> str:
+        """The primary metric; by default relation_error on the built-in pictures, fid elsewhere."""
+        built_in = base.data.name == "embedded"
+        metric = self._content.get("metric", "relation_error" if built_in else "fid")
+        if metric not in METRICS:
+            self._error(("metric",), f"must be one of {', '.join(METRICS)}, got {metric!r}{hint(metric, METRICS)}")
+        elif metric in RELATIONS and not built_in:
+            rule = f"is read off the built-in pictures alone, and this preset has {base.data.name}"
+            self._error(("metric",), f"{rule}, got {metric!r}; write fid, or choose a built-in preset")
+        return str(metric)
+
+    def _contrasts(
+        self, design: Design | None, factors: Factors, baseline: str, is_search: bool
+    ) -> tuple[tuple[str, str], ...]:
+        """The pairs (variant, reference) that the study compares; () where it names none."""
+        stored = self._content.get("contrasts")
+        if "contrasts" not in self._content:
+            return ()
+        if not isinstance(stored, list) or not stored:
+            self._error(("contrasts",), f"must be a list of pairs, got {stored!r}; write [[feat32, none]]")
+            return ()
+        if is_search:
+            self._error(("contrasts",), "has no place beside search, which compares its best; drop it", at="key")
+            return ()
+        sound = design and factors and baseline and not self._document.errors()  # else there are no variants to name
+        names = [arm.name for arm in arms(design, factors, baseline)] if sound and design else []
+        found: list[tuple[str, str]] = []
+        for index, pair in enumerate(stored):
+            path = ("contrasts", str(index))
+            if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+                self._error(path, f"must be a pair of variants, got {pair!r}; write [feat32, none]")
+                continue
+            wrong = [name for name in pair if names and name not in names]
+            for name in wrong:
+                place = str(pair.index(name))
+                self._error((*path, place), f"must name a variant, got {name!r}; {did_you_mean(name, names)}")
+            if pair[0] == pair[1]:
+                self._error(path, f"must compare two variants, got {pair[0]!r} twice; name another, or drop the pair")
+            elif any(set(pair) == set(other) for other in found):
+                self._error(path, f"each pair once, got {pair!r} again; drop it")
+            elif not wrong:
+                found.append((pair[0], pair[1]))
+        return tuple(found)
 
     def _name(self, path: Position) -> str:
         value = self._text(path)
@@ -151,12 +200,27 @@ class _Checker:
             self._error(("set",), f"must be a mapping of fields to values, got {changes!r}; write {{optim.steps: 500}}")
             changes = {}
         base = self._applied(preset, changes, ("set",))
+        self._check_endpoint(base, changes, ("set",))
         for name, text in self._changes.items():
             try:
                 base = override(base, {name: text})
             except ValueError as error:
                 self._command_errors.append(f"--set {error}")
+        if any(name in self._changes for name in _ENDPOINT) and not self._document.errors():
+            try:
+                base.check_endpoint()
+            except ValueError as error:
+                self._command_errors.append(f"--set {error}")
         return base
+
+    def _check_endpoint(self, config: Config, changes: Changes, path: Position) -> None:
+        """Notes a score over more evaluations than the run has, at the field of `changes` that makes it so."""
+        field = next((name for name in _ENDPOINT if name in changes), None)
+        if field is not None and not any(name in self._changes for name in _ENDPOINT):
+            try:
+                config.check_endpoint()
+            except ValueError as error:
+                self._error((*path, field), str(error).removeprefix(f"{field}: "))
 
     def _applied(self, config: Config, changes: Changes, path: Position) -> Config:
         """`config` with the changes that it takes; the others are noted, each at its own place."""
@@ -189,7 +253,7 @@ class _Checker:
                     self._error(path, f"must map fields to values, got {changes!r}; write {{}} for no change")
                     continue
                 self._check_owner(path, changes, owner)
-                self._applied(base, changes, path)
+                self._check_endpoint(self._applied(base, changes, path), changes, path)
                 sound[factor][level] = changes
         return sound
 

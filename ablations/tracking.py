@@ -136,6 +136,7 @@ class Store:
             "preset": study.preset,
             "protocol": study.protocol,
             "baseline": study.baseline,
+            "metric": study.metric,
             "plan": plan_digest(study),
             "process": json.dumps(process),
             **({"git_commit": commit} if commit else {}),

@@ -132,8 +132,10 @@ def write_unit(unit: Any, folder: Path, formats: frozenset[str]) -> dict[str, An
         text = "\n".join(writers.markdown(table) for table in tables)
         heading = f"# {writers.escape_markdown(unit.study)} ({writers.escape_markdown(unit.protocol)})"
         question = writers.escape_markdown(unit.question)
-        answer = writers.escape_markdown(parts[0]["headline"])
-        (folder / "table.md").write_text(f"{heading}\n\n{question}\n\n**{answer}**\n\n{text}", encoding="utf-8")
+        answer = f"**{writers.escape_markdown(parts[0]['headline'])}**"
+        if parts[0]["seen"]:
+            answer += f"\n\n{writers.escape_markdown(parts[0]['seen'])}"
+        (folder / "table.md").write_text(f"{heading}\n\n{question}\n\n{answer}\n\n{text}", encoding="utf-8")
     if "tex" in formats:
         text = "\n".join(writers.latex(table) for table in tables)
         (folder / "table.tex").write_text(f"% needs \\usepackage{{booktabs}}\n{text}", encoding="utf-8")
@@ -219,6 +221,7 @@ def _part(unit: Any, number: int, formats: frozenset[str]) -> dict[str, Any]:
     return {
         "unit": unit,
         "headline": summary.headline(unit),
+        "seen": summary.seen(unit),
         "sections": [section for section in sections if section["tables"] or section["panels"]],
     }
 
@@ -253,6 +256,7 @@ def _provenance(unit: Any) -> list[tuple[str, str]]:
     return [
         ("protocol", unit.protocol),
         ("preset", unit.preset),
+        ("primary metric", unit.metric),
         ("baseline", unit.baseline),
         ("seeds", ", ".join(map(str, unit.seeds))),
         ("measured by", listed("metric_fingerprint")),

@@ -20,12 +20,11 @@ from reports.figures import (
     difference_row,
     figure,
     legend,
-    looks,
     name_rows,
     new_axes,
 )  # fmt: skip
 from reports.paper import published
-from reports.summary import compare
+from reports.summary import Comparison, compare, estimates
 from reports.unit import Unit
 
 LARGEST = 20  # more classes than this fit no column
@@ -36,7 +35,7 @@ AT_ONCE = 4  # variants a panel
 def geometry_texture(unit: Unit) -> Iterator[Drawn]:
     """Differences to the baseline by group of classes."""
     keys = [f"fid_group/{group}" for group in unit.groups]
-    found = {key: [row for row in compare(unit, key) if row.difference] for key in keys if key in unit.finals}
+    found = {key: _against_baseline(unit, key) for key in keys if key in unit.finals}
     if len(found) < 2 or not any(found.values()):
         return
     compared = {row.variant for rows in found.values() for row in rows}
@@ -46,14 +45,14 @@ def geometry_texture(unit: Unit) -> Iterator[Drawn]:
     for offset, (key, (marker, face)) in enumerate(marks.items()):
         for row in found[key]:
             place = others.index(row.variant) + 0.52 * ((offset + 0.5) / len(marks) - 0.5)
-            difference_row(axes, unit, row, unit.finished(key), place, marker, face)
+            difference_row(axes, unit, row, place, marker, face)
     name_rows(axes, others, margin=0.5)
-    difference_axis(axes, unit, style.label("fid", unit.fingerprint))
+    difference_axis(axes, unit, next(iter(found)).replace("fid_group/", "fid/"), unit.baseline)
     dark = "#4a515b"
     handles = [Line2D([], [], marker=marker, ls="", color=dark, mfc=face or dark, ms=5, label=key.partition("/")[2])
                for key, (marker, face) in marks.items()]  # fmt: skip
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.3)
-    caption = "By group of classes, paired by seed; bar: mean, whiskers: 95 % t interval."
+    caption = "By group of classes; whiskers: simultaneous 95 % interval over the variants of a group."
     yield Drawn("geometry_texture", f"{caption} {basis(unit, next(iter(found)))}", fig)
 
 
@@ -61,7 +60,7 @@ def geometry_texture(unit: Unit) -> Iterator[Drawn]:
 def classes(unit: Unit) -> Iterator[Drawn]:
     """The paper's Figure 6 with noise bars: which classes gain."""
     names = _scored(unit)
-    rows = {name: [row for row in compare(unit, f"fid_class/{name}") if row.difference] for name in names}
+    rows = {name: _against_baseline(unit, f"fid_class/{name}") for name in names}
     variants = list(dict.fromkeys(row.variant for group in rows.values() for row in group))
     if not variants or len(names) > LARGEST:
         return
@@ -71,17 +70,14 @@ def classes(unit: Unit) -> Iterator[Drawn]:
         fig, axes = new_axes(height=0.6 + (0.16 + 0.1 * len(chosen)) * len(names), legend=chosen)
         for place, name in enumerate(names):
             for row in rows[name]:
-                if row.difference is None or row.variant not in chosen:
-                    continue
-                y = place + 0.7 * ((chosen.index(row.variant) + 0.5) / len(chosen) - 0.5)
-                look = looks(unit)[row.variant]
-                axes.errorbar(row.difference.mean, y, xerr=row.difference.half_width, fmt=look.marker,
-                              color=look.colour, ms=4, lw=1)  # fmt: skip
+                if row.variant in chosen:
+                    y = place + 0.7 * ((chosen.index(row.variant) + 0.5) / len(chosen) - 0.5)
+                    difference_row(axes, unit, row, y, size=4)
         name_rows(axes, names, margin=0.5)
         _group_bands(axes, unit, names)
-        difference_axis(axes, unit, f"intra-class {style.label('fid', unit.fingerprint)}")
+        difference_axis(axes, unit, f"fid_class/{names[0]}", unit.baseline)
         legend(fig, unit, chosen, dashes=False, markers=True)
-        caption = "Class by class, paired by seed: mean and 95 % t interval."
+        caption = "Class by class; whiskers: simultaneous 95 % interval over the variants of a class."
         yield Drawn(
             "classes" if panels == 1 else f"classes_{number}", f"{caption} {basis(unit, f'fid_class/{names[0]}')}", fig
         )
@@ -92,7 +88,7 @@ def class_scores(unit: Unit) -> Iterator[Drawn]:
     """Where each variant stands on each class: the level behind the differences."""
     table = pd.DataFrame(
         {
-            name: {row.variant: row.estimate.mean for row in compare(unit, f"fid_class/{name}") if row.estimate}
+            name: {variant: row.mean for variant, row in estimates(unit, f"fid_class/{name}").items() if row}
             for name in _scored(unit)
         }
     )
@@ -129,6 +125,10 @@ def published_classes(unit: Unit) -> Iterator[Drawn]:
     axes.set_xlabel("the paper's SAGAN minus its SNGAN-projection,\nintra-class FID (left is better)")
     origin = f"{records[0].source}, Figure 6; {records[0].dataset}, one run, so no interval."
     yield Drawn("published_classes", f"Filled: geometry, open: texture. {origin}", fig)
+
+
+def _against_baseline(unit: Unit, key: str) -> list[Comparison]:
+    return [row for row in compare(unit, key) if row.reference == unit.baseline]
 
 
 def _scored(unit: Unit) -> list[str]:

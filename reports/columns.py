@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import pandas as pd
 
 from reports import style
-from reports.statistics import Estimate
-from reports.summary import estimates
+from reports.statistics import Gap
+from reports.summary import estimates, is_log
 from reports.unit import Unit, Variant
 from reports.writers import Row
 
@@ -18,18 +19,26 @@ ABSENT = "–"
 
 def caption(unit: Unit) -> str:
     """By what, on how many samples, at which step, over what the interval is, and which cells are another study's."""
-    steps = sorted({int(step) for step in unit.cells.loc[unit.cells["state"] == "finished", "step"].dropna()})
-    at = f"at the last step ({' and '.join(style.number(step, 0) for step in steps)})" if steps else "at the last step"
-    counts = sorted({len(values) for values in unit.finished("fid").values() if values})
+    counts = sorted({len(values) for values in unit.finished(unit.metric).values() if values})
     n = f", n = {counts[0]}" if len(counts) == 1 else ", n as stated" if counts else ""
     sentences = [
-        f"Measured by {unit.fingerprint}, {at}." if unit.fingerprint else "Nothing measured yet.",
-        f"± is a 95 % t interval over training seeds{n}.",
+        f"Measured by {unit.fingerprint}, {at(unit)}." if unit.fingerprint else "Nothing measured yet.",
+        f"In brackets: 95 % t interval over training seeds{n}.",
     ]
     if counts and counts[0] == 1:
-        only = "One seed has" if counts == [1] else "A figure without ± is one seed's, which has"
+        only = "One seed has" if counts == [1] else "A figure without brackets is one seed's, which has"
         sentences.append(f"{only} no interval.")
-    return " ".join([*sentences, *_shared(unit)])
+    ratios = "Scores that are compared as ratios have geometric means and intervals of the logarithm."
+    return " ".join([*sentences, ratios, *_shared(unit)])
+
+
+def at(unit: Unit) -> str:
+    """At which steps the scores were taken: "at the last step (1,000)", "mean of the last 3 evaluations (to ...)"."""
+    steps = sorted({int(step) for step in unit.cells.loc[unit.cells["state"] == "finished", "step"].dropna()})
+    listed = " and ".join(style.number(step, 0) for step in steps)
+    if unit.endpoint > 1:
+        return f"mean of the last {unit.endpoint} evaluations{f' (to step {listed})' if steps else ''}"
+    return f"at the last step{f' ({listed})' if steps else ''}"
 
 
 def _shared(unit: Unit) -> list[str]:
@@ -57,7 +66,7 @@ def outcomes(unit: Unit, variant: Variant) -> str:
 
 def seeds(unit: Unit, variant: Variant) -> str:
     """ "2 of 3": how many seeds enter the means."""
-    return ABSENT if variant.obstacle else f"{len(unit.finished('fid')[variant.name])} of {len(unit.seeds)}"
+    return ABSENT if variant.obstacle else f"{len(unit.finished(unit.metric)[variant.name])} of {len(unit.seeds)}"
 
 
 def seeds_row(unit: Unit, variants: Iterable[Variant]) -> Row:
@@ -65,27 +74,28 @@ def seeds_row(unit: Unit, variants: Iterable[Variant]) -> Row:
 
 
 def means(unit: Unit, key: str) -> dict[str, float | None]:
-    """{variant: mean over the seeds that finished}."""
+    """{variant: mean over the seeds that finished}; geometric where the metric is compared as a ratio."""
     return {name: found.mean if found else None for name, found in estimates(unit, key).items()}
 
 
 def texts(unit: Unit, key: str) -> dict[str, str]:
-    """{variant: "10.5 ± 1.2"}; a variant without a score says why in the row of the score."""
+    """{variant: "10.5 (9.3 to 11.9)"}; a variant without a score says why in the row of the primary score."""
     rows = estimates(unit, key)
     scale = style.METRICS[key].scale if key in style.METRICS else 1.0
     found = [row for row in rows.values() if row]
+    ends = ((row.mean - row.low) for row in found if row.low is not None)
     digits = max(
         style.decimals(scale * row.mean for row in found),
-        style.decimals((scale * row.half_width for row in found if row.half_width), digits=1),
+        style.decimals((scale * size for size in ends if size), digits=1),
     )
     result = {}
     for variant in unit.variants:
         row = rows[variant.name]
         if row is None:
-            result[variant.name] = why(unit, variant) if key == "fid" else ABSENT
+            result[variant.name] = why(unit, variant) if key in (unit.metric, "fid") else ABSENT
         else:
-            half = None if row.half_width is None else scale * row.half_width
-            result[variant.name] = style.plus_minus(scale * row.mean, half, digits)
+            low, high = (None if end is None else scale * end for end in (row.low, row.high))
+            result[variant.name] = style.interval(scale * row.mean, low, high, digits)
     return result
 
 
@@ -95,19 +105,43 @@ def why(unit: Unit, variant: Variant) -> str:
     return variant.obstacle or str(states.mode().iat[0])
 
 
-def differences(gaps: Sequence[Estimate | None]) -> list[str]:
-    """ "−1.9 ± 0.7", with the same decimals in the whole column."""
-    digits = style.decimals((gap.half_width or gap.mean for gap in gaps if gap), digits=2)
-    return [style.plus_minus(gap.mean, gap.half_width, digits, signed=True) if gap else ABSENT for gap in gaps]
+def gap_text(gap: Gap | None) -> str:
+    """ "−31 % (−46 to −12)" where a ratio is compared, "+0.41 (0.10 to 0.72)" where a difference."""
+    if gap is None:
+        return ABSENT
+    if gap.log:
+        ends = [100 * math.expm1(end) for end in (gap.low, gap.high) if end is not None]
+        if len(ends) < 2:
+            return style.percent(math.exp(gap.value))
+        digits = 1 if min(map(abs, ends)) < 9.95 else 0
+        low, high = (f"{style.number(end, digits)}" for end in ends)
+        return f"{style.percent(math.exp(gap.value))} ({low} to {high})"
+    width = gap.value if gap.low is None or gap.high is None else gap.high - gap.low
+    digits = style.decimals([width or gap.value], digits=2)
+    text = style.number(gap.value, digits, signed=True)
+    if gap.low is None or gap.high is None:
+        return text
+    return f"{text} ({style.number(gap.low, digits)} to {style.number(gap.high, digits)})"
+
+
+def simultaneous(unit: Unit, key: str) -> str:
+    """What p and the intervals of comparisons are; for the notes of a table that has some."""
+    lower = style.lower_is_better(key)
+    better = "" if lower is None else " Below zero is better." if lower else " Above zero is better."
+    return (
+        f"Differences are of means over seeds{', in per cent' if is_log(unit, key) else ''}, with simultaneous 95 % "
+        f"intervals over the {len(unit.pairs)} comparisons of the study; p is adjusted for them, by the same test "
+        f"(reports/statistics.py).{better}"
+    )
 
 
 def best(key: str, figures: Iterable[float | None], offset: int) -> frozenset[int]:
     """Where the best of two or more figures stands; `offset` is the place of the first."""
     found = {place: figure for place, figure in enumerate(figures) if figure is not None}
-    metric = style.METRICS.get(key)
-    if len(found) < 2 or metric is None or metric.lower is None:
+    lower = style.lower_is_better(key)
+    if len(found) < 2 or lower is None:
         return frozenset()
-    top = (min if metric.lower else max)(found.values())
+    top = (min if lower else max)(found.values())
     return frozenset(place + offset for place, figure in found.items() if figure == top)
 
 

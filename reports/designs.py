@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import seaborn as sns
@@ -11,9 +13,22 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
 from reports import style
-from reports.figures import ENDINGS, Drawn, basis, ended_as, figure, looks, name_rows, new_axes
+from reports.columns import gap_text, means
+from reports.figures import (
+    ENDINGS,
+    Drawn,
+    basis,
+    ended_as,
+    figure,
+    log_axis,
+    looks,
+    name_rows,
+    new_axes,
+    whiskers,
+)
 from reports.paper import published
-from reports.statistics import Estimate, estimate, paired_difference
+from reports.statistics import Estimate
+from reports.summary import Comparison, compare, estimates, is_log
 from reports.unit import Unit
 
 RATES = ("optim.lr_g", "optim.lr_d")
@@ -24,19 +39,19 @@ RATIOS = (1, 4)  # of D's rate to G's: equal ones, and the paper's TTUR
 def rates(unit: Unit) -> Iterator[Drawn]:
     """The final score over both learning rates; cells that collapsed are hatched and say so."""
     pairs = _pairs(unit)
-    values = {name: list(found.values()) for name, found in unit.finished("fid").items()}
+    values, averages = unit.finished(unit.metric), means(unit, unit.metric)
     if pairs is None or not any(values.values()):
         return
     rows = sorted({lr_g for lr_g, _ in pairs.values()}, reverse=True)  # the highest rate on top
     columns = sorted({lr_d for _, lr_d in pairs.values()})
     scores, texts = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns)), "", dtype=object)
-    digits = min(2, style.decimals(value for found in values.values() for value in found))
+    digits = min(2, style.decimals(value for found in values.values() for value in found.values()))
     fig, axes = new_axes(height=0.7 + 0.46 * len(rows))
     for name, (lr_g, lr_d) in pairs.items():
         place = rows.index(lr_g), columns.index(lr_d)
         state = ended_as(unit, name).replace(" collapsed", "\ncollapsed").replace(" diverged", "\ndiverged")
         if values[name]:
-            scores[place] = np.mean(values[name])
+            scores[place] = averages[name]
             texts[place] = "\n".join(filter(None, (style.number(scores[place], digits), state)))
         _hatch(axes, unit, name, place, state, scored=bool(values[name]))
     norm = LogNorm() if np.nanmax(scores) > 10 * np.nanmin(scores) > 0 else None
@@ -47,12 +62,14 @@ def rates(unit: Unit) -> Iterator[Drawn]:
     axes.grid(visible=False)
     axes.set_xlabel("learning rate of D")
     axes.set_ylabel("learning rate of G")
-    caption = f"{style.label('fid', unit.fingerprint)}, mean over the seeds that finished; lighter is better."
+    mean = "geometric mean" if is_log(unit, unit.metric) else "mean"
+    better = "darker" if style.lower_is_better(unit.metric) is False else "lighter"
+    caption = f"{style.label(unit.metric, unit.fingerprint)}, {mean} over the seeds that finished; {better} is better."
     if unit.cells["state"].isin(ENDINGS).any():
         caption += " Hatched: runs that collapsed or diverged."
     if drawn:
         caption += f" Lines: D's rate is {' or '.join(map(str, drawn))} times G's."
-    yield Drawn("rates", f"{caption} {basis(unit, 'fid')}", fig)
+    yield Drawn("rates", f"{caption} {basis(unit, unit.metric)}", fig)
 
 
 def _pairs(unit: Unit) -> dict[str, tuple[float, float]] | None:
@@ -104,52 +121,52 @@ def _short(rate: float) -> str:
 @figure("Answer")
 def waterfall(unit: Unit) -> Iterator[Drawn]:
     """A ladder, rung by rung: what each step changes, between the totals of the first and the last rung."""
-    scored = {name: scores for name, scores in unit.finished("fid").items() if scores}
-    seeds = sorted(set(unit.seeds).intersection(*scores) if (scores := list(scored.values())) else ())
-    if unit.design != "ladder" or len(scored) < 2 or not seeds:
+    standing = {name: found for name, found in estimates(unit, unit.metric).items() if found}
+    if unit.design != "ladder" or len(standing) < 2:
         return
-    standing = {name: {seed: values[seed] for seed in seeds} for name, values in scored.items()}
-    names = [variant.name for variant in unit.variants]
+    steps = {row.variant: row for row in compare(unit, unit.metric)}
+    names, scored = [variant.name for variant in unit.variants], list(standing)
     fig, axes = new_axes(height=0.6 + 0.32 * (len(names) + 1))
-    before: str | None = None
     for place, variant in enumerate(unit.variants):
-        if variant.name not in standing:
-            _beside(axes, place, variant.obstacle or ended_as(unit, variant.name) or "no result")
-        elif before is None:
-            _total(axes, unit, standing, variant.name, place)
+        name = variant.name
+        if name not in standing:
+            _beside(axes, place, variant.obstacle or ended_as(unit, name) or "no result")
+        elif name in steps and steps[name].reference in standing:
+            _step(axes, unit, standing, steps[name], place)
         else:
-            _step(axes, unit, standing, before, variant.name, place)
-        before = variant.name if variant.name in standing else before
-    _total(axes, unit, standing, list(standing)[-1], len(names))
-    first, last = names.index(next(iter(standing))), list(standing)[-1]
-    name_rows(axes, [*names[: first + 1], *(f"→ {name}" for name in names[first + 1 :]), last])
-    axes.set_xlabel(style.label("fid", unit.fingerprint, arrow=True))
+            _total(axes, unit, standing[name], name, place)
+    _total(axes, unit, standing[scored[-1]], scored[-1], len(names))
+    first = names.index(scored[0])
+    name_rows(axes, [*names[: first + 1], *(f"→ {name}" for name in names[first + 1 :]), scored[-1]])
+    log = is_log(unit, unit.metric)
+    if log:
+        log_axis(axes, "x")
+    axes.set_xlabel(style.label(unit.metric, unit.fingerprint, arrow=True))
     caption = (
-        "From the first rung to the last. Bar: what a step changes in the mean, paired by seed, with its 95 % t "
-        "interval; diamond: mean of a rung with its own."
+        f"From the first rung to the last. Bar: what a step changes in the {'geometric ' if log else ''}mean, with its "
+        f"simultaneous 95 % interval over {len(unit.pairs)} steps; diamond: mean of a rung, 95 % t interval."
     )
-    if len(seeds) < len(unit.seeds):
-        caption += f" Over seed {', '.join(map(str, seeds))}, which every rung shown here has finished."
-    yield Drawn("waterfall", f"{caption} {basis(unit, 'fid', len(seeds))}{_published_ends(unit)}", fig)
+    yield Drawn("waterfall", f"{caption} {basis(unit, unit.metric)}{_published_ends(unit)}", fig)
 
 
-def _total(axes: Axes, unit: Unit, standing: dict[str, dict[int, float]], name: str, place: int) -> None:
-    total = estimate(list(standing[name].values()))
-    assert total is not None
-    axes.errorbar(total.mean, place, xerr=total.half_width, fmt="D", color=looks(unit)[name].colour, ms=4.5, lw=1.2,
-                  capsize=2)  # fmt: skip
-    _beside(axes, place, _amount(total), ended_as(unit, name) if place < len(unit.variants) else "")
+def _total(axes: Axes, unit: Unit, total: Estimate, name: str, place: int) -> None:
+    look = {"fmt": "D", "color": looks(unit)[name].colour, "ms": 4.5, "lw": 1.2, "capsize": 2}
+    whiskers(axes, total.mean, total.low, total.high, place, **look)
+    axes.plot(total.mean, place, "D", color=looks(unit)[name].colour, ms=4.5)
+    digits = style.decimals([total.mean], digits=3)
+    ended = ended_as(unit, name) if place < len(unit.variants) else ""
+    _beside(axes, place, style.number(total.mean, digits), ended)
 
 
-def _step(axes: Axes, unit: Unit, standing: dict[str, dict[int, float]], before: str, name: str, place: int) -> None:
+def _step(axes: Axes, unit: Unit, standing: dict[str, Estimate], row: Comparison, place: int) -> None:
     """A bar from the mean of the rung before to this one's, and a line down to where the next begins."""
-    step = paired_difference(standing[name], standing[before])
-    level = float(np.mean(list(standing[name].values())))
-    assert step is not None
-    axes.barh(place, step.mean, left=level - step.mean, height=0.5, color=looks(unit)[name].colour)
-    axes.errorbar(level, place, xerr=step.half_width, color="#2b3038", lw=0.9, capsize=2)
+    before, level = standing[row.reference].mean, standing[row.variant].mean
+    axes.barh(place, level - before, left=before, height=0.5, color=looks(unit)[row.variant].colour)
+    low, high = (None if end is None else before * math.exp(end) if row.gap.log else before + end
+                 for end in (row.gap.low, row.gap.high))  # fmt: skip
+    whiskers(axes, level, low, high, place, color="#2b3038", lw=0.9, capsize=2)
     axes.plot([level, level], [place + 0.25, place + 0.75], color="#9aa1ab", lw=0.7)
-    _beside(axes, place, _amount(step, signed=True), ended_as(unit, name))
+    _beside(axes, place, gap_text(replace(row.gap, low=None, high=None)), ended_as(unit, row.variant))
 
 
 def _beside(axes: Axes, place: int, *lines: str) -> None:
@@ -163,11 +180,6 @@ def _beside(axes: Axes, place: int, *lines: str) -> None:
         color="#2b3038",
         linespacing=1.15,
     )
-
-
-def _amount(value: Estimate, signed: bool = False) -> str:
-    digits = style.decimals([value.half_width or value.mean], digits=2)
-    return style.plus_minus(value.mean, value.half_width, digits, signed)
 
 
 def _published_ends(unit: Unit) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,8 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from reports import style
-from reports.statistics import Estimate
-from reports.summary import Comparison, compare
+from reports.statistics import Estimate, on_log_scale
+from reports.summary import Comparison, compare, estimates, is_log
 from reports.unit import Unit
 
 
@@ -48,48 +50,50 @@ def figure(section: str) -> Callable[[Draw], Draw]:
 @figure("Answer")
 def seeds(unit: Unit) -> Iterator[Drawn]:
     """Every seed as a point: with a handful of seeds the points are the distribution."""
-    rows = compare(unit, "fid")
-    if not any(row.estimate for row in rows):
+    rows = estimates(unit, unit.metric)
+    if not any(rows.values()):
         return
-    values = unit.finished("fid")
+    values, log = unit.finished(unit.metric), is_log(unit, unit.metric)
     fig, axes = new_axes(height=0.55 + 0.3 * len(rows))
-    for place, (row, variant) in enumerate(zip(rows, unit.variants, strict=True)):
-        look = looks(unit)[row.variant]
-        if row.estimate is None:
-            text = variant.obstacle or ended_as(unit, row.variant) or "nothing finished"
+    for place, variant in enumerate(unit.variants):
+        look, row = looks(unit)[variant.name], rows[variant.name]
+        if row is None:
+            text = variant.obstacle or ended_as(unit, variant.name) or "nothing finished"
             axes.text(0.02, place, text, transform=axes.get_yaxis_transform(), va="center", color="#5f6670")
             continue
-        if row.estimate.half_width is not None:
-            axes.errorbar(row.estimate.mean, place, xerr=row.estimate.half_width, color=look.colour, capsize=2, lw=1.2)
-        axes.plot(row.estimate.mean, place, "|", color=look.colour, ms=13, mew=2)
-        points = list(values[row.variant].values())
+        whiskers(axes, row.mean, row.low, row.high, place, color=look.colour, capsize=2, lw=1.2)
+        axes.plot(row.mean, place, "|", color=look.colour, ms=13, mew=2)
+        points = list(values[variant.name].values())
         axes.plot(points, [place] * len(points), look.marker, color=look.colour, ms=4.5, mec="white", mew=0.6)
-    name_rows(axes, [_counted(unit, row.variant, row.estimate) for row in rows])
-    axes.set_xlabel(style.label("fid", unit.fingerprint, arrow=True))
-    caption = f"One point a training seed; bar: mean, whiskers: 95 % t interval. {basis(unit, 'fid')}"
-    yield Drawn("seeds", caption, fig)
+    name_rows(axes, [_counted(unit, name, row) for name, row in rows.items()])
+    if log:
+        log_axis(axes, "x")
+    axes.set_xlabel(style.label(unit.metric, unit.fingerprint, arrow=True))
+    mean = "geometric mean, whiskers: 95 % t interval of the logarithm" if log else "mean, whiskers: 95 % t interval"
+    yield Drawn("seeds", f"One point per training seed; bar: {mean}. {basis(unit, unit.metric)}", fig)
 
 
 @figure("Answer")
 def differences(unit: Unit) -> Iterator[Drawn]:
-    """The same, as what each variant changes on a seed: luck that a seed brings to both arms cancels."""
-    found = [row for row in compare(unit, "fid") if row.difference]
+    """The study's comparisons, with simultaneous intervals."""
+    found = compare(unit, unit.metric)
     if not found:
         return
-    values = unit.finished("fid")
+    whole = all(row.reference == unit.baseline for row in found)
     fig, axes = new_axes(height=0.55 + 0.3 * len(found))
     for place, row in enumerate(found):
-        difference_row(axes, unit, row, values, place)
-    name_rows(axes, [_counted(unit, row.variant, row.difference) for row in found])
-    difference_axis(axes, unit, style.label("fid", unit.fingerprint))
-    caption = "Variant minus baseline on the same seed; bar: mean, whiskers: 95 % t interval."
-    yield Drawn("differences", f"{caption} {basis(unit, 'fid')}", fig)
+        difference_row(axes, unit, row, place)
+    name_rows(axes, [row.variant if whole else f"{row.variant}\n− {row.reference}" for row in found])
+    difference_axis(axes, unit, unit.metric, unit.baseline if whole else "the other")
+    what = "Ratio of geometric means" if found[0].gap.log else "Difference of means"
+    caption = f"{what}; whiskers: simultaneous 95 % interval over {len(unit.pairs)} comparisons."
+    yield Drawn("differences", f"{caption} {basis(unit, unit.metric)}", fig)
 
 
 @figure("Training curves")
 def curves(unit: Unit) -> Iterator[Drawn]:
     """Scores over training, with every seed as a thin line."""
-    for key in ("fid", "is", "class_consistency"):
+    for key in dict.fromkeys((unit.metric, "fid", "is", "class_consistency")):
         history = unit.history(key)
         if history.empty:
             continue
@@ -99,8 +103,7 @@ def curves(unit: Unit) -> Iterator[Drawn]:
         for name in names:
             curve(axes, history[history["variant"] == name], looks(unit)[name], ended(unit, name), bands)
         step_axis(axes)
-        if key == "fid":
-            log_where_wide(axes, history["value"])
+        log_where_ratio(axes, key, history["value"])
         axes.set_ylabel(style.label(key, unit.fingerprint, arrow=True))
         legend(fig, unit, names)
         name = style.label(key, unit.fingerprint)
@@ -172,6 +175,7 @@ def basis(unit: Unit, key: str, n: int | None = None) -> str:
     parts = [
         f"n = {span(counts)}" if counts else "No seed has finished yet",
         f"{extractor} features" if extractor else "",
+        f"mean of the last {unit.endpoint} evaluations" if unit.endpoint > 1 else "",
         f"last step {int(steps.max()):,}" if len(steps) else "",
     ]
     return ", ".join(part for part in parts if part) + "."
@@ -229,14 +233,28 @@ def step_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
-def log_where_wide(axes: Axes, values: pd.Series) -> None:
-    """A logarithmic y axis where positive values span more than a factor of ten."""
-    positive = values[values > 0]
-    if len(positive) and positive.max() > 10 * positive.min():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
+def log_where_ratio(axes: Axes, key: str, values: pd.Series) -> None:
+    """A logarithmic y axis for a metric that is compared as a ratio, where all values are above 0."""
+    if on_log_scale(key) and len(values) and values.min() > 0:
+        log_axis(axes, "y")
+
+
+def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Logarithmic, with a few round numbers also where it spans less than a decade."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low)
+    subs = (1, 2, 5) if decades > 0.9 else (1, 1.5, 2, 3, 4, 5, 6, 8) if decades > 0.3 else tuple(np.arange(1, 10, 0.5))
+    axis.set_major_locator(LogLocator(subs=(1,) if decades > 3 else subs, numticks=8))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
+def whiskers(axes: Axes, mean: float, low: float | None, high: float | None, place: float, **look: Any) -> None:
+    """A horizontal interval, which need not be symmetric; nothing where there is none."""
+    if low is not None and high is not None:
+        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], **look)
 
 
 def name_rows(axes: Axes, names: Sequence[str], margin: float = 0.6) -> None:
@@ -246,33 +264,28 @@ def name_rows(axes: Axes, names: Sequence[str], margin: float = 0.6) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def difference_axis(axes: Axes, unit: Unit, measure: str) -> None:
-    """Where the baseline stands among differences to it, and what they are in; lower is better."""
-    axes.axvline(0, color=style.BASELINE_COLOUR, lw=1)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    text = f"difference to {unit.baseline} in {measure} (left is better)"
-    axes.set_xlabel(text if len(text) < 45 else text.replace(" in ", "\nin ", 1))
+def difference_axis(axes: Axes, unit: Unit, key: str, reference: str) -> None:
+    """Where the reference stands among what is compared with it, and what the axis is in."""
+    log = is_log(unit, key)
+    axes.axvline(1 if log else 0, color=style.BASELINE_COLOUR, lw=1)
+    if log:
+        log_axis(axes, "x")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    lower, measure = style.lower_is_better(key), style.label(key, unit.fingerprint)
+    side = "" if lower is None else f" ({'left' if lower else 'right'} is better)"
+    text = f"{measure} over that of {reference}{side}" if log else f"difference to {reference} in {measure}{side}"
+    axes.set_xlabel(text if len(text) < 45 else text.replace(" over ", "\nover ", 1).replace(" in ", "\nin ", 1))
 
 
-def difference_row(
-    axes: Axes,
-    unit: Unit,
-    row: Comparison,
-    values: dict[str, dict[int, float]],
-    place: float,
-    marker: str | None = None,
-    face: str | None = None,
-) -> None:
-    """A row: one marker a pair of runs, the mean as a bar, its interval as whiskers."""
-    assert row.difference is not None
-    own, baseline = values[row.variant], values[unit.baseline]
-    pairs = [own[seed] - baseline[seed] for seed in own if seed in baseline]
-    look = looks(unit)[row.variant]
-    if row.difference.half_width is not None:
-        axes.errorbar(row.difference.mean, place, xerr=row.difference.half_width, color=look.colour, capsize=2, lw=1.2)
-    axes.plot(row.difference.mean, place, "|", color=look.colour, ms=10, mew=2)
-    axes.plot(pairs, [place] * len(pairs), marker or look.marker, color=look.colour, mfc=face or look.colour,
-              ms=4, mew=0.8)  # fmt: skip
+def difference_row(axes: Axes, unit: Unit, row: Comparison, place: float, marker: str | None = None,
+                   face: str | None = None, size: float = 4.5) -> None:  # fmt: skip
+    """A row: one marker for the ratio or difference, its simultaneous interval as whiskers."""
+    look, back = looks(unit)[row.variant], math.exp if row.gap.log else float
+    low, high = (None if end is None else back(end) for end in (row.gap.low, row.gap.high))
+    whiskers(axes, back(row.gap.value), low, high, place, color=look.colour, capsize=2, lw=1.2)
+    axes.plot(back(row.gap.value), place, marker or look.marker, color=look.colour, mfc=face or look.colour, ms=size,
+              mew=0.8)  # fmt: skip
 
 
 def legend(fig: Figure, unit: Unit, variants: Sequence[str], dashes: bool = True, markers: bool = False) -> None:

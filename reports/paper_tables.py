@@ -130,14 +130,15 @@ def _rates_text(variant: Variant) -> str:
 
 
 def _ours(unit: Unit, shown: Sequence[Variant], keys: Sequence[str]) -> Section:
+    """The study's primary metric first, where the paper's table does not have it."""
     rows = [seeds_row(unit, shown)]
-    for key in keys:
+    for key in dict.fromkeys((*([unit.metric] if unit.metric not in keys else []), *keys)):
         found, figures = texts(unit, key), means(unit, key)
-        if key == "fid" or any(figure is not None for figure in figures.values()):
+        if key in (unit.metric, "fid") or any(figure is not None for figure in figures.values()):
             top = best(key, [figures[item.name] for item in shown], 1)
             label = style.label(key, unit.fingerprint, arrow=True)
             rows.append(Row((label, *(found[item.name] for item in shown)), top))
-    return Section(f"ours: {unit.protocol}, mean ± 95 % interval over training seeds", tuple(rows))
+    return Section(f"ours: {unit.protocol}, mean (95 % interval over training seeds)", tuple(rows))
 
 
 def _theirs(records: Sequence[Published], shown: Sequence[Variant], keys: Sequence[str]) -> Section:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 
 from reports import statistics, style
-from reports.columns import ABSENT, best, caption, differences, fixed, means, outcomes, p_text, seeds, texts
+from reports.columns import (
+    ABSENT,
+    best,
+    caption,
+    fixed,
+    gap_text,
+    means,
+    outcomes,
+    p_text,
+    seeds,
+    simultaneous,
+    texts,
+)
 from reports.paper import published
-from reports.statistics import Estimate
+from reports.summary import compare, is_log
 from reports.tables import table
 from reports.unit import SearchTrial, Unit, Variant
 from reports.writers import Row, Section, Table
@@ -22,33 +34,25 @@ def attention_against_residual(unit: Unit) -> Table | None:
     kinds = [kind for kind in CONTROLS if any(kind in row for row in places.values())]
     if not kinds:
         return None
-    values, shown = unit.finished("fid"), texts(unit, "fid")
-    gaps = {
-        (place, kind): statistics.paired_difference(values[row["self_attention"]], values[row[kind]])
-        for place, row in places.items()
-        for kind in kinds
-        if kind in row and "self_attention" in row
-    }
-    written = dict(zip(gaps, differences(list(gaps.values())), strict=True))
-    corrected = statistics.corrected(gaps)
+    shown = texts(unit, unit.metric)
+    gaps = {(row.variant, row.reference): row.gap for row in compare(unit, unit.metric)}
     columns, body = ["at", "self-attention"], []
     for kind in kinds:
-        columns += [CONTROLS[kind], "attention minus it", "p, Holm"]
+        columns += [CONTROLS[kind], "attention against it", "p, adjusted"]
     for place, row in places.items():
-        cells = [f"{place} × {place}", shown.get(row.get("self_attention", ""), ABSENT)]
+        attention = row.get("self_attention", "")
+        cells = [f"{place} × {place}", shown.get(attention, ABSENT)]
         for kind in kinds:
-            pair = place, kind
-            cells += [shown.get(row.get(kind, ""), ABSENT), written.get(pair, ABSENT), p_text(corrected.get(pair))]
+            control = row.get(kind, "")
+            gap = gaps.get((attention, control))
+            cells += [shown.get(control, ABSENT), gap_text(gap), p_text(gap.p if gap else None)]
         body.append(Row(tuple(cells)))
     return Table(
         name="attention_against_residual",
         title="Attention against a residual block in its place",
         columns=tuple(columns),
-        sections=(Section(f"{style.label('fid', unit.fingerprint, arrow=True)}", tuple(body)),),
-        notes=(
-            caption(unit),
-            f"Differences are paired by seed; below zero attention is better. {_family(corrected)}",
-        ),
+        sections=(Section(f"{style.label(unit.metric, unit.fingerprint, arrow=True)}", tuple(body)),),
+        notes=(caption(unit), simultaneous(unit, unit.metric)),
     )
 
 
@@ -69,27 +73,26 @@ def ladder(unit: Unit) -> Table | None:
     """What each rung adds to the one above it, where changes add up."""
     if unit.design != "ladder":
         return None
-    values = unit.finished("fid")
-    pairs = list(zip(unit.variants, unit.variants[1:], strict=False))
-    gaps = {low.name: statistics.paired_difference(values[low.name], values[high.name]) for high, low in pairs}
-    written = dict(zip(gaps, differences(list(gaps.values())), strict=True))
-    corrected, shown, top = statistics.corrected(gaps), texts(unit, "fid"), best("fid", means(unit, "fid").values(), 0)
+    gaps = {(row.variant, row.reference): row.gap for row in compare(unit, unit.metric)}
+    steps = {low: (high, gap) for (low, high), gap in gaps.items()}
+    shown, top = texts(unit, unit.metric), best(unit.metric, means(unit, unit.metric).values(), 0)
     body = []
     for place, item in enumerate(unit.variants):
         adds = _added(unit.variants[place - 1], item) if place else "where the ladder starts"
-        cells = (item.name, adds, shown[item.name], written.get(item.name, ABSENT), p_text(corrected.get(item.name)),
+        _, gap = steps.get(item.name, ("", None))
+        cells = (item.name, adds, shown[item.name], gap_text(gap), p_text(gap.p if gap else None),
                  seeds(unit, item), outcomes(unit, item))  # fmt: skip
         body.append(Row(cells, frozenset({2}) if place in top else frozenset()))
     return Table(
         name="ladder",
         title="Step by step",
-        columns=("rung", "adds", style.label("fid", unit.fingerprint, arrow=True), "to the rung above", "p, Holm",
-                 "seeds", "outcome"),
+        columns=("rung", "adds", style.label(unit.metric, unit.fingerprint, arrow=True), "to the rung above",
+                 "p, adjusted", "seeds", "outcome"),
         sections=(Section(None, tuple(body)), *_published_ends(unit)),
         notes=(
             caption(unit),
-            "Differences to the rung above are paired by seed; below zero is better. A rung stands on those above it: "
-            f"in another order it may add more or less. {_family(corrected)}",
+            f"{simultaneous(unit, unit.metric)} A rung stands on those above it: in another order it may add more or "
+            "less.",
         ),
     )  # fmt: skip
 
@@ -119,8 +122,10 @@ def grid(unit: Unit) -> Table | None:
     crossed = (item for item in unit.variants if {down, across} <= item.factors.keys())
     at = {(item.factors[down], item.factors[across]): item for item in crossed}
     rows, columns = (list(dict.fromkeys(pair[place] for pair in at)) for place in (0, 1))
-    shown, figures = texts(unit, "fid"), means(unit, "fid")
-    top = min((figure for figure in figures.values() if figure is not None), default=None)
+    shown, figures = texts(unit, unit.metric), means(unit, unit.metric)
+    top = (min if style.lower_is_better(unit.metric) is not False else max)(
+        (figure for figure in figures.values() if figure is not None), default=None
+    )
     body = []
     for level in rows:
         found = [at.get((level, other)) for other in columns]
@@ -131,7 +136,7 @@ def grid(unit: Unit) -> Table | None:
         name="grid",
         title=f"{down} by {across}",
         columns=(f"{down} \\ {across}", *columns),
-        sections=(Section(style.label("fid", unit.fingerprint, arrow=True), tuple(body)),),
+        sections=(Section(style.label(unit.metric, unit.fingerprint, arrow=True), tuple(body)),),
         notes=(caption(unit), *_rates(unit)),
     )
 
@@ -151,38 +156,42 @@ def effects(unit: Unit) -> Table | None:
     levels = [list(dict.fromkeys(item.factors.get(name, "") for item in unit.variants)) for name in unit.factors]
     if unit.design != "grid" or [len(found) for found in levels] != [2, 2] or len(unit.variants) != 4:
         return None
-    values = unit.finished("fid")
-    at = {tuple(item.factors[name] for name in unit.factors): values[item.name] for item in unit.variants}
+    at = {tuple(item.factors[name] for name in unit.factors): item.name for item in unit.variants}
     (off, on), (low, high) = levels
-    seeds_of_all = set.intersection(*(set(found) for found in at.values()))
-
-    def contrast(signs: Mapping[tuple[str, str], float]) -> Estimate | None:
-        return statistics.estimate(
-            [sum(sign * at[pair][seed] for pair, sign in signs.items()) for seed in seeds_of_all]
-        )
-
-    gaps = {
-        f"{unit.factors[0]}: {on} minus {off}": contrast(
+    contrasts: dict[str, dict[tuple[str, str], float]] = {
+        f"{unit.factors[0]}: {on} against {off}": (
             {(on, high): 0.5, (on, low): 0.5, (off, high): -0.5, (off, low): -0.5}
         ),
-        f"{unit.factors[1]}: {high} minus {low}": contrast(
+        f"{unit.factors[1]}: {high} against {low}": (
             {(on, high): 0.5, (off, high): 0.5, (on, low): -0.5, (off, low): -0.5}
         ),
-        "both together beyond their sum": contrast({(on, high): 1, (off, low): 1, (on, low): -1, (off, high): -1}),
+        "both together beyond their sum": {(on, high): 1, (off, low): 1, (on, low): -1, (off, high): -1},
     }
-    corrected = statistics.corrected(gaps)
+    values, log = unit.finished(unit.metric), is_log(unit, unit.metric)
+    gaps = statistics.compare(
+        {name: list(own.values()) for name, own in values.items()},
+        [{at[pair]: weight for pair, weight in contrast.items()} for contrast in contrasts.values()],
+        log,
+    )
     body = [
-        Row((name, text, str(gap.n) if gap else ABSENT, p_text(corrected.get(name))))
-        for (name, gap), text in zip(gaps.items(), differences(list(gaps.values())), strict=True)
+        Row((name, gap_text(gap), str(gap.n) if gap else ABSENT, p_text(gap.p if gap else None)))
+        for name, gap in zip(contrasts, gaps, strict=True)
     ]
+    beyond = (
+        "of their factors: where the last line is 0 % the ratios multiply"
+        if log
+        else ("of the two: where the last line is 0 the two add up")
+    )
     return Table(
         name="effects",
         title="Does it add up?",
-        columns=("effect", f"in {style.label('fid', unit.fingerprint)}", "seeds", "p, Holm"),
+        columns=("effect", f"in {style.label(unit.metric, unit.fingerprint)}", "seeds", "p, adjusted"),
         sections=(Section(None, tuple(body)),),
         notes=(
-            "Effects of one switch are averaged over the other; over the seeds that finished all four variants. Below "
-            f"zero is better. Where the last line is 0 the two add up. {_family(corrected)}",
+            "Effects of one switch are averaged over the other. The last line is what both do beyond the "
+            f"{'product' if log else 'sum'} {beyond}. p and the 95 % intervals are simultaneous over the three lines, "
+            "by "
+            "the test of the other tables; these lines are secondary to the study's own comparisons.",
         ),
     )
 
@@ -233,7 +242,3 @@ def _range(found: Mapping[str, object]) -> str:
         assert isinstance(choices, list)
         return f"one of {', '.join(map(str, choices))}"
     return f"{_setting(found['low'])} to {_setting(found['high'])}{', log scale' if found.get('log') else ''}"
-
-
-def _family(corrected: Sized) -> str:
-    return f"Holm corrects p for the number of tests in this table ({len(corrected)}); below three pairs there is none."

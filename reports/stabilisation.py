@@ -17,7 +17,7 @@ from reports.figures import (
     ended,
     figure,
     legend,
-    log_where_wide,
+    log_where_ratio,
     looks,
     shown,
     step_axis,
@@ -40,8 +40,7 @@ def figure3(unit: Unit) -> Iterator[Drawn]:
         history = histories[key]
         for name in shown(unit, history):
             curve(axes, history[history["variant"] == name], looks(unit)[name], ended(unit, name), band=False)
-        if key == "fid":
-            log_where_wide(axes, history["value"])
+        log_where_ratio(axes, key, history["value"])
         step_axis(axes)
         axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], integer=True))
         axes.set_title(style.label(key, unit.fingerprint, arrow=True), loc="left")

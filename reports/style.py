@@ -55,6 +55,11 @@ METRICS = {
     "fid_extrapolated": Metric("{fd}, extrapolated to infinite samples", lower=True),
     "fid_se": Metric("sampling error of {fd}"),
     "fid_local": Metric("local {fd}", lower=True),
+    "relation_error": Metric("relation error", lower=True),
+    "relation_correlation": Metric("relation correlation", lower=False),
+    "relation_spread": Metric("relation spread", lower=False),
+    "relation_floor": Metric("relation error of real against real"),
+    "class_diversity": Metric("diversity within classes", lower=False),
     "fid_group/geometry": Metric("{fd}, geometry", lower=True),
     "fid_group/texture": Metric("{fd}, texture", lower=True),
     "intra_fid": Metric("intra-{fd}", lower=True),
@@ -84,7 +89,7 @@ METRICS = {
 
 
 def label(key: str, fingerprint: str, arrow: bool = False) -> str:
-    """The heading of a metric. Only real Inception features earn the names FID, KID and IS."""
+    """The heading of a metric, also of one class. Only real Inception features earn the names FID, KID and IS."""
     extractor = extractor_of(fingerprint)
     real = extractor.startswith("inception")
     inception = {"fd": "FID", "kd": "KID", "is": "IS"}
@@ -92,10 +97,20 @@ def label(key: str, fingerprint: str, arrow: bool = False) -> str:
     names = inception if real else {key: name.strip() for key, name in other.items()}
     metric = METRICS.get(key)
     if metric is None:
-        prefix, _, rest = key.partition("fid_class/")
-        return f"{names['fd']}, {rest}" if rest and not prefix else key.replace("_", " ")
-    text = metric.label.format(**names)
+        family, _, name = key.partition("/")
+        metric = METRICS.get("fid" if family == "fid_class" else family)
+        if metric is None or not name:
+            return key.replace("_", " ")
+        text = f"{metric.label.format(**names)}, {name}"
+    else:
+        text = metric.label.format(**names)
     return text + {True: " ↓", False: " ↑", None: ""}[metric.lower] if arrow else text
+
+
+def lower_is_better(key: str) -> bool | None:
+    """None where neither is. A class's or a group's score has the direction of the score that it is named after."""
+    metric = METRICS.get(key) or METRICS.get("fid" if key.startswith("fid_class/") else key.partition("/")[0])
+    return metric.lower if metric else None
 
 
 def extractor_of(fingerprint: str) -> str:
@@ -119,6 +134,21 @@ def plus_minus(mean: float, half_width: float | None, digits: int, signed: bool 
     """ "1.9 ± 0.7", or the mean alone where there is no interval."""
     text = number(mean, digits, signed)
     return text if half_width is None else f"{text} ± {number(half_width, digits)}"
+
+
+def interval(mean: float, low: float | None, high: float | None, digits: int) -> str:
+    """ "18.4 (12.1 to 28.0)", or the mean alone where there is no interval."""
+    text = number(mean, digits)
+    return text if low is None or high is None else f"{text} ({number(low, digits)} to {number(high, digits)})"
+
+
+def percent(ratio: float, signed: bool = True) -> str:
+    """ "−31 %" of a ratio of 0.69; "+250 %", and "x 12" from ten times on, where per cent say little."""
+    if ratio >= 10 and signed:
+        return f"× {ratio:.3g}"
+    share = 100 * (ratio - 1)
+    digits = 1 if abs(share) < 9.95 else 0
+    return f"{number(share if signed else abs(share), digits, signed)} %"
 
 
 def count(value: float) -> str:

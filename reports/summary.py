@@ -1,79 +1,74 @@
-"""What the seeds of a unit say: each variant against the baseline, and the answer in one sentence."""
+"""What the seeds of a unit say: its comparisons, the answer in sentences, and what it could not have seen."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from reports import statistics, style
-from reports.statistics import Estimate
+from reports.statistics import Estimate, Gap
 from reports.unit import Unit
-
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One variant by one metric. All but `estimate` are None for the baseline and where nothing can be compared.
+    """`variant` against `reference` by one metric; the gap is variant minus reference, of logs where it says `log`.
 
-    `difference` is variant minus baseline, paired by seed; `improvement` is the probability that a run of the variant
-    is better than a run of the baseline.
+    `improvement` is the probability that a run of the variant is better than a run of the reference; None where no
+    direction is better, or each has one run.
     """
 
     variant: str
-    estimate: Estimate | None
-    difference: Estimate | None = None
-    p: float | None = None
-    p_holm: float | None = None
+    reference: str
+    gap: Gap
     improvement: float | None = None
-    seeds_needed: int | None = None
+
+
+def is_log(unit: Unit, key: str) -> bool:
+    """Whether the unit's values of a metric are compared as ratios: the metric asks for it, and all are above 0."""
+    values = [value for own in unit.finished(key).values() for value in own.values()]
+    return statistics.on_log_scale(key) and all(value > 0 for value in values)
 
 
 def estimates(unit: Unit, key: str) -> dict[str, Estimate | None]:
     """{variant: mean over its finished cells, with its interval}, in plan order; None where no cell has the metric."""
-    return {name: statistics.estimate(list(values.values())) for name, values in unit.finished(key).items()}
+    log = is_log(unit, key)
+    return {name: statistics.estimate(list(values.values()), log) for name, values in unit.finished(key).items()}
 
 
 def compare(unit: Unit, key: str) -> list[Comparison]:
-    """Every variant in plan order, over finished cells. Holm's correction is over the variants of this unit."""
-    values = unit.finished(key)
-    baseline = values.get(unit.baseline, {})
-    metric = style.METRICS.get(key)
-    rows = {}
-    for name, own in values.items():
-        difference = None if name == unit.baseline else statistics.paired_difference(own, baseline)
-        if difference is None:
-            rows[name] = Comparison(name, statistics.estimate(list(own.values())))
+    """The unit's pairs (`Unit.pairs`) over finished cells, one family; without those of which a side has no value."""
+    values = {name: list(own.values()) for name, own in unit.finished(key).items()}
+    pairs = unit.pairs
+    gaps = statistics.compare(values, [statistics.pair(*names) for names in pairs], is_log(unit, key))
+    rows = []
+    for (variant, reference), gap in zip(pairs, gaps, strict=True):
+        if gap is None:
             continue
-        better = statistics.probability_of_improvement(list(own.values()), list(baseline.values()))
-        if better is not None and metric is not None and metric.lower is False:
+        lower = style.lower_is_better(key)
+        better = statistics.probability_of_improvement(values[variant], values[reference])
+        if better is not None and lower is False:
             better = 1 - better
-        rows[name] = Comparison(
-            variant=name,
-            estimate=statistics.estimate(list(own.values())),
-            difference=difference,
-            p=statistics.p_value(difference),
-            improvement=better if difference.n > 1 and metric is not None and metric.lower is not None else None,
-            seeds_needed=statistics.seeds_needed(difference) if difference.n > 2 else None,
-        )
-    corrected = statistics.corrected({name: row.difference for name, row in rows.items()})
-    return [
-        Comparison(**{**vars(row), "p_holm": corrected.get(name)}) for name, row in rows.items()
-    ]  # fmt: skip
+        known = lower is not None and gap.p is not None
+        rows.append(Comparison(variant, reference, gap, better if known else None))
+    return rows
 
 
 ENDED = ("collapsed", "diverged")
 
 
 def headline(unit: Unit) -> str:
-    """The answer in one sentence, by the last FID (or FD); says so where the seeds cannot answer.
+    """The answer, by the primary metric and the same comparisons as the tables; says so where there is none.
 
-    Of a search it is what the confirmation on fresh seeds found.
+    Every comparison that the test shows is named, the better ones first. Of a search it is what the confirmation on
+    fresh seeds found.
     """
     done = int(unit.cells["state"].isin(["finished", *ENDED]).sum())
     feasible = sum(variant.obstacle is None for variant in unit.variants) * len(unit.seeds)
-    rows = [row for row in compare(unit, "fid") if row.difference is not None]
+    rows = compare(unit, unit.metric)
     if unit.design == "search" and not rows:
         return f"Nothing confirmed yet: {_tried(unit)}; a search answers when its best has run on fresh seeds."
     if done == 0:
@@ -84,7 +79,120 @@ def headline(unit: Unit) -> str:
         return _without_baseline(unit, prefix) or (
             f"No answer{yet}: no seed has finished both for {unit.baseline} and for another variant."
         )
-    return prefix + _answer(rows, unit)
+    return f"{prefix}{answer(rows, unit)}{_endings(unit)}"
+
+
+def answer(rows: list[Comparison], unit: Unit) -> str:
+    """What these comparisons by the primary metric show, in a sentence or two."""
+    shown = [row for row in rows if row.gap.shown]
+    if shown:
+        return _listing(shown, unit)
+    if all(row.gap.p is None for row in rows):
+        return _single(rows, unit)
+    return f"No difference shown with {_seeds(unit)}.{_seen(unit)}"
+
+
+def _listing(shown: list[Comparison], unit: Unit) -> str:
+    """ "feat16 lowers FD by 31 % against none (95 % interval 12 to 46), n = 8; feat8 raises it by ..."."""
+    lower = style.lower_is_better(unit.metric) is not False
+    shown = sorted(shown, key=lambda row: row.gap.value * (1 if lower else -1))
+    counts = {row.gap.n for row in shown}
+    references = {row.reference for row in shown}
+    name = style.label(unit.metric, unit.fingerprint)
+    clauses = []
+    for place, row in enumerate(shown):
+        verb = "lowers" if row.gap.value < 0 else "raises"
+        against = f" against {row.reference}" if not place or len(references) > 1 else ""
+        first = "95 % interval " if not place else ""
+        n = f", n = {row.gap.n}" if not place or len(counts) > 1 else ""
+        clauses.append(f"{_said(row, unit)} {verb} {name if not place else 'it'} by {_amount(row.gap)}{against} "
+                       f"({first}{_range(row.gap)}){n}")  # fmt: skip
+    return f"{'; '.join(clauses)}."
+
+
+def _amount(gap: Gap) -> str:
+    """How much: "31 %" of a ratio, "0.41" of a difference; without a sign."""
+    if gap.log:
+        return style.percent(math.exp(gap.value), signed=False)
+    return style.number(abs(gap.value), _digits(gap))
+
+
+def _range(gap: Gap) -> str:
+    """The interval of `_amount`, smaller end first; an end on the other side of "no difference" is below 0."""
+    assert gap.low is not None and gap.high is not None
+    sign = -1 if gap.value < 0 else 1
+    ends = [sign * (100 * math.expm1(end) if gap.log else end) for end in (gap.low, gap.high)]
+    digits = (1 if min(map(abs, ends)) < 9.95 else 0) if gap.log else _digits(gap)
+    low, high = (style.number(end, digits) for end in sorted(ends))
+    return f"{low} to {high}{' %' if gap.log else ''}"
+
+
+def _digits(gap: Gap) -> int:
+    width = gap.value if gap.low is None or gap.high is None else gap.high - gap.low
+    return style.decimals([width or gap.value], digits=2)
+
+
+def _single(rows: list[Comparison], unit: Unit) -> str:
+    """What one seed each has to say: the best variant, and that it shows nothing."""
+    lower = style.lower_is_better(unit.metric) is not False
+    best = min(rows, key=lambda row: row.gap.value * (1 if lower else -1))
+    than = "below" if best.gap.value < 0 else "above"
+    name = style.label(unit.metric, unit.fingerprint)
+    return (
+        f"By {name}, {_said(best, unit)} is {_amount(best.gap)} {than} {best.reference} on one seed; one seed shows no "
+        f"interval."
+    )
+
+
+def visible(unit: Unit) -> tuple[float, bool, str] | None:
+    """The smallest difference by the primary metric that the whole design shows with 80 % power; None where unknown.
+
+    (size, log, origin): a distance of logs where `log`, else of the metric itself. The design is every planned seed of
+    every variant that can run, without runs that collapsed or diverged; the sd is the unit's own, else that of the
+    preset's other studies, else the shipped one.
+    """
+    ended = unit.cells[unit.cells["state"].isin(ENDED)].groupby("variant").size()
+    sizes = {variant.name: len(unit.seeds) - int(ended.get(variant.name, 0))
+             for variant in unit.variants if variant.obstacle is None}  # fmt: skip
+    effect = statistics.visible(sizes, [statistics.pair(*pair) for pair in unit.pairs])
+    log = is_log(unit, unit.metric)
+    sd = statistics.pooled_sd([list(own.values()) for own in unit.finished(unit.metric).values()], log)
+    origin = "by its own spread over seeds"
+    if sd is None and log:
+        sd, origin = unit.noise.get(unit.metric), "by the spread of this preset's other studies"
+    if sd is None and log:
+        sd, origin = (
+            statistics.shipped_noise(unit.preset, unit.metric),
+            "by the spread that the preset is known to have",
+        )
+    return None if effect is None or sd is None else (effect * sd, log, origin)
+
+
+def seen(unit: Unit) -> str | None:
+    """What the design can show, as a sentence for the page; None where nothing is known of its noise."""
+    found = visible(unit)
+    if found is None:
+        return None
+    size, log, origin = found
+    name = style.label(unit.metric, unit.fingerprint)
+    n = f"{len(unit.seeds)} seeds per variant" if len(unit.seeds) > 1 else "one seed per variant"
+    return (
+        f"With 80 % power, {n} and {len(unit.pairs)} comparisons show {name} {statistics.changed(size, log)}, {origin}."
+    )
+
+
+def _seen(unit: Unit) -> str:
+    found = visible(unit)
+    if found is None:
+        return ""
+    name = style.label(unit.metric, unit.fingerprint)
+    return f" With 80 % power, this design would show {name} {statistics.changed(found[0], found[1])}."
+
+
+def _seeds(unit: Unit) -> str:
+    counts = {len(own) for own in unit.finished(unit.metric).values() if own}
+    low, high = min(counts), max(counts)
+    return f"n = {low} per variant" if low == high else f"n = {low} to {high} per variant"
 
 
 def _tried(unit: Unit) -> str:
@@ -95,117 +203,89 @@ def _tried(unit: Unit) -> str:
 def _without_baseline(unit: Unit, prefix: str) -> str | None:
     """The answer where no run of the baseline came through but others did; None where that is not so."""
     states = unit.cells.loc[unit.cells["variant"] == unit.baseline, "state"]
-    scored = [row for row in compare(unit, "fid") if row.estimate]
+    scored = {name: found for name, found in estimates(unit, unit.metric).items() if found}
     if not scored or not len(states) or not states.isin(ENDED).all():
         return None
-    top = min(scored, key=lambda row: row.estimate.mean if row.estimate else 0.0)
-    assert top.estimate is not None
-    score = _amount(top.estimate, style.label("fid", unit.fingerprint))
+    lower = style.lower_is_better(unit.metric) is not False
+    top = (min if lower else max)(scored, key=lambda name: scored[name].mean)
+    found = scored[top]
+    score = _score(found, style.label(unit.metric, unit.fingerprint))
     runs = "Its only run" if len(states) == 1 else f"All {len(states)} runs"
     of = f"of {unit.baseline} collapsed or diverged, so no difference to it can be taken"
-    return f"{prefix}{runs} {of}; of the others {top.variant} scores lowest, {score}, n = {top.estimate.n}."
-
-
-def _answer(rows: list[Comparison], unit: Unit) -> str:
-    name = style.label("fid", unit.fingerprint)
-    rows = [row for row in rows if row.difference and row.difference.n > 1] or rows  # a lone seed outranks no interval
-    best = min(rows, key=_gain)
-    assert best.difference is not None
-    gain = _amount(best.difference, name)
-    said = _said(best, unit)
-    if best.difference.n == 1:
-        than = "below" if best.difference.mean < 0 else "above"
-        return f"{said} is {gain} {than} {unit.baseline} on one seed; one seed shows no interval."
-    if best.difference.mean < 0 and _shown(best, len(rows)):
-        also = [row.variant for row in rows if row is not best and _gain(row) < 0 and _shown(row, len(rows))]
-        others = f"; so {'does' if len(also) == 1 else 'do'} {_listed(also)}" if also else ""
-        return f"{said} beats {unit.baseline} by {gain}, n = {best.difference.n}{others}."
-    worse = [row for row in rows if _gain(row) > 0 and _shown(row, len(rows))]
-    if worse:
-        worst = max(worse, key=_gain)
-        assert worst.difference is not None
-        return (
-            f"{unit.baseline} is not beaten; {_said(worst, unit)} is worse by {_amount(worst.difference, name)}, "
-            f"n = {worst.difference.n}."
-        )
-    seeds = max(row.difference.n for row in rows if row.difference is not None)
-    if best.difference.mean >= 0:
-        return f"No difference that {seeds} seeds can show: {_nothing_below(unit)} scores below {unit.baseline}."
-    needed = f"; about {best.seeds_needed} seeds would show a gap of this size" if best.seeds_needed else ""
     return (
-        f"No difference that {seeds} seeds can show: the largest gain over {unit.baseline} is {gain}, by "
-        f"{said}{needed}."
+        f"{prefix}{runs} {of}; of the others {top} scores {'lowest' if lower else 'highest'}, {score}, n = {found.n}."
     )
 
 
+def _score(found: Estimate, name: str) -> str:
+    digits = style.decimals([found.mean], digits=3)
+    return f"{style.interval(found.mean, found.low, found.high, digits)} {name}"
+
+
+def _endings(unit: Unit) -> str:
+    """Which runs a reader must know to be missing from the means."""
+    found = []
+    for variant in unit.variants:
+        states = unit.cells.loc[unit.cells["variant"] == variant.name, "state"]
+        if ended := int(states.isin(ENDED).sum()):
+            found.append(f"{ended} of {len(states)} runs of {variant.name}")
+    return f" Collapsed or diverged: {', '.join(found)}." if found else ""
+
+
 def _said(row: Comparison, unit: Unit) -> str:
-    """The variant, and what a reader must know of it: how many trials it is the best of, how many runs are missing."""
-    states = unit.cells.loc[unit.cells["variant"] == row.variant, "state"]
-    ended = int(states.isin(ENDED).sum())
-    remarks = [f"{ended} of its {len(states)} runs collapsed or diverged"] if ended else []
-    name = row.variant
-    if unit.search is not None and unit.search.best is not None and name == "best":
-        name, remarks = unit.search.best, [f"best of {len(unit.search.trials)} trials", *remarks]
-    return f"{name} ({'; '.join(remarks)})" if remarks else name
-
-
-def _nothing_below(unit: Unit) -> str:
-    return "not even the best trial" if unit.design == "search" else "no variant"
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _gain(row: Comparison) -> float:
-    assert row.difference is not None
-    return row.difference.mean
-
-
-def _amount(difference: Estimate, name: str) -> str:
-    digits = style.decimals([difference.half_width or difference.mean], digits=2)
-    size = style.plus_minus(abs(difference.mean), difference.half_width, digits)
-    return f"{size} {name}"
-
-
-def _shown(row: Comparison, among: int) -> bool:
-    """Significant after correction for picking `among` so many. Two pairs have the interval alone, which is not
-    corrected, so they show something only where there was nothing to pick.
-    """
-    if row.p_holm is not None:
-        return row.p_holm < SIGNIFICANT
-    return among == 1 and row.difference is not None and row.difference.excludes_zero
+    """The variant; of a search, which trial its best is and of how many."""
+    if unit.search is not None and unit.search.best is not None and row.variant == "best":
+        return f"{unit.search.best} (best of {len(unit.search.trials)} trials)"
+    return row.variant
 
 
 def tidy(unit: Unit) -> pd.DataFrame:
-    """One row a variant and metric: mean, half width, n, and the comparison; what table.csv holds."""
-    planned = len(unit.seeds)
+    """One row per metric, variant and comparison of it; what table.csv holds.
+
+    A variant that is compared with nothing, such as the baseline, has one row without a comparison. On the log scale
+    `mean` is geometric, `sd` is of the log, and `difference` and its ends are ratios less one.
+    """
     rows = []
     for key in sorted(unit.finals.columns):
-        for row in compare(unit, key):
-            if row.estimate is None:
+        log, compared = is_log(unit, key), compare(unit, key)
+        for name, own in estimates(unit, key).items():
+            if own is None:
                 continue
-            gap = row.difference
-            rows.append(
-                {
-                    "study": unit.study,
-                    "protocol": unit.protocol,
-                    "variant": row.variant,
-                    "baseline": unit.baseline,
-                    "metric": key,
-                    "mean": row.estimate.mean,
-                    "interval95": row.estimate.half_width,
-                    "sd": row.estimate.sd,
-                    "n": row.estimate.n,
-                    "planned": planned,
-                    "difference": gap.mean if gap else None,
-                    "difference_interval95": gap.half_width if gap else None,
-                    "pairs": gap.n if gap else None,
-                    "p": row.p,
-                    "p_holm": row.p_holm,
-                    "probability_of_improvement": row.improvement,
-                    "seeds_needed": row.seeds_needed,
-                    "metric_fingerprint": unit.fingerprint,
-                }
-            )
+            own_rows: list[Comparison | None] = [row for row in compared if row.variant == name]
+            for row in own_rows or [None]:
+                rows.append({**_tidy_estimate(unit, key, name, own, log), **_tidy_gap(row)})
     return pd.DataFrame(rows)
+
+
+def _tidy_estimate(unit: Unit, key: str, name: str, own: Estimate, log: bool) -> Mapping[str, object]:
+    return {
+        "study": unit.study,
+        "protocol": unit.protocol,
+        "variant": name,
+        "metric": key,
+        "role": "primary" if key == unit.metric else "secondary",
+        "scale": "log" if log else "linear",
+        "mean": own.mean,
+        "low95": own.low,
+        "high95": own.high,
+        "sd": own.sd,
+        "n": own.n,
+        "planned": len(unit.seeds),
+        "metric_fingerprint": unit.fingerprint,
+    }
+
+
+def _tidy_gap(row: Comparison | None) -> Mapping[str, object]:
+    if row is None:
+        return dict.fromkeys(("reference", "difference", "difference_low95", "difference_high95", "p_adjusted",
+                              "probability_of_improvement"))  # fmt: skip
+    back = math.expm1 if row.gap.log else float
+    low, high = (None if end is None else back(end) for end in (row.gap.low, row.gap.high))
+    return {
+        "reference": row.reference,
+        "difference": back(row.gap.value),
+        "difference_low95": low,
+        "difference_high95": high,
+        "p_adjusted": row.gap.p,
+        "probability_of_improvement": row.improvement,
+    }

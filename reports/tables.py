@@ -3,25 +3,26 @@ show. The paper's own tables are in paper_tables.py, those of single designs in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from reports import style
 from reports.columns import (
-    ABSENT,
+    at,
     best,
     caption,
     count,
-    differences,
     fixed,
+    gap_text,
     means,
     outcomes,
     p_text,
     seeds,
+    simultaneous,
     texts,
 )
-from reports.summary import compare
+from reports.summary import compare, estimates, is_log, seen
 from reports.unit import TRACES, Unit
 from reports.writers import Row, Section, Table
 
@@ -39,75 +40,111 @@ def table(section: str) -> Callable[[Tabulate], Tabulate]:
     return register
 
 
+BESIDE = ("relation_correlation", "relation_spread", "fid", "class_consistency", "class_diversity", "intra_fid")
+
+
 @table("Variants")
 def variants(unit: Unit) -> Table:
-    """One row a variant: the scores, the paired difference and how its runs ended."""
-    rows = compare(unit, "fid")
-    keys = ("fid", *(key for key in ("class_consistency", "intra_fid") if key in unit.finals))
+    """One row per variant: the scores, the difference to the baseline and how its runs ended."""
+    keys = (unit.metric, *(key for key in BESIDE if key in unit.finals and key != unit.metric))
     shown = [texts(unit, key) for key in keys]
-    gaps = differences([row.difference for row in rows])
-    top = best("fid", means(unit, "fid").values(), 0)
+    gaps = {row.variant: row.gap for row in compare(unit, unit.metric) if row.reference == unit.baseline}
+    whole = all(reference == unit.baseline for _, reference in unit.pairs)
+    top = best(unit.metric, means(unit, unit.metric).values(), 0)
     body = []
     for place, variant in enumerate(unit.variants):
         score, *others = (found[variant.name] for found in shown)
-        cells = (variant.name, score, gaps[place], seeds(unit, variant), *others, outcomes(unit, variant))
+        gap = (gap_text(gaps.get(variant.name)),) if whole else ()
+        cells = (variant.name, score, *gap, seeds(unit, variant), *others, outcomes(unit, variant))
         body.append(Row(cells, frozenset({1}) if place in top else frozenset()))
     score, *others = (style.label(key, unit.fingerprint, arrow=True) for key in keys)
     return Table(
         name="variants",
         title="Scores",
-        columns=("variant", score, f"difference to {unit.baseline}", "seeds", *others, "outcome"),
+        columns=(
+            "variant",
+            score,
+            *((f"difference to {unit.baseline}",) if whole else ()),
+            "seeds",
+            *others,
+            "outcome",
+        ),
         sections=(Section(None, tuple(body)),),
         notes=(
             caption(unit),
-            f"Differences are variant minus {unit.baseline}, paired by seed; below zero is better. Only finished cells "
-            "enter a mean: a collapsed or diverged one is counted under outcome, never averaged.",
+            _primary(unit, others),
+            *((simultaneous(unit, unit.metric),) if whole else ()),
+            "Only finished cells enter a mean: a collapsed or diverged one is counted under outcome, never averaged.",
         ),
     )
+
+
+def _primary(unit: Unit, others: Sequence[str]) -> str:
+    said = f"{style.label(unit.metric, unit.fingerprint)} is the primary metric, by which the study answers"
+    secondary = "; the others are secondary, and no p-value is corrected for looking at them" if others else ""
+    return f"{said}{secondary}."
 
 
 @table("Variants")
 def evidence(unit: Unit) -> Table | None:
-    """How sure the differences are, with sampling error apart from the spread over seeds."""
-    rows = compare(unit, "fid")
-    if not any(row.difference for row in rows):
+    """How sure the comparisons are, one row each."""
+    rows = compare(unit, unit.metric)
+    if not rows:
         return None
-    name = style.label("fid", unit.fingerprint)
-    sampling = means(unit, "fid_se")
-    spreads = [row.estimate.sd if row.estimate else None for row in rows]
-    errors = [sampling[row.variant] for row in rows]
-    digits = style.decimals((value for value in (*spreads, *errors) if value), digits=2)
-    gaps = differences([row.difference for row in rows])
     body = [
-        Row((row.variant, gaps[place], str(row.difference.n) if row.difference else ABSENT, p_text(row.p),
-             p_text(row.p_holm), fixed(row.improvement, 2), fixed(row.seeds_needed, 0), fixed(spreads[place], digits),
-             fixed(errors[place], digits)))
-        for place, row in enumerate(rows)
-    ]  # fmt: skip
+        Row(
+            (
+                row.variant,
+                row.reference,
+                gap_text(row.gap),
+                str(row.gap.n),
+                p_text(row.gap.p),
+                fixed(row.improvement, 2),
+            )
+        )
+        for row in rows
+    ]
     return Table(
         name="evidence",
         title="How sure",
-        columns=(
-            "variant",
-            f"difference to {unit.baseline}",
-            "pairs",
-            "p",
-            "p, Holm",
-            "P(better)",
-            "seeds needed",
-            "sd over seeds",
-            "sampling error",
-        ),  # fmt: skip
+        columns=("variant", "against", f"difference in {style.label(unit.metric, unit.fingerprint)}", "seeds",
+                 "p, adjusted", "P(better)"),
         sections=(Section(None, tuple(body)),),
         notes=(
-            f"By {name} at the last step. p is of a paired t test, from three pairs on; Holm corrects it for the "
-            f"number of tests here ({sum(row.p is not None for row in rows)}). P(better) is the chance that a run of "
-            "the variant scores better than a run of the baseline. Seeds needed: for a difference as large and as "
-            "spread as the one observed, at 80 % power, from three pairs on. The sampling error is that of one run's "
-            "score, from its finite number of samples; it says nothing about another training seed and enters no "
-            "interval here.",
+            f"By the primary metric, {at(unit)}. {simultaneous(unit, unit.metric)} Seeds: of the side that has fewer. "
+            "P(better) is the chance that a run of the variant scores better than a run of the other.",
+            *((sentence,) if (sentence := seen(unit)) else ()),
         ),
-    )
+    )  # fmt: skip
+
+
+@table("Variants")
+def spread(unit: Unit) -> Table | None:
+    """The noise of each variant: over training seeds, and of one run's score over samples."""
+    found = estimates(unit, unit.metric)
+    if not any(row and row.sd is not None for row in found.values()):
+        return None
+    log = is_log(unit, unit.metric)
+    spreads = {name: row.sd if row else None for name, row in found.items()}
+    digits = style.decimals((value for value in spreads.values() if value), digits=2)
+    sampling = means(unit, "fid_se")
+    precise = style.decimals((value for value in sampling.values() if value), digits=2)
+    has_error = unit.metric == "fid" and any(value is not None for value in sampling.values())
+    body = [
+        Row((name, fixed(spreads[name], digits), *((fixed(sampling[name], precise),) if has_error else ())))
+        for name in spreads
+    ]
+    name = style.label(unit.metric, unit.fingerprint)
+    error = (" The sampling error is that of one run's score, from its finite number of samples; it says nothing about "
+             "another training seed and enters no interval here.")  # fmt: skip
+    return Table(
+        name="spread",
+        title="Noise",
+        columns=("variant", f"sd over seeds of {f'the log of {name}' if log else name}",
+                 *(("sampling error",) if has_error else ())),
+        sections=(Section(None, tuple(body)),),
+        notes=(f"Between training seeds of one variant.{error if has_error else ''}",),
+    )  # fmt: skip
 
 
 @table("Variants")
@@ -122,7 +159,7 @@ def costs(unit: Unit) -> Table | None:
     body = []
     for variant in unit.variants:
         # Speed and memory differ from machine to machine more than from seed to seed: no interval.
-        figures = (count(unit, variant, key) if key in counts else shown[key][variant.name].partition(" ±")[0]
+        figures = (count(unit, variant, key) if key in counts else shown[key][variant.name].partition(" (")[0]
                    for key in keys)  # fmt: skip
         body.append(Row((variant.name, *figures)))
     return Table(
@@ -137,8 +174,7 @@ def costs(unit: Unit) -> Table | None:
 @table("Variants")
 def best_of_run(unit: Unit) -> Table | None:
     """The other checkpoint rule, apart from the default and labelled."""
-    found = compare(unit, "best/fid")
-    if not any(row.estimate for row in found):
+    if not any(estimates(unit, "best/fid").values()):
         return None
     keys = [key for key in ("best/fid", "best/is", "best/intra_fid") if key in unit.finals]
     shown = {key: texts(unit, key) for key in keys}
@@ -159,7 +195,7 @@ def best_of_run(unit: Unit) -> Table | None:
         notes=(
             "Every other table is of the last step's weights, which no score has chosen. Here each run's weights are "
             f"those of its evaluation with the lowest {name}, scored again on fresh samples after the last step, so "
-            "that the samples that chose them do not flatter them. ± is a 95 % t interval over training seeds.",
+            "that the samples that chose them do not flatter them. In brackets: 95 % t interval over training seeds.",
         ),
     )
 
@@ -173,9 +209,9 @@ def geometry_texture(unit: Unit) -> Table | None:
     columns, cells = ["variant"], [[variant.name] for variant in unit.variants]
     for key in keys:
         columns += [style.label(key, unit.fingerprint, arrow=True), f"to {unit.baseline}"]
-        gaps = differences([row.difference for row in compare(unit, key)])
-        for row, text, difference in zip(cells, texts(unit, key).values(), gaps, strict=True):
-            row += [text, difference]
+        gaps = {row.variant: row.gap for row in compare(unit, key) if row.reference == unit.baseline}
+        for row, (name, text) in zip(cells, texts(unit, key).items(), strict=True):
+            row += [text, gap_text(gaps.get(name))]
     members = "; ".join(
         f"{name}: {', '.join(unit.classes[label] for label in labels)}" for name, labels in unit.groups.items()
     )
@@ -184,7 +220,7 @@ def geometry_texture(unit: Unit) -> Table | None:
         title="Geometry against texture",
         columns=tuple(columns),
         sections=(Section(None, tuple(Row(tuple(row)) for row in cells)),),
-        notes=(caption(unit), f"{members}. Differences are paired by seed; below zero is better."),
+        notes=(caption(unit), f"{members}. Secondary metrics. {simultaneous(unit, keys[0])}"),
     )
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from reports.statistics import on_log_scale, pooled_sd
 from reports.store import Run, Store, printable
 
 # What is logged while training; everything else is measured on samples, at evaluations.
@@ -83,10 +85,12 @@ class Picture:
 class Unit:
     """One study at one protocol.
 
-    `cells` has one row a planned cell: variant, seed, state, step (reached), steps (asked for), run_id, seconds and the
-    tags in CELL_TAGS. A state is finished, collapsed, diverged, running, interrupted, failed, missing, or an obstacle.
-    `finals` has the same rows and one column a metric: the last value, NaN where there is none; for a cell that did
-    not finish, the last finite one. `histories` is long: variant, seed, key, step, value.
+    `cells` has one row a planned cell: variant, seed, state, step (reached), steps (asked for), endpoint, run_id,
+    seconds and the tags in CELL_TAGS. A state is finished, collapsed, diverged, running, interrupted, failed, missing,
+    or an obstacle.
+    `finals` has the same rows and one column a metric: the mean over the last `endpoint` evaluations (geometric for
+    metrics compared by their logarithm), NaN where one is missing; for a cell that did not finish, the last finite one.
+    `histories` is long: variant, seed, key, step, value.
     """
 
     study: str
@@ -108,6 +112,28 @@ class Unit:
     design: str = "one_at_a_time"  # or grid, ladder, search
     factors: tuple[str, ...] = ()  # names, in the study's order
     search: Search | None = None
+    metric: str = "fid"  # the primary one; all others are secondary
+    contrasts: tuple[tuple[str, str], ...] = ()  # (variant, reference) that the study names; () where it names none
+    noise: dict[str, float] = field(
+        default_factory=dict
+    )  # {metric: sd of log over seeds} of the preset's other studies
+
+    @property
+    def endpoint(self) -> int:
+        """How many of a run's last evaluations its score is the mean of (`eval.endpoint`)."""
+        found = self.cells.loc[self.cells["state"] == "finished", "endpoint"].dropna()
+        return int(found.max()) if len(found) else 1
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is compared, (variant, reference): as the study names it, else rung by rung, else with the baseline."""
+        names = [variant.name for variant in self.variants]
+        if self.contrasts:
+            return [pair for pair in self.contrasts if set(pair) <= set(names)]
+        if self.design == "ladder":
+            standing = [variant.name for variant in self.variants if variant.obstacle is None]
+            return [(low, high) for high, low in zip(standing, standing[1:], strict=False)]
+        return [(name, self.baseline) for name in names if name != self.baseline and self.baseline in names]
 
     @property
     def fingerprint(self) -> str:
@@ -116,7 +142,7 @@ class Unit:
         return str(found[0]) if len(found) else ""
 
     def finished(self, key: str) -> dict[str, dict[int, float]]:
-        """{variant: {seed: last value}} over finished cells that have the metric."""
+        """{variant: {seed: score}} over finished cells that have the metric."""
         values: dict[str, dict[int, float]] = {variant.name: {} for variant in self.variants}
         if key in self.finals:
             columns = (self.cells[name] for name in ("variant", "seed", "state"))
@@ -142,8 +168,20 @@ def load_units(store: Store, study: str | None = None) -> list[Unit]:
         name = run.tags.get("study", run.experiment)
         groups.setdefault((name, run.tags.get("protocol", run.tags.get("preset", ""))), []).append(run)
     histories = store.histories([run for run in runs if run.tags["kind"] == "cell"])
-    units = (_unit(store, *key, group, histories, sources) for key, group in groups.items())
-    return [unit for unit in units if unit is not None]
+    found = (_unit(store, *key, group, histories, sources) for key, group in groups.items())
+    units = [unit for unit in found if unit is not None]
+    return [replace(unit, noise=_noise(unit, units)) for unit in units]
+
+
+def _noise(unit: Unit, units: list[Unit]) -> dict[str, float]:
+    """Sd over seeds of the log of the primary metric, pooled over the preset's other studies measured as this one."""
+    if not on_log_scale(unit.metric):
+        return {}
+    alike = [other for other in units if other is not unit and other.preset == unit.preset
+             and (not unit.fingerprint or other.fingerprint == unit.fingerprint)]  # fmt: skip
+    groups = [list(own.values()) for other in alike for own in other.finished(unit.metric).values()]
+    sd = pooled_sd([own for own in groups if own and min(own) > 0], log=True)
+    return {} if sd is None else {unit.metric: sd}
 
 
 def _unit(
@@ -175,6 +213,11 @@ def _unit(
     cells = pd.DataFrame(
         [_cell(variant, seed, counted.get((variant.name, seed)), points) for variant in variants for seed in seeds]
     )
+    finals = _finals(cells, points)
+    metric = str(newest.get("metric") or "fid")
+    if metric not in finals and "fid" in finals:
+        notes = (*notes, f"No run has the primary metric {metric}; fid stands in its place.")
+        metric = "fid"
     described = next((run.tags for run in counted.values() if "classes" in run.tags), {})
     return Unit(
         study=study,
@@ -186,7 +229,7 @@ def _unit(
         variants=variants,
         seeds=tuple(seeds),
         cells=cells,
-        finals=_finals(cells, points),
+        finals=finals,
         histories=points[["variant", "seed", "key", "step", "value"]],
         pictures=tuple(
             picture
@@ -199,7 +242,16 @@ def _unit(
         design=design,
         factors=tuple(newest.get("factors") or ()),
         search=_search(next(searches, None)),
+        metric=metric,
+        contrasts=_contrasts(newest.get("contrasts")),
     )
+
+
+def _contrasts(stored: Any) -> tuple[tuple[str, str], ...]:
+    """() too for what no version of ours has written."""
+    pairs = stored if isinstance(stored, list) else []
+    named = (pair for pair in pairs if isinstance(pair, list) and len(pair) == 2)
+    return tuple((one, other) for one, other in named if isinstance(one, str) and isinstance(other, str))
 
 
 def _is_plan(plan: dict[str, Any]) -> bool:
@@ -280,16 +332,18 @@ _STATES = {"RUNNING": "running", "SCHEDULED": "running", "FAILED": "failed", "KI
 def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"variant": variant.name, "seed": seed}
     if run is None:
-        empty = dict.fromkeys(("step", "steps", "run_id", "seconds", *CELL_TAGS))
+        empty = dict.fromkeys(("step", "steps", "endpoint", "run_id", "seconds", *CELL_TAGS))
         return {**row, "state": variant.obstacle or "missing", **empty}
     reached = points.loc[points["run_id"] == run.id, "step"].max()
     last, steps = _whole(run, "last_step"), run.params.get("optim.steps", "")
+    endpoint = run.params.get("eval.endpoint", "1")  # runs of earlier versions were scored by the last alone
     step = last if last is not None else None if pd.isna(reached) else int(reached)
     return {
         **row,
         "state": run.tags.get("outcome") or _STATES.get(run.status, "interrupted"),
         "step": step,
         "steps": int(steps) if steps.isdecimal() else None,
+        "endpoint": int(endpoint) if re.fullmatch("[1-9][0-9]{0,8}", endpoint) else 1,
         "run_id": run.id,
         "seconds": None if run.end is None else (run.end - run.start) / 1000,
         **{tag: run.tags.get(tag) for tag in CELL_TAGS},
@@ -297,14 +351,33 @@ def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) ->
 
 
 def _finals(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """The last finite values. A finished cell whose last evaluation gave none has none: those before it belong to
-    other steps than its fellows'."""
+    """The scores of finished cells, the last finite values of the others.
+
+    A finished cell whose last evaluations gave no value, or fewer than its `endpoint`, has no score: those before
+    belong to other steps than its fellows'.
+    """
     ends = cells[cells["state"] == "finished"].set_index("run_id")["step"]
-    trace = points["key"].str.startswith(TRACES)
-    at_end = points["step"] == points["run_id"].map(ends).fillna(points["step"])
-    last = points[points["value"].notna() & (trace | at_end)].drop_duplicates(["run_id", "key"], keep="last")
-    wide = last.pivot(index="run_id", columns="key", values="value")
+    known = points[points["value"].notna()]
+    trace = known["key"].str.startswith(TRACES)
+    end = known["run_id"].map(ends)
+    at_end = known["step"] == end.fillna(known["step"])
+    last = known[trace | at_end].drop_duplicates(["run_id", "key"], keep="last").set_index(["run_id", "key"])["value"]
+    averaged = cells[(cells["state"] == "finished") & (cells["endpoint"] > 1)].set_index("run_id")["endpoint"]
+    scored = known[~trace & ~known["key"].str.startswith("best/") & known["run_id"].isin(averaged.index)]
+    for run_id, of_run in scored.groupby("run_id", sort=False):
+        count = int(averaged.loc[str(run_id)])
+        for key, found in of_run.groupby("key", sort=False):
+            if (run_id, key) in last.index:
+                values = found["value"].to_numpy()[-count:]
+                last.loc[pd.IndexSlice[run_id, key]] = _mean(str(key), values) if len(values) == count else np.nan
+    wide = last.unstack("key") if len(last) else pd.DataFrame()
     return wide.reindex(cells["run_id"]).reset_index(drop=True).rename_axis(columns=None)
+
+
+def _mean(key: str, values: np.ndarray) -> float:
+    if on_log_scale(key) and (values > 0).all():
+        return float(np.exp(np.log(values).mean()))
+    return float(values.mean())
 
 
 def _pictures(store: Store, pair: tuple[str, int], run: Run) -> list[Picture]:

@@ -168,9 +168,11 @@ class EvalConfig:
     extractor: str = "inception"
     bn: Literal["running", "standing"] = "running"
     standing_images: int = 1024  # sd of FD over redraws at `embedded`: 0.3 to 1.3 with 128, 0.07 to 0.21 with these
+    endpoint: int = 1  # how many of a run's last evaluations its score is the mean of; 1: the last alone
 
     def __post_init__(self) -> None:
         _positive("eval.every", self.every)
+        _positive("eval.endpoint", self.endpoint)
         if self.num_samples < 32:
             raise ValueError(f"eval.num_samples: statistics need 32 samples or more, got {self.num_samples}")
         _positive("eval.standing_images", self.standing_images)
@@ -194,6 +196,19 @@ class Config:
                 smallest = next(fitting, None)
                 return f"needs {smallest} px" if smallest else f"no resolution has feat{size}"
         return None
+
+    @property
+    def evaluations(self) -> int:
+        """How many times a run is scored: every `eval.every` steps, and at its last."""
+        return -(-self.optim.steps // self.eval.every)
+
+    def check_endpoint(self) -> None:
+        """Raises ValueError where a run has fewer evaluations than its score is the mean of."""
+        if self.eval.endpoint > self.evaluations:
+            raise ValueError(
+                f"eval.endpoint: is longer than the run, which has {self.evaluations} evaluations in "
+                f"{self.optim.steps} steps, got {self.eval.endpoint}; lower it or eval.every"
+            )
 
     def check_shared(self, processes: int) -> None:
         """Raises ValueError where as many processes, each with its part of every batch, would not train as one does."""

@@ -74,6 +74,7 @@ class Evaluator:
                 f"resize {self._extractor.resize}",
                 f"bn {config.bn}",
                 weights,
+                *([f"mean of the last {config.endpoint}"] if config.endpoint > 1 else []),
                 f"torch-fidelity {version('torch-fidelity')}",
             ]
         )

@@ -229,7 +229,8 @@ def make_unit(
             measured = {"data_fingerprint": "data", "metric_fingerprint": FINGERPRINT} if done else {}
             rows.append({"variant": variant.name, "seed": seed, "state": state, "step": STEPS if done else None,
                          "steps": STEPS, "run_id": f"{variant.name}/{seed}" if done else None, "seconds": 60.0,
-                         **dict.fromkeys(CELL_TAGS), **measured})  # fmt: skip
+                         "endpoint": 1, **dict.fromkeys(CELL_TAGS),
+                         **measured})  # fmt: skip
     finals = pd.DataFrame({"fid": [fid[row["variant"]].get(row["seed"], float("nan")) for row in rows]})
     histories = pd.DataFrame(columns=["variant", "seed", "key", "step", "value"])
     unit = Unit("attention_position", "embedded", "embedded", "Where?", "table1", "none", variants, seeds,

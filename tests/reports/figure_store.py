@@ -45,7 +45,8 @@ def unit(
             ]
             tags = {"data_fingerprint": "data", "metric_fingerprint": FINGERPRINT} if runs else {}
             cells.append({"variant": name, "seed": seed, "state": state, "step": last if runs else None, "steps": 2000,
-                          "run_id": f"{name}/{seed}" if runs else None, "seconds": 60.0, **dict.fromkeys(CELL_TAGS),
+                          "run_id": f"{name}/{seed}" if runs else None, "seconds": 60.0, "endpoint": 1,
+                          **dict.fromkeys(CELL_TAGS),
                           **tags})  # fmt: skip
             finals.append({key: value for key, value, _ in points})
             histories += [{"variant": name, "seed": seed, "key": key, "step": step, "value": value}
