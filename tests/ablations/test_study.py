@@ -123,6 +123,27 @@ MISTAKES = {
         {"{model.attention.at: [32]}": f"{{optim.steps: {2**53 + 1}}}"},
         "10:27: .*optim.steps: must be 9007199254740992 at most, got 9007199254740993",
     ),
+    "a metric that is none": (
+        {"seeds:": "metric: relation_eror\nseeds:"},
+        "5:9: metric: must be one of .* did you mean 'relation_error'?",
+    ),
+    "a metric that photographs do not have": (
+        {"preset: embedded": "preset: cifar10\nmetric: relation_error"},
+        "4:9: metric: is read off the built-in pictures alone, and this preset has cifar10, got 'relation_error'; write",
+    ),
+    "a contrast with no variant": (
+        {"seeds:": "contrasts: [[feat32, non]]\nseeds:"},
+        "5:22: contrasts.0.1: must name a variant, got 'non'; did you mean 'none'?",
+    ),
+    "a contrast of a variant with itself": (
+        {"seeds:": "contrasts: [[feat32, feat32]]\nseeds:"},
+        "5:13: contrasts.0: must compare two variants, got 'feat32' twice",
+    ),
+    "an endpoint longer than the run": (
+        {"seeds:": "set: {eval.endpoint: 3, optim.steps: 20, eval.every: 10}\nseeds:"},
+        "5:22: set.eval.endpoint: is longer than the run, which has 2 evaluations in 20 steps, got 3; lower it",
+    ),
+    "an endpoint of no evaluations": ({"seeds:": "set: {eval.endpoint: 0}\nseeds:"}, "5:22: .*must be above 0, got 0"),
     "a field of two factors": (
         {"factors:\n": "factors:\n  other: {none: {}, feat8: {model.attention.at: [8]}}\n"},
         "11:14: .*is changed by factors.other already",
@@ -222,3 +243,12 @@ def test_numbers_that_yaml_reads_as_text_become_numbers(write_study: WriteStudy)
 def test_levels_may_be_called_on_and_off(write_study: WriteStudy) -> None:
     study = read_study(write_study({"none:": "off:", "feat32:": "on:", "baseline: none": "baseline: 'off'"}))
     assert [variant.name for variant in study.variants()] == ["off", "on", "feat64"]
+
+
+def test_the_primary_metric_and_the_contrasts_reach_the_plan_without_what_cannot_be_built(
+    write_study: WriteStudy,
+) -> None:
+    path = write_study({"seeds:": "contrasts: [[feat32, none], [feat64, none]]\nseeds:"})
+    plan = read_study(path).plan()
+    assert (plan["metric"], plan["contrasts"]) == ("relation_error", [["feat32", "none"]])
+    assert read_study(write_study({}), "cifar10").metric == "fid"

@@ -9,7 +9,7 @@ import pytest
 from ablations.plan import show
 from reports.measures import by_measure
 from reports.store import Store
-from reports.unit import Unit, Variant, load_units
+from reports.unit import Unit, Variant, _finals, load_units
 from sagan.config import flatten, override
 from sagan.presets import PRESETS
 
@@ -178,3 +178,15 @@ def test_a_unit_has_the_design_of_its_newest_plan_and_the_params_of_its_runs(scr
 def test_rates_are_those_that_the_stored_config_trained_with(ttur: bool, rates: tuple[float, float]) -> None:
     config = override(PRESETS["embedded"], {"optim.ttur": ttur})
     assert Variant("any", params={name: show(value) for name, value in flatten(config).items()}).rates == rates
+
+
+def test_a_score_is_the_mean_of_the_last_evaluations_that_the_config_says() -> None:
+    run = {"run_id": "r", "state": "finished", "step": 300, "endpoint": 2}
+    points = [("fid", 100, 9.0), ("fid", 200, 8.0), ("fid", 300, 2.0), ("kid", 200, 3.0), ("kid", 300, 1.0),
+              ("recall", 300, 0.5), ("best/fid", 300, 2.0), ("loss_d", 300, 7.0)]  # fmt: skip
+    frame = pd.DataFrame([{"run_id": "r", "key": key, "step": step, "value": value} for key, step, value in points])
+    found = _finals(pd.DataFrame([run]), frame).iloc[0]
+    assert found["fid"] == pytest.approx(4.0) and found["kid"] == 2.0  # geometric where it is compared as a ratio
+    assert pd.isna(found["recall"]) and (found["best/fid"], found["loss_d"]) == (2.0, 7.0)
+    alone = _finals(pd.DataFrame([{**run, "endpoint": 1}]), frame).iloc[0]
+    assert (alone["fid"], alone["recall"]) == (2.0, 0.5)
