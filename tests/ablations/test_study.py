@@ -129,7 +129,7 @@ MISTAKES = {
     ),
     "a metric that photographs do not have": (
         {"preset: embedded": "preset: cifar10\nmetric: relation_error"},
-        "4:9: metric: is read off the built-in pictures alone, and this preset has cifar10, got 'relation_error'; write",
+        "4:9: metric: is read off the built-in pictures alone, and this preset has cifar10, got 'relation_error'",
     ),
     "a contrast with no variant": (
         {"seeds:": "contrasts: [[feat32, non]]\nseeds:"},
