@@ -74,7 +74,6 @@ METRICS = {
     "class_consistency": Metric("class consistency", lower=False),
     "real_floor": Metric("{fd} of real against real"),
     "sample_diversity": Metric("diversity against real"),
-    "class_diversity": Metric("diversity within classes against real", lower=False),
     "collapsed_classes": Metric("share of classes that collapsed", lower=True),
     "num_params_g": Metric("parameters of G"),
     "num_params_d": Metric("parameters of D"),

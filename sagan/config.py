@@ -22,8 +22,7 @@ DATASETS = ("embedded", "cifar10", "cifar100", "stl10", "celeba", "imagenette", 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images. `attribute` concerns CelebA alone, which has two classes by it, or none if it is empty.
-    """
+    """Which images. `attribute` concerns CelebA alone, which has two classes by it, or none if it is empty."""
 
     name: str = "imagenet"
     resolution: int = 128

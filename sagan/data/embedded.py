@@ -88,9 +88,7 @@ def _between_knots(pixels: _Array, n: int, rng: np.random.Generator) -> tuple[ND
 def _twins(pixels: _Array, n: int, rng: np.random.Generator, broken: Literal["size", "height"] | None) -> _Array:
     """Two discs: coverage [n, h, w]."""
     x, y = pixels[None, None, :], pixels[None, :, None]
-    radii, heights = (
-        rng.uniform(*limits, (2, n, 1, 1)).astype(np.float32) for limits in (_RADII, _HEIGHTS)
-    )
+    radii, heights = (rng.uniform(*limits, (2, n, 1, 1)).astype(np.float32) for limits in (_RADII, _HEIGHTS))
     if broken != "size":
         radii[1] = radii[0]
     if broken != "height":

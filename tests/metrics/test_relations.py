@@ -85,7 +85,9 @@ def test_standard_error_is_the_spread_over_redraws(real: Tensor) -> None:
 
 def test_disagreement_collapse_and_another_law_all_raise_the_error(real: Tensor) -> None:
     whole = measure(twins(600, seed=1))
-    one_picture = whole[:1].expand(600, 4) + 0.01 * real.std(0) * torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    one_picture = whole[:1].expand(600, 4) + 0.01 * real.std(0) * torch.randn(
+        600, 4, generator=torch.Generator().manual_seed(0)
+    )
     smaller = measure(twins(600, seed=1)) * torch.tensor([0.6, 0.6, 1, 1])
     found = {
         name: agreement(parameters, real)
