@@ -101,8 +101,8 @@ def load(file: Path) -> Weights:
 def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device: torch.device) -> Classifier:
     """A classifier of those rows [N] of the data, on the CPU, batch norm folded in and weights rounded to float16.
 
-    Visible noise, blur and changes of contrast are left out of the augmentations on purpose: features trained to overlook
-    them would overlook them in generated images too. A second head that names such damages was tried: its features told
+    Visible noise, blur and changes of contrast are left out on purpose: features trained to overlook them
+    would overlook them in generated images too. A second head that names such damages was tried: its features told
     real from damaged so sharply that they no longer graded it.
     """
     augment, width = (_disturbed, 1) if dataset.name == "embedded" else (_shifted, _PHOTO_WIDTH)
