@@ -30,8 +30,8 @@ _EMBEDDED = Config(
     data=DataConfig(name="embedded", resolution=64),
     model=ModelConfig(width_g=4, width_d=4, z_dim=16, attention=AttentionConfig(min_key_channels=8)),
     optim=OptimConfig(
-        lr_g=7e-4,
-        lr_d=1.4e-3,
+        lr_g=8e-4,
+        lr_d=1.2e-3,
         lr_equal=1e-3,
         beta2=0.99,
         batch_size=16,

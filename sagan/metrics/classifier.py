@@ -27,7 +27,7 @@ _LAYERS = ((24, 5, 2), (48, 3, 2), (96, 3, 2), (128, 3, 2), (128, 3, 1))
 _PHOTO_WIDTH = 2  # the built-in pictures are told apart by fewer channels than photographs
 _BATCH = 128
 _LOCAL_DEPTH = 3  # layers whose output sees 17 px
-_DISTURBANCE = 8.0  # grey levels of 255
+_NOISE, _UNEVEN = 8.0, 24.0  # grey levels of 255
 _SHIFT = 8  # photographs are moved by up to an eighth of their side
 
 
@@ -125,16 +125,17 @@ def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device:
 
 
 def _disturbed(images: Tensor, draw: torch.Generator) -> Tensor:
-    """For drawings, float32 [B, 3, H, W]: changes that no eye sees, and half of the time mirrored.
+    """For drawings, float32 [B, 3, H, W]: changes that leave a drawing what it is, and half of the time mirrored.
 
     Flat ground has no variation of its own, so without this features moved as far for noise of one grey level as for
-    another class, and every generated picture lay outside the manifold of the real ones. Each picture gets up to 3 % of
-    the range of noise by pixel, of lines along and across (what convolutions leave at borders), and of shading.
+    another class, and every generated picture lay outside the manifold of the real ones. Each picture gets noise by
+    pixel with an sd of up to 3 % of the range, lines along and across (what convolutions leave at borders) and shading
+    of up to 9 %.
     """
     count, channels, height, width = images.shape
     disturbed = images.float()
-    for shape in ((height, width), (height, 1), (1, width), (4, 4)):
-        strength = torch.rand(count, 1, 1, 1, generator=draw) * _DISTURBANCE
+    for shape, limit in (((height, width), _NOISE), ((height, 1), _UNEVEN), ((1, width), _UNEVEN), ((4, 4), _UNEVEN)):
+        strength = torch.rand(count, 1, 1, 1, generator=draw) * limit
         pattern = strength * torch.randn(count, channels, *shape, generator=draw)
         if shape == (4, 4):
             pattern = F.interpolate(pattern, size=(height, width), mode="bilinear")
