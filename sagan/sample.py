@@ -1,4 +1,4 @@
-"""Pictures from a trained generator: `python -m sagan.sample RUN_ID --class rings --n 64 --out rings.png`."""
+"""Pictures from a trained generator: `python -m sagan.sample RUN_ID --class twins --n 64 --out twins.png`."""
 
 from __future__ import annotations
 

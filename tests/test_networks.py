@@ -269,6 +269,6 @@ def test_orthogonal_kernels_have_singular_values_of_one(kind: type[Generator] | 
 def test_embedded128_has_all_five_places_of_attention_with_eight_key_channels_or_more() -> None:
     config = override(PRESETS["embedded128"], {"model.attention.at": [8, 16, 32, 64]})
     assert config.obstacle() is None
-    for network in (Generator(config.model, 128, 6), Discriminator(config.model, 128, 6)):
+    for network in (Generator(config.model, 128, 2), Discriminator(config.model, 128, 2)):
         keys = {size: block.key.weight.shape[0] for size, block in network.attention.items()}
         assert keys.keys() == {"8", "16", "32", "64"} and min(keys.values()) >= 8

@@ -35,7 +35,7 @@ class Event:
 class FakeTrainer:
     data_fingerprint = "data-v1"
     metric_fingerprint = "counting; 32 samples"
-    classes = ("stripes", "rings")
+    classes = ("grain", "twins")
     groups = {"texture": (0,), "geometry": (1,)}
 
     def __init__(self, config: Config, seed: int, directory: Path, **_places: Any) -> None:

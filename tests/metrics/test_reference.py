@@ -23,9 +23,9 @@ def extractor() -> Extractor:
 
 @pytest.fixture(scope="module")
 def dataset() -> ImageDataset:
-    labels = torch.arange(60) % 6
-    images = embedded.draw(labels, 3, 64, "easy")
-    return ImageDataset("embedded", images, labels, embedded.CLASSES, {"texture": (0, 1, 2)}, "first")
+    labels = torch.arange(60) % 2
+    images = embedded.draw(labels, 3, 64)
+    return ImageDataset("embedded", images, labels, embedded.CLASSES, embedded.GROUPS, "first")
 
 
 @pytest.fixture
@@ -97,10 +97,12 @@ def test_large_sets_are_represented_by_a_fixed_subset(
 
 
 def test_real_floor_is_the_distance_that_real_images_score(extractor: Extractor, tmp_path: Path) -> None:
-    labels = torch.arange(2400) % 6
-    real = ImageDataset("embedded", embedded.draw(labels, 3, 64, "easy"), labels, embedded.CLASSES, {}, "third")
+    labels = torch.arange(2400) % 2
+    real = ImageDataset("embedded", embedded.draw(labels, 3, 64), labels, embedded.CLASSES, {}, "third")
     found = load_reference(real, extractor, tmp_path, CPU)
-    fresh = embedded.draw(labels[:1200], 4, 64, "easy")
-    with torch.inference_mode():
-        distance = frechet_distance(found.pooled, fit(torch.cat([extractor(b)[0] for b in torch.split(fresh, 100)])))
-    assert found.floor(1200) == pytest.approx(distance, rel=0.4)
+    distances = []
+    for seed in range(4, 10):  # a single one is 0.5 to 2 times the mean
+        fresh = embedded.draw(labels[:1200], seed, 64).split(50)
+        with torch.inference_mode():
+            distances.append(frechet_distance(found.pooled, fit(torch.cat([extractor(batch)[0] for batch in fresh]))))
+    assert found.floor(1200) == pytest.approx(sum(distances) / 6, rel=0.5)
