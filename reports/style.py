@@ -63,6 +63,7 @@ METRICS = {
     "fid_group/geometry": Metric("{fd}, geometry", lower=True),
     "fid_group/texture": Metric("{fd}, texture", lower=True),
     "intra_fid": Metric("intra-{fd}", lower=True),
+    "intra_fid_n": Metric("images a class of intra-{fd}, fewest"),
     "kid": Metric("{kd} × 1000", lower=True, scale=1000),
     "is": Metric("{is}", lower=False),
     "is_mean": Metric("{is}, mean over ten splits", lower=False),

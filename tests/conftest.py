@@ -59,5 +59,6 @@ def tiny() -> Config:
             "eval.every": 3,
             "eval.num_samples": 36,
             "eval.standing_images": 8,
+            "eval.endpoint": 1,
         },
     )

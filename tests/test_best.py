@@ -63,7 +63,7 @@ def test_the_best_is_scored_again_on_noise_that_no_evaluation_has_seen(trainer: 
     labels = torch.arange(36) % 2
     images = to_uint8(generator(torch.randn(36, 8, generator=stream(0, "best")), labels))
     scores = trainer.scorer.evaluator([images], labels)
-    names = ("fid", "is", "intra_fid")
+    names = ("fid", "is")  # 18 pictures a class are too few for a distance by class
     assert {name: events[-1].metrics[f"best/{name}"] for name in names} == {name: scores[name] for name in names}
     assert scores["fid"] not in [event.metrics.get("fid") for event in events]
 

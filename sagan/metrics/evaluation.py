@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from sagan.metrics.diversity import COLLAPSED, class_diversity
 from sagan.metrics.extractor import load_extractor
 from sagan.metrics.features import Features, extract
 from sagan.metrics.frechet import (
+    RealGaussian,
     fit,
     frechet_distance,
     frechet_distance_few,
@@ -28,6 +30,8 @@ from sagan.metrics.inception_score import inception_score
 from sagan.metrics.pairs import between
 from sagan.metrics.reference import PAIRWISE_SAMPLES, Reference, load_reference, pairwise_subset, reference_size
 from sagan.metrics.relations import agreement, measure_of
+
+log = logging.getLogger(__name__)
 
 Metric = Callable[[Features, Reference], dict[str, float]]
 METRICS: dict[str, Metric] = {}
@@ -63,13 +67,16 @@ class Evaluator:
         self._extractor = load_extractor(
             config.extractor, device=device, cache_dir=cache_dir, inception_weights=inception_weights
         )
-        self._reference = load_reference(dataset, self._extractor, cache_dir, device)
+        per_class = config.num_samples // len(dataset.classes)
+        self._reference = load_reference(dataset, self._extractor, cache_dir, device, per_class)
+        if World.here().rank == 0:
+            _tell_classes_left_out(self._reference, per_class)
         self._measure = measure_of(dataset)
         self.fingerprint = "; ".join(
             [
                 f"{self._extractor.name}@{self._extractor.sha256[:8]}",
                 f"{config.num_samples} samples",
-                f"reference {reference_size(dataset)} train",
+                f"reference {_reference_words(dataset)} train",
                 f"pairs {PAIRWISE_SAMPLES} x {PAIRWISE_SAMPLES} at most",
                 f"resize {self._extractor.resize}",
                 f"bn {config.bn}",
@@ -99,6 +106,27 @@ class Evaluator:
         return world.broadcast(found)
 
 
+def _reference_words(dataset: ImageDataset) -> str:
+    few, all_of_them = reference_size(dataset), len(dataset.labels)
+    return str(few) if few == all_of_them else f"{few}, by class {all_of_them},"
+
+
+def _tell_classes_left_out(reference: Reference, per_class: int) -> None:
+    """Of a figure that will be missing, or be of a part of the classes, it is said why."""
+    few = sum(min(size, per_class) < reference.enough_of_class for size in reference.class_sizes.tolist())
+    if len(reference.classes) > 1 and few:
+        log.warning(
+            "intra_fid: %s of %s classes are left out: %s real and %s generated images or more are needed of each, got "
+            "%s or more real and %s generated; eval.num_samples=%s would generate enough",
+            few,
+            len(reference.classes),
+            *[reference.enough_of_class] * 2,
+            int(reference.class_sizes.min()),
+            per_class,
+            reference.enough_of_class * len(reference.classes),
+        )
+
+
 def _joined(shares: list[Features]) -> Features:
     if len(shares) == 1:
         return shares[0]
@@ -123,23 +151,27 @@ def frechet(generated: Features, reference: Reference) -> dict[str, float]:
 
 @metric
 def frechet_by_class(generated: Features, reference: Reference) -> dict[str, float]:
-    """Intra-FID (Miyato & Koyama 2018): each class against its real images; `intra_fid` is the mean.
+    """Intra-FID (Miyato & Koyama 2018): each class against all its real images; `intra_fid` is the mean.
 
-    A class with fewer than two images on either side is left out of the mean. With 100 images a class the figure is
-    about half bias, so compare it at equal sample counts only. One class is no class: there is nothing to be within.
+    A class with too few images on either side is left out (`Reference.enough_of_class`); `intra_fid_n` is the smallest
+    count on either side of those that are in. With 100 images a class the figure is about half bias, so compare it
+    at equal counts only. One class is no class: there is nothing to be within.
     """
     if len(reference.classes) == 1:
         return {}
-    distances = {}
-    for label, real in reference.by_class.items():
+    distances, counts = {}, []
+    for label, real_count in enumerate(reference.class_sizes.tolist()):
         rows = generated.features[generated.labels == label]
-        if len(rows) > rows.shape[1] and label in reference.class_gaussians:
-            distances[label] = frechet_distance(reference.class_gaussians[label], fit(rows))
-        elif len(rows) > 1:
-            distances[label] = frechet_distance_few(real, rows)
+        if min(real_count, len(rows)) < reference.enough_of_class:
+            continue
+        real = reference.of_class(label)
+        distances[label] = (
+            frechet_distance(real, fit(rows)) if isinstance(real, RealGaussian) else frechet_distance_few(real, rows)
+        )
+        counts.append(min(real_count, len(rows)))
     if not distances:
         return {}
-    found = {"intra_fid": sum(distances.values()) / len(distances)}
+    found = {"intra_fid": sum(distances.values()) / len(distances), "intra_fid_n": float(min(counts))}
     if len(reference.classes) <= _MAX_CLASS_KEYS:
         found |= {f"fid_class/{reference.classes[label]}": value for label, value in distances.items()}
     return found

@@ -9,7 +9,7 @@ set to itself may come out as -1e-5.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +46,28 @@ def fit(features: Tensor) -> Gaussian:
     return Gaussian(mean, scatter.div_(len(features) - 1))
 
 
+def fit_in_parts(parts: Iterable[Tensor]) -> Gaussian:
+    """As `fit` of all rows, of [n, d] parts that need not be in memory together; n >= 2 in total."""
+    count = 0
+    for part in parts:
+        rows = part.double()
+        if not count:  # sums about a value near the mean lose no digits where features lie far from 0
+            near = rows.mean(0)
+            total, scatter = torch.zeros_like(near), torch.zeros(len(near), len(near), dtype=torch.float64)
+        centred = rows - near
+        total += centred.sum(0)
+        scatter.addmm_(centred.T, centred)
+        count += len(rows)
+    assert count >= 2, f"two rows or more, got {count}"
+    shift = total / count
+    return Gaussian(near + shift, (scatter - count * torch.outer(shift, shift)) / (count - 1))
+
+
 def fit_real(features: Tensor) -> RealGaussian:
-    gaussian = fit(features)
+    return rooted(fit(features))
+
+
+def rooted(gaussian: Gaussian) -> RealGaussian:
     values, vectors = torch.linalg.eigh(gaussian.cov)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     return RealGaussian(gaussian.mean, root)

@@ -11,7 +11,10 @@ from torch.nn.functional import avg_pool2d
 
 from sagan.config import EvalConfig
 from sagan.data import ImageDataset, embedded
-from sagan.metrics.evaluation import Evaluator
+from sagan.metrics.evaluation import Evaluator, frechet_by_class
+from sagan.metrics.features import Features
+from sagan.metrics.frechet import RealGaussian
+from sagan.metrics.reference import Reference
 
 CPU = torch.device("cpu")
 CONFIG = EvalConfig(every=1, num_samples=600, extractor="embedded-v2", bn="standing")
@@ -50,7 +53,7 @@ def test_every_promised_key_is_there_and_finite(evaluate: Evaluator, fresh: Tens
     found = score(evaluate, fresh)
     assert set(found) == {
         *("fid", "fid_se", "fid_extrapolated", "fid_local", "real_floor", "kid", "is", "is_mean", "is_std"),
-        *("precision", "recall", "density", "coverage", "intra_fid", "class_consistency"),
+        *("precision", "recall", "density", "coverage", "intra_fid", "intra_fid_n", "class_consistency"),
         *("fid_group/texture", "fid_group/geometry", "class_diversity", "collapsed_classes"),
         *("relation_error", "relation_error_se", "relation_floor", "relation_correlation", "relation_spread"),
         *(f"class_diversity/{name}" for name in embedded.CLASSES),
@@ -121,7 +124,61 @@ def test_classes_too_small_for_statistics_are_left_out(evaluate: Evaluator, fres
     rows = torch.arange(0, 600, 2)[:40].tolist() + [1]  # forty of grain, one of twins
     found = score(evaluate, fresh[rows], LABELS[rows])
     assert found["intra_fid"] == found["fid_class/grain"]
+    assert found["intra_fid_n"] == 40
     assert "fid_class/twins" not in found and "fid_group/geometry" not in found
+
+
+def test_classes_without_a_quarter_as_many_images_as_features_are_said_and_have_no_distance(
+    evaluate: Evaluator, dataset: ImageDataset, cache: Path, fresh: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    enough, too_few = (score(evaluate, fresh[:n], LABELS[:n]) for n in (64, 62))  # of 128 features
+    assert enough["intra_fid_n"] == 32 and "intra_fid" in enough
+    assert not any(key.startswith(("intra_fid", "fid_class")) for key in too_few)
+    Evaluator(dataset, CONFIG, device=CPU, cache_dir=cache)
+    assert not caplog.text
+    Evaluator(dataset, dataclasses.replace(CONFIG, num_samples=62), device=CPU, cache_dir=cache)
+    assert (
+        "intra_fid: 2 of 2 classes are left out: 32 real and 32 generated images or more are needed of each, got 600 "
+        "or more real and 31 generated; eval.num_samples=64 would generate enough" in caplog.text
+    )
+
+
+def gaussians(
+    n: int, d: int, shift: float, sizes: tuple[int, ...], draw: torch.Generator
+) -> tuple[Features, Reference, list[int]]:
+    """`n` standard normal features of each class, moved by `shift`, and a reference whose classes are standard normal;
+    the classes that were asked for are noted."""
+    asked: list[int] = []
+
+    def stored(label: int) -> RealGaussian:
+        asked.append(label)
+        return RealGaussian(torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64))
+
+    labels = torch.arange(n * len(sizes)) % len(sizes)
+    drawn = torch.randn(len(labels), d, generator=draw)
+    drawn[:, 0] += shift
+    none = torch.empty(len(labels), 0)
+    names = tuple(f"class {label}" for label in range(len(sizes)))
+    reference = Reference({"features": drawn[:2]}, names, {}, False, False, torch.tensor(sizes), stored)
+    return Features(drawn, none, none, labels, none, none), reference, asked
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_distance_of_a_class_is_that_of_the_laws_and_a_known_bias(shift: float, rng: torch.Generator) -> None:
+    """Of n samples of N(0, I) to N(0, I) the distance is (d + d (d + 1) / 4) / n in the mean, to first order."""
+    n, d = 4000, 16
+    found = frechet_by_class(*gaussians(n, d, shift, (5000, 5000), rng)[:2])
+    assert found["intra_fid"] == pytest.approx(shift**2 + (d + d * (d + 1) / 4) / n, rel=0.2 if shift == 0 else 0.03)
+    assert found["intra_fid_n"] == n
+
+
+def test_statistics_of_a_class_with_too_few_real_images_are_not_asked_for(rng: torch.Generator) -> None:
+    generated, reference, asked = gaussians(100, 16, 0.0, (5000, 3, 90, 0), rng)
+    found = frechet_by_class(generated, reference)
+    assert asked == [0, 2] and found["intra_fid_n"] == 90
+    assert set(found) == {"intra_fid", "intra_fid_n", "fid_class/class 0", "fid_class/class 2"}
+    generated, reference, asked = gaussians(3, 16, 0.0, (5000, 5000), rng)
+    assert frechet_by_class(generated, reference) == {} and not asked
 
 
 def test_other_class_names_leave_out_what_reads_the_classes(

@@ -109,8 +109,8 @@ class RowsOfAFile:
 
 
 def photographs(classes: tuple[str, ...] = ("dark", "light")) -> ImageDataset:
-    labels = torch.arange(120) % len(classes)
-    noise = torch.randint(100, (120, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(160) % len(classes)
+    noise = torch.randint(100, (160, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     images = (noise + 150 * labels[:, None, None, None]).to(torch.uint8)
     return ImageDataset("imagenette", RowsOfAFile(images), labels, classes, {}, "photographs")  # type: ignore[arg-type]
 
@@ -154,9 +154,9 @@ def test_equal_seeds_give_equal_hashes_and_others_do_not(cache: Path, tmp_path: 
 def test_metrics_of_a_registered_extractor_name_the_classes_of_its_data(cache: Path) -> None:
     (file,) = (cache / "extractors").iterdir()
     dataset = photographs()
-    config = EvalConfig(num_samples=120, extractor=file.stem)
+    config = EvalConfig(num_samples=160, extractor=file.stem)
     evaluator = Evaluator(dataset, config, device=CPU, cache_dir=cache)
-    found = evaluator([dataset.images[torch.arange(120)]], dataset.labels)
+    found = evaluator([dataset.images[torch.arange(160)]], dataset.labels)
     assert found["fid"] == pytest.approx(0, abs=1e-6)
     assert {"class_consistency", "is", "fid_class/dark"} <= found.keys()
     assert evaluator.fingerprint.startswith(f"{file.stem}@{file.stem[-8:]}; ")

@@ -8,6 +8,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from sagan.metrics import frechet
 from sagan.metrics.frechet import (
     fit,
+    fit_in_parts,
     fit_real,
     frechet_distance,
     frechet_distance_few,
@@ -36,6 +37,13 @@ def published(real: Tensor, generated: Tensor) -> float:
 def test_distance_equals_torch_fidelity(d: int, rng: torch.Generator) -> None:
     real, generated = sample(1500, d, rng), sample(900, d, rng, shift=0.1, scale=1.2)
     assert distance(real, generated) == pytest.approx(published(real, generated), rel=1e-6)
+
+
+def test_parts_give_the_mean_and_covariance_of_the_whole_also_far_from_zero(rng: torch.Generator) -> None:
+    features = sample(1000, 16, rng).float() + 1000
+    found, expected = fit_in_parts(iter(features.split(70))), fit(features)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.cov, expected.cov, rtol=1e-9, atol=1e-9)
 
 
 def test_products_in_strips_give_the_covariance_and_the_distance(

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from sagan.data import ImageDataset, embedded
 from sagan.metrics import reference as module
 from sagan.metrics.extractor import Extractor, load_extractor
-from sagan.metrics.frechet import fit, frechet_distance
+from sagan.metrics.frechet import RealGaussian, fit, frechet_distance
 from sagan.metrics.reference import Reference, load_reference
 
 CPU = torch.device("cpu")
@@ -94,6 +95,66 @@ def test_large_sets_are_represented_by_a_fixed_subset(
     found = load_reference(dataset, extractor, tmp_path, CPU)
     assert found.features.shape == (40, 128) and found.pairwise.shape == (30, 128)
     assert same(load_reference(dataset, extractor, tmp_path / "other", CPU), found)
+
+
+@pytest.fixture
+def uneven() -> ImageDataset:
+    """200 pictures of the first class and 50 of the second: more and fewer than the 128 features."""
+    labels = (torch.arange(250) % 5 == 4).long()
+    return ImageDataset("embedded", embedded.draw(labels, 3, 64), labels, embedded.CLASSES, embedded.GROUPS, "uneven")
+
+
+def features_of(dataset: ImageDataset, label: int, extractor: Extractor) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([extractor(batch)[0] for batch in dataset.images[dataset.labels == label].split(50)])
+
+
+def close(found: RealGaussian | Tensor, features: Tensor) -> None:
+    if isinstance(found, Tensor):
+        assert len(features) <= 128
+        torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-4)
+    else:
+        assert len(features) > 128
+        assert frechet_distance(found, fit(features)) == pytest.approx(0, abs=1e-3)
+
+
+def test_statistics_of_a_class_are_of_all_its_images_also_where_the_reference_is_a_part(
+    uneven: ImageDataset, extractor: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_reference(uneven, extractor, tmp_path, CPU, 100)
+    assert not list(tmp_path.glob("classes-*"))
+    monkeypatch.setattr(module, "REFERENCE_SAMPLES", 60)
+    part = load_reference(uneven, extractor, tmp_path, CPU, 100)
+    assert len(part.features) == 60 and part.class_sizes.tolist() == whole.class_sizes.tolist() == [200, 50]
+    for label in (0, 1):
+        for reference in (whole, part):
+            close(reference.of_class(label), features_of(uneven, label, extractor))
+
+
+def test_classes_are_built_once_and_only_where_they_will_be_compared(
+    uneven: ImageDataset, extractor: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REFERENCE_SAMPLES", 60)
+    few = dataclasses.replace(uneven, labels=torch.where(torch.arange(250) < 10, 1, 0), fingerprint="few")
+    built: list[int] = []
+    measure = module._StoredClasses._measure
+
+    def noted(self: module._StoredClasses, label: int) -> dict[str, Tensor]:
+        built.append(label)
+        return measure(self, label)
+
+    monkeypatch.setattr(module._StoredClasses, "_measure", noted)
+    load_reference(uneven, extractor, tmp_path, CPU, 31)
+    assert built == []  # 32 of 128 features are enough
+    load_reference(few, extractor, tmp_path, CPU, 32)
+    assert built == [0]  # the other has 10 images
+    for _ in range(2):
+        reference = load_reference(uneven, extractor, tmp_path, CPU, 32)
+    assert built == [0, 0, 1]
+    (file,) = [file for file in tmp_path.glob("classes-*/1.safetensors")]
+    file.write_bytes(file.read_bytes()[:-40])
+    close(reference.of_class(1), features_of(uneven, 1, extractor))
+    assert built == [0, 0, 1, 1]
 
 
 def test_real_floor_is_the_distance_that_real_images_score(extractor: Extractor, tmp_path: Path) -> None:
