@@ -1,8 +1,8 @@
 """What each metric sees: fresh built-in pictures, damaged in one way each, scored as a generator's samples are.
 
-`python -m sagan.metrics.distortions [--out FILE]` prints a Markdown table: a row per metric, a column per damage, and
-in each cell how far the damage moves the metric, in units of the metric's sd over redraws of intact pictures, or over
-training seeds where `--sd` gives it.
+`python -m sagan.metrics.distortions [--out FILE]` prints a Markdown table: a row per metric that a damage moves, a
+column per damage, and in each cell how far it moves the metric, in units of the metric's sd over redraws of intact
+pictures, or over training seeds where `--sd` gives it.
 """
 
 from __future__ import annotations
@@ -127,9 +127,12 @@ def _cell(shift: float) -> str:
 
 
 def markdown(found: dict[str, dict[str, float]]) -> str:
+    """A row for each metric that some damage moves."""
     columns = list(dict.fromkeys(name for row in found.values() for name in row))
     lines = ["| metric | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
     for key, row in found.items():
+        if not any(row[name] for name in row if name not in ("intact", "sd")):
+            continue
         shown = [
             f"{row[name]:.4g}" if name in ("intact", "sd") else _cell(row[name]) for name in columns if name in row
         ]

@@ -43,8 +43,10 @@ def test_broken_relations_are_columns_and_leave_the_other_class_alone() -> None:
 
 
 def test_shifts_beyond_all_noise_are_not_counted_out() -> None:
-    table = markdown({"fid": {"intact": 1.0, "sd": 0.0, "blur": float("inf"), "noise": -2e7, "drop": -1.25}})
-    assert table.splitlines()[2] == "| `fid` | 1 | 0 | > 9999 | < -9999 | -1.2 |"
+    unmoved = {"intact": 3.0, "sd": 0.0, "blur": 0.0, "noise": 0.0, "drop": 0.0}
+    moved = {"intact": 1.0, "sd": 0.0, "blur": float("inf"), "noise": -2e7, "drop": -1.25}
+    table = markdown({"real_floor": unmoved, "fid": moved})
+    assert table.splitlines()[2:] == ["| `fid` | 1 | 0 | > 9999 | < -9999 | -1.2 |"]
 
 
 def test_a_table_of_sds_without_the_columns_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
