@@ -83,7 +83,7 @@ def headline(states: Sequence[CellState], workers: int) -> str:
 
 
 def _distance(states: Sequence[CellState]) -> str:
-    """ "FID" of Inception's features alone; other extractors are named: "FD embedded-v1"."""
+    """ "FID" of Inception's features alone; other extractors are named: "FD embedded-v2"."""
     extractors = {state.cell.config.eval.extractor for state in states}
     if extractors == {"inception"}:
         return "FID"

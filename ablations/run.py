@@ -255,7 +255,7 @@ def _check_data(configs: Sequence[Config], data_root: Path | None) -> None:
 
 def _check_extractors(configs: Sequence[Config], cache_dir: Path, inception_weights: Path | None) -> None:
     """Opens each once, so that weights are downloaded by one process, and what cannot be had is told now."""
-    for name in sorted({config.eval.extractor for config in configs} - {"embedded-v1"}):
+    for name in sorted({config.eval.extractor for config in configs} - {"embedded-v2"}):
         from sagan.metrics.extractor import load_extractor
 
         load_extractor(name, device="cpu", cache_dir=cache_dir, inception_weights=inception_weights)
