@@ -21,10 +21,11 @@ _PAPER128 = Config(
 )
 
 # Minutes on one CPU core, chosen on seeds 0 to 2 for the smallest change of relation_error that a study shows (what
-# came of it on other seeds: reports/noise.yaml). Images in a batch count for more than width: in as much time, 8 of them at
-# width 8 forgot most of the sizes of the twins. Attention gets 8 key channels at least at every place, for with one or
-# two a query can rank keys, not match them. With so few steps running batch-norm averages lag behind the weights, so
-# statistics are measured anew. The score is the mean of the last three evaluations: a run still moves between them.
+# came of it on other seeds: reports/noise.yaml). Images in a batch count for more than width: in as much time, 8 of
+# them at width 8 forgot most of the sizes of the twins. Attention gets 8 key channels at least at every place, for
+# with one or two a query can rank keys, not match them. With so few steps running batch-norm averages lag behind the
+# weights, so statistics are measured anew. The score is the mean of the last three evaluations: a run still moves
+# between them.
 _EMBEDDED = Config(
     data=DataConfig(name="embedded", resolution=64),
     model=ModelConfig(width_g=4, width_d=4, z_dim=16, attention=AttentionConfig(min_key_channels=8)),
