@@ -194,6 +194,7 @@ class _Checker:
         """`value` as the field holds it; None where the field refuses it or no network can be built with it."""
         try:
             config = override(self._base, {name: value})
+            config.check_endpoint()
         except ValueError as error:
             self._error(path, str(error).removeprefix(f"{name}: "))
             return None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from ablations.document import Document, Position, StudyError, did_you_mean, hint
-from ablations.plan import METRICS, RELATIONS, Design, Factors, Study, arms, describe_protocol
+from ablations.plan import METRICS, RELATIONS, Arm, Design, Factors, Study, arms, describe_protocol
 from ablations.space import BEST, MAX_SEED, Changes, is_trial_name, read_search
 from sagan.config import Config, override
 from sagan.presets import PRESETS
@@ -43,6 +43,7 @@ class _Checker:
         self._preset = preset
         self._changes = changes
         self._command_errors: list[str] = []  # mistakes on the command line, which has no lines
+        self._levels: dict[Position, Config] = {}  # what each level alone makes of the base
 
     def study(self) -> Study:
         self._check_fields()
@@ -63,6 +64,8 @@ class _Checker:
             baseline = self._baseline(design, factors, seeds) if design and factors else ""
         metric = self._metric(base)
         contrasts = self._contrasts(design, factors, baseline, search is not None)
+        if design and factors and not (self._command_errors or self._document.errors()):
+            self._check_arms(base, arms(design, factors, baseline))
         if errors := self._command_errors + self._document.errors():
             raise StudyError(errors)
         assert design is not None
@@ -117,9 +120,14 @@ class _Checker:
         metric = self._content.get("metric", "relation_error" if built_in else "fid")
         if metric not in METRICS:
             self._error(("metric",), f"must be one of {', '.join(METRICS)}, got {metric!r}{hint(metric, METRICS)}")
-        elif metric in RELATIONS and not built_in:
-            rule = f"is read off the built-in pictures alone, and this preset has {base.data.name}"
-            self._error(("metric",), f"{rule}, got {metric!r}; write fid, or choose a built-in preset")
+        elif rule := _unmeasured(metric, base):
+            self._error(("metric",), f"{rule}, got {metric!r}; write fid")
+        else:
+            for path, config in self._levels.items():
+                if rule := _unmeasured(metric, config):
+                    self._error(
+                        path, f"has not the study's metric {metric}, which {rule}; drop the level, or the metric"
+                    )
         return str(metric)
 
     def _contrasts(
@@ -200,27 +208,30 @@ class _Checker:
             self._error(("set",), f"must be a mapping of fields to values, got {changes!r}; write {{optim.steps: 500}}")
             changes = {}
         base = self._applied(preset, changes, ("set",))
-        self._check_endpoint(base, changes, ("set",))
+        if not any(name in self._changes for name in _ENDPOINT):  # else the command line has the last word
+            self._check_endpoint(base, changes, ("set",))
         for name, text in self._changes.items():
             try:
                 base = override(base, {name: text})
             except ValueError as error:
                 self._command_errors.append(f"--set {error}")
-        if any(name in self._changes for name in _ENDPOINT) and not self._document.errors():
-            try:
-                base.check_endpoint()
-            except ValueError as error:
-                self._command_errors.append(f"--set {error}")
+        field = next((name for name in _ENDPOINT if name in self._changes), None)
+        if field is not None and not self._document.errors() and (rule := _endpoint_rule(base, field)):
+            self._command_errors.append(f"--set {field}: {rule}")
         return base
 
     def _check_endpoint(self, config: Config, changes: Changes, path: Position) -> None:
         """Notes a score over more evaluations than the run has, at the field of `changes` that makes it so."""
         field = next((name for name in _ENDPOINT if name in changes), None)
-        if field is not None and not any(name in self._changes for name in _ENDPOINT):
-            try:
-                config.check_endpoint()
-            except ValueError as error:
-                self._error((*path, field), str(error).removeprefix(f"{field}: "))
+        if field is not None and (rule := _endpoint_rule(config, field)):
+            self._error((*path, field), rule)
+
+    def _check_arms(self, base: Config, found: Iterable[Arm]) -> None:
+        """Notes a variant whose levels together leave too few evaluations, though each alone does not."""
+        for arm in found:
+            field = next((name for name in _ENDPOINT if name in arm.changes), None)
+            if field is not None and (rule := _endpoint_rule(override(base, arm.changes), field)):
+                self._error(("factors",), f"{arm.name}: {field}: {rule}")
 
     def _applied(self, config: Config, changes: Changes, path: Position) -> Config:
         """`config` with the changes that it takes; the others are noted, each at its own place."""
@@ -253,7 +264,10 @@ class _Checker:
                     self._error(path, f"must map fields to values, got {changes!r}; write {{}} for no change")
                     continue
                 self._check_owner(path, changes, owner)
-                self._check_endpoint(self._applied(base, changes, path), changes, path)
+                config = self._applied(base, changes, path)
+                if not _endpoint_rule(base):
+                    self._check_endpoint(config, changes, path)
+                self._levels[path] = config
                 sound[factor][level] = changes
         return sound
 
@@ -323,3 +337,34 @@ class _Checker:
                     path = ("factors", factor, level)
                     self._error(path, f"is a level of {seen[level]} too; rename one, levels name variants", at="key")
                 seen[level] = factor
+
+
+def _endpoint_rule(config: Config, field: str = "eval.endpoint") -> str:
+    """What is wrong where a run has fewer evaluations than its score is the mean of, as told at `field`; else ""."""
+    try:
+        config.check_endpoint()
+    except ValueError as error:
+        rule = str(error).removeprefix("eval.endpoint: ")
+        return rule if field == "eval.endpoint" else f"eval.endpoint {rule}"
+    return ""
+
+
+def _unmeasured(metric: Any, config: Config) -> str:
+    """Why runs of `config` do not have a metric that others have (sagan/metrics/evaluation.py); "" where they do."""
+    data, extractor = config.data.name, config.eval.extractor
+    labelled = config.model.conditioning != "none"
+    # A classifier that was trained for a data set is named after it: imagenette-1a2b3c4d.
+    knows_classes = labelled and extractor.rpartition("-")[0] == data
+    if metric in RELATIONS and data != "embedded":
+        return f"is read off the built-in pictures alone, and this preset has {data}"
+    if metric == "intra_fid" and not labelled:
+        return "is of classes, and model.conditioning=none has none"
+    if metric == "class_consistency" and not knows_classes:
+        return f"needs labels and an extractor that knows the classes of {data}; {_has(config)}"
+    if metric == "is" and not knows_classes and not (extractor == "inception" and data != "embedded"):
+        return f"needs an extractor whose classes fit the pictures of {data}; {_has(config)}"
+    return ""
+
+
+def _has(config: Config) -> str:
+    return f"here model.conditioning={config.model.conditioning} and eval.extractor={config.eval.extractor}"

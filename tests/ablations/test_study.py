@@ -52,6 +52,13 @@ SEARCH_MISTAKES = {
         {"search:\n": "factors: {a: {preset: {}}}\nsearch:\n"},
         "6:1: factors: has no place beside search",
     ),
+    "runs that are shorter than the endpoint": (
+        {
+            "search:\n": "set: {eval.every: 10, eval.endpoint: 3}\nsearch:\n",
+            "[1, 2]": "[1, 2]\n    optim.steps: [20, 40]",
+        },
+        "14:19: search.fields.optim.steps.0: eval.endpoint: is longer than the run, which has 2 evaluations",
+    ),
     "a baseline that the search names": ({"baseline: preset": "baseline: best"}, "5:11: baseline: must not be a name"),
 }
 
@@ -143,6 +150,25 @@ MISTAKES = {
         {"seeds:": "set: {eval.endpoint: 3, optim.steps: 20, eval.every: 10}\nseeds:"},
         "5:22: set.eval.endpoint: is longer than the run, which has 2 evaluations in 20 steps, got 3; lower it",
     ),
+    "a run that is shorter than its endpoint": (
+        {
+            "seeds:": "set: {optim.steps: 20, eval.every: 10, eval.endpoint: 2}\nseeds:",
+            "at: [32]": "at: [32], optim.steps: 9",
+        },
+        "11:53: .*feat32.optim.steps: eval.endpoint is longer than the run, which has 1 evaluations in 9 steps, got 2",
+    ),
+    "a score that Inception cannot give to drawn pictures": (
+        {"seeds:": "metric: is\nset: {eval.extractor: inception}\nseeds:"},
+        "5:9: metric: needs an extractor whose classes fit the pictures of embedded; .*extractor=inception, got 'is'",
+    ),
+    "a score of classes without labels": (
+        {"seeds:": "metric: class_consistency\nset: {model.conditioning: none}\nseeds:"},
+        "5:9: metric: needs labels .*model.conditioning=none and eval.extractor=embedded-v., got 'class_consistency'",
+    ),
+    "a variant without the study's metric": (
+        {"seeds:": "metric: intra_fid\nseeds:", "{model.attention.at: [32]}": "{model.conditioning: none}"},
+        "11:13: factors.attention.feat32: has not the study's metric intra_fid, which is of classes, and model.cond",
+    ),
     "an endpoint of no evaluations": ({"seeds:": "set: {eval.endpoint: 0}\nseeds:"}, "5:22: .*must be above 0, got 0"),
     "a field of two factors": (
         {"factors:\n": "factors:\n  other: {none: {}, feat8: {model.attention.at: [8]}}\n"},
@@ -222,6 +248,37 @@ def test_command_line_overrides_are_checked_like_the_file(write_study: WriteStud
         read_study(write_study(), preset="embeded", changes={"optim.stepz": "3", "optim.lr_g": "fast"})
     assert [message.split(" ")[0] for message in caught.value.messages] == ["--preset:", "--set", "--set"]
     assert "did you mean 'optim.steps'?" in caught.value.messages[1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "preset", "changes"),
+    [
+        ("is", "embedded", {}),
+        ("is", "cifar10", {"model.conditioning": "none"}),
+        ("class_consistency", "imagenette64", {"eval.extractor": "imagenette-1a2b3c4d"}),
+        ("relation_error", "embedded128", {"model.conditioning": "none"}),
+    ],
+)
+def test_a_metric_that_the_runs_have_is_taken(
+    metric: str, preset: str, changes: dict[str, str], write_study: WriteStudy
+) -> None:
+    path = write_study({"seeds:": f"metric: {metric}\nseeds:"})
+    assert read_study(path, preset=preset, changes=changes).metric == metric
+
+
+def test_steps_of_the_command_line_that_are_too_few_for_the_endpoint_are_told_once(write_study: WriteStudy) -> None:
+    path = write_study({"seeds:": "set: {eval.endpoint: 2, eval.every: 10}\nseeds:"})
+    with pytest.raises(StudyError, match="^--set optim.steps: eval.endpoint is longer than the run") as caught:
+        read_study(path, changes={"optim.steps": "10"})
+    assert len(caught.value.messages) == 1
+
+
+def test_levels_that_leave_too_few_evaluations_together_are_told(write_study: WriteStudy) -> None:
+    factors = "factors:\n  steps: {short: {optim.steps: 40}, long: {}}\n  every: {rare: {eval.every: 20}, often: {}}\n"
+    head = "name: p\nquestion: Q?\npreset: embedded\ndesign: grid\nseeds: [0]\nbaseline: long+often\n"
+    path = write_study(text=f"{head}set: {{eval.every: 10, eval.endpoint: 3, optim.steps: 80}}\n{factors}")
+    with pytest.raises(StudyError, match="9:3: factors: short.rare: eval.every: eval.endpoint is longer than the run"):
+        read_study(path)
 
 
 def test_setting_what_a_factor_varies_is_refused(write_study: WriteStudy) -> None:
