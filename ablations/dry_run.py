@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +19,12 @@ from ablations.machine import Team
 from ablations.plan import Cell, Study, Variant, show
 from ablations.preflight import sqlite_path
 from reports import statistics
-from sagan.config import Config, diff
+from sagan.config import Config, diff, flatten
 from sagan.cost import Cost, count
 from sagan.data import num_classes
+
+if TYPE_CHECKING:
+    from ablations.tracking import Store
 
 
 def show_plan(
@@ -37,6 +42,7 @@ def show_plan(
     Returns that time in seconds, in which the first `shared` of the cells cost nothing: a study before has trained
     them. The trials of a search are not known ahead: give its outline.
     """
+    store = _existing_store(tracking_uri)
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
     buildable = [variant for variant in variants if variant.obstacle is None]
@@ -47,7 +53,7 @@ def show_plan(
         total = calibration.seconds([cell.config for cell in cells[shared:]], team.workers)
         said = _calibrated(calibration, team, total)
     else:
-        measured = _measured_rates(study, tracking_uri)
+        measured = _measured_rates(study, store)
         rate = None if measured.keys() >= costs.keys() else _flops_per_second(team.places[0], team.threads)
         seconds = {v.name: _seconds(v, costs[v.name], measured, rate) for v in buildable}
         total = makespan([seconds[cell.variant] for cell in cells[shared:]], team.workers)
@@ -72,52 +78,65 @@ def show_plan(
     names = ", ".join(cell.name for cell in cells)
     say(f"{len(cells)} cells{f', the first {shared} shared with studies above' if shared else ''}: {names}")
     say(said)
-    say(_power(study, cells, tracking_uri))
+    say(_power(study, cells, store))
     return total
 
 
-def _power(study: Study, cells: Sequence[Cell], tracking_uri: str) -> str:
-    """The smallest difference that the cells show with 80 % power, and where the noise that it rests on is from.
-
-    The noise is that of the store's runs of this protocol, or else the shipped one, and is known for metrics that are
-    compared as ratios.
-    """
-    sizes = dict(Counter(cell.variant for cell in cells))
-    pairs = study.pairs
+def _power(study: Study, cells: Sequence[Cell], store: Store | None) -> str:
+    """The smallest difference that the cells show with 80 % power, and where the noise that it rests on is from."""
+    counts = Counter(cell.variant for cell in cells)
+    sizes = {variant: n for variant, n in counts.items() if n > 1}  # a search's trials have one seed
+    pairs = [pair for pair in study.pairs if set(pair) <= sizes.keys()]
     effect = statistics.visible(sizes, [statistics.pair(*names) for names in pairs])
     if effect is None:
-        return "What this could show: nothing, for a comparison needs two seeds per variant or more."
-    design = f"{len(pairs)} {'comparison' if len(pairs) == 1 else 'comparisons'}, n = {min(sizes.values())} per variant"
-    sd, origin = None, ""
-    if statistics.on_log_scale(study.metric):
-        groups = _scores(study, tracking_uri)
-        sd, origin = statistics.pooled_sd(groups, log=True), f"from {sum(map(len, groups))} runs in the store"
-        if sd is None:
-            sd, origin = statistics.shipped_noise(study.preset, study.metric), "as shipped in reports/noise.yaml"
+        return "What this could show: nothing, for no comparison has two seeds on both sides."
+    fewest = min(sizes[name] for pair in pairs for name in pair)
+    design = f"{len(pairs)} {'comparison' if len(pairs) == 1 else 'comparisons'}, n = {fewest} per variant"
+    log = statistics.on_log_scale(study.metric)
+    groups = [scores for scores in _scores(study, store) if len(scores) > 1 and (not log or min(scores) > 0)]
+    sd, origin = statistics.pooled_sd(groups, log), f"from {sum(map(len, groups))} runs in the store"
+    if sd is None and log:
+        sd, origin = (
+            statistics.shipped_noise(study.preset, study.metric),
+            f"as shipped for {study.preset} in reports/noise.yaml",
+        )
     if sd is None:
-        unknown = "how large one is has not been measured"
-        size = f"a difference of {effect:.1f} sds over seeds in {study.metric} or more; {unknown}"
+        size = f"a difference in {study.metric} of {effect:.1f} sds over seeds or more; no run has measured this sd"
     else:
-        change = statistics.changed(effect * sd, log=True)
-        size = f"{study.metric} {change}; sd of its log over seeds {sd:.2f}, {origin}"
+        of = "of its log over seeds" if log else "over seeds"
+        size = f"{study.metric} {statistics.changed(effect * sd, log)}; sd {of} {sd:.2g}, {origin}"
     return f"What this could show with 80 % power ({design}): {size}."
 
 
-def _scores(study: Study, tracking_uri: str) -> list[list[float]]:
-    """The primary metric's last values of each variant of this protocol, where a store is there already."""
-    path = sqlite_path(tracking_uri)
-    if path is not None and not path.exists():
-        return []
-    from ablations.tracking import Store
+def _scores(study: Study, store: Store | None) -> list[list[float]]:
+    """The primary metric of the store's runs at this preset, variant by variant, over all studies.
 
-    store = Store(tracking_uri)
-    experiment_id = store.find_experiment(study)
-    found: dict[str, list[float]] = {}
-    for run in store.runs(experiment_id, "tags.kind = 'cell'") if experiment_id else ():
-        tags, value = run.data.tags, run.data.metrics.get(study.metric, 0.0)
-        if tags.get("protocol") == study.protocol and tags.get("outcome") == "finished" and value > 0:
-            found.setdefault(tags.get("variant", ""), []).append(value)
+    Only of runs as long as these, on the same pictures and scored alike: others have another noise. Scored as a report
+    scores them, by the mean of the last evaluations. A copy of another study's run is not counted twice.
+    """
+    if store is None:
+        return []
+    alike = {name: show(value) for name, value in flatten(study.base).items() if _decides_noise(name)}
+    count = study.base.eval.endpoint
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for experiment in store.client.search_experiments():
+        for run in store.runs(experiment.experiment_id, "tags.kind = 'cell' and tags.outcome = 'finished'"):
+            tags, params = run.data.tags, run.data.params
+            if tags.get("preset") != study.preset or "shared_run" in tags or study.metric not in run.data.metrics:
+                continue
+            if any(params.get(name) != value for name, value in alike.items()):
+                continue
+            points = store.client.get_metric_history(run.info.run_id, study.metric) if count > 1 else []
+            values = {point.step: point.value for point in points} or {0: run.data.metrics[study.metric]}
+            last = [values[step] for step in sorted(values)[-count:]]
+            if len(last) == count and all(map(math.isfinite, last)):
+                group = (tags.get("study", ""), tags.get("protocol", ""), tags.get("variant", ""))
+                found.setdefault(group, []).append(statistics.run_score(study.metric, last))
     return list(found.values())
+
+
+def _decides_noise(field: str) -> bool:
+    return field.startswith(("data.", "eval.")) or field == "optim.steps"
 
 
 def show_total(plans: Sequence[tuple[int, int, float]], console: Console) -> None:
@@ -164,14 +183,20 @@ def _seconds(variant: Variant, cost: Cost, measured: dict[str, float], rate: flo
     return optim.steps * cost.flops_per_step / rate
 
 
-def _measured_rates(study: Study, tracking_uri: str) -> dict[str, float]:
-    """{variant: images a second} of runs of this protocol, where a store is there already."""
+def _existing_store(tracking_uri: str) -> Store | None:
+    """None where it is a file that no launch has made yet: a plan writes nothing."""
     path = sqlite_path(tracking_uri)
     if path is not None and not path.exists():
-        return {}
-    from ablations.tracking import Store
+        return None
+    from ablations.tracking import Store  # imports MLflow
 
-    store = Store(tracking_uri)
+    return Store(tracking_uri)
+
+
+def _measured_rates(study: Study, store: Store | None) -> dict[str, float]:
+    """{variant: images a second} of runs of this protocol, where a store is there already."""
+    if store is None:
+        return {}
     experiment_id = store.find_experiment(study)
     rates: dict[str, float] = {}
     for run in store.runs(experiment_id, "tags.kind = 'cell'") if experiment_id else ():

@@ -58,6 +58,12 @@ def on_log_scale(key: str) -> bool:
     return _LOG.fullmatch(key) is not None
 
 
+def run_score(key: str, values: Sequence[float]) -> float:
+    """The score of a run from its last evaluations: their mean, geometric where the metric is compared as a ratio."""
+    array = np.asarray(values, dtype=float)
+    return float(np.exp(np.log(array).mean()) if on_log_scale(key) and (array > 0).all() else array.mean())
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over `n` seeds with its own 95 % t interval, from `low` to `high`; one seed has no `sd` and no interval.

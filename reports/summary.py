@@ -175,10 +175,9 @@ def seen(unit: Unit) -> str | None:
         return None
     size, log, origin = found
     name = style.label(unit.metric, unit.fingerprint)
+    comparisons = "1 comparison" if len(unit.pairs) == 1 else f"{len(unit.pairs)} comparisons"
     n = f"{len(unit.seeds)} seeds per variant" if len(unit.seeds) > 1 else "one seed per variant"
-    return (
-        f"With 80 % power, {n} and {len(unit.pairs)} comparisons show {name} {statistics.changed(size, log)}, {origin}."
-    )
+    return f"With 80 % power, {n} and {comparisons} show {name} {statistics.changed(size, log)}, {origin}."
 
 
 def _seen(unit: Unit) -> str:

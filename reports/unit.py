@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.statistics import on_log_scale, pooled_sd
+from reports.statistics import on_log_scale, pooled_sd, run_score
 from reports.store import Run, Store, printable
 
 # What is logged while training; everything else is measured on samples, at evaluations.
@@ -174,13 +174,23 @@ def load_units(store: Store, study: str | None = None) -> list[Unit]:
 
 
 def _noise(unit: Unit, units: list[Unit]) -> dict[str, float]:
-    """Sd over seeds of the log of the primary metric, pooled over the preset's other studies measured as this one."""
+    """Sd over seeds of the log of the primary metric, pooled over the preset's other studies.
+
+    Over variants that were measured as this study's and trained for as many steps: others have another noise.
+    """
     if not on_log_scale(unit.metric):
         return {}
-    alike = [other for other in units if other is not unit and other.preset == unit.preset
-             and (not unit.fingerprint or other.fingerprint == unit.fingerprint)]  # fmt: skip
-    groups = [list(own.values()) for other in alike for own in other.finished(unit.metric).values()]
-    sd = pooled_sd([own for own in groups if own and min(own) > 0], log=True)
+    steps = set(unit.cells["steps"].dropna())
+    groups = []
+    for other in units:
+        alike = other is not unit and other.preset == unit.preset
+        if not alike or (unit.fingerprint and other.fingerprint != unit.fingerprint):
+            continue
+        for name, own in other.finished(unit.metric).items():
+            trained = set(other.cells.loc[other.cells["variant"] == name, "steps"].dropna())
+            if own and min(own.values()) > 0 and (not steps or trained <= steps):
+                groups.append(list(own.values()))
+    sd = pooled_sd(groups, log=True)
     return {} if sd is None else {unit.metric: sd}
 
 
@@ -369,15 +379,11 @@ def _finals(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
         for key, found in of_run.groupby("key", sort=False):
             if (run_id, key) in last.index:
                 values = found["value"].to_numpy()[-count:]
-                last.loc[pd.IndexSlice[run_id, key]] = _mean(str(key), values) if len(values) == count else np.nan
+                last.loc[pd.IndexSlice[run_id, key]] = (
+                    run_score(str(key), values.tolist()) if len(values) == count else np.nan
+                )
     wide = last.unstack("key") if len(last) else pd.DataFrame()
     return wide.reindex(cells["run_id"]).reset_index(drop=True).rename_axis(columns=None)
-
-
-def _mean(key: str, values: np.ndarray) -> float:
-    if on_log_scale(key) and (values > 0).all():
-        return float(np.exp(np.log(values).mean()))
-    return float(values.mean())
 
 
 def _pictures(store: Store, pair: tuple[str, int], run: Run) -> list[Picture]:

@@ -115,6 +115,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert "needs 128 px" in shown
     assert "4 cells: none/seed0, feat32/seed0, none/seed1, feat32/seed1" in shown
     assert "--calibrate does better" in shown
+    assert "What this could show with 80 % power (1 comparison, n = 2 per variant): " in shown
     assert list(work.iterdir()) == []
 
 

@@ -11,10 +11,10 @@ import made_studies
 import numpy as np
 import pytest
 
-from reports import paper_tables, plan_tables, style, tables
+from reports import paper_tables, plan_tables, statistics, style, tables
 from reports.columns import caption
 from reports.paper import published
-from reports.summary import answer, compare, estimates, headline
+from reports.summary import answer, compare, estimates, headline, seen
 from reports.unit import Unit
 from reports.writers import Row, Section, Table, latex, markdown
 
@@ -100,6 +100,33 @@ def test_the_headline_claims_what_the_seeds_show_and_no_more(
     make_unit: Callable[..., Unit], fid: dict[str, dict[int, float]], sentence: str
 ) -> None:
     assert headline(make_unit(fid)).removeprefix("So far (2 of 2 cells): ") == sentence
+
+
+def test_the_page_says_what_could_have_been_seen_by_its_own_spread_or_by_what_else_is_known(
+    make_unit: Callable[..., Unit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped: dict[str, float] = {}
+    monkeypatch.setattr(statistics, "shipped_noise", lambda preset, metric: shipped.get(metric))
+
+    def expected(n: int, sd: float, by: str) -> str:
+        effect = statistics.visible({"none": n, "feat8": n}, [statistics.pair("feat8", "none")])
+        assert effect is not None
+        lowered, raised = (100 * abs(np.expm1(sign * effect * sd)) for sign in (-1, 1))
+        size = f"FD embedded-v1 lowered by {lowered:.0f} % or raised by {raised:.0f} %, or more"
+        return f"With 80 % power, {n} seeds per variant and 1 comparison show {size}, {by}."
+
+    unit = make_unit({"none": {0: 20.0, 1: 25.0, 2: 24.0}, "feat8": {0: 19.0, 1: 26.0, 2: 22.0}})
+    variances = [np.var(np.log(list(own.values())), ddof=1) for own in unit.finished("fid").values()]
+    own = expected(3, float(np.sqrt(np.mean(variances))), "by its own spread over seeds")
+    evidence = tables.evidence(unit)
+    assert evidence is not None and evidence.notes[-1] == seen(unit) == own
+    begun = make_unit({"none": {0: 20.0}, "feat8": {0: 19.0, 1: 21.0, 2: 18.0}})
+    begun = replace(begun, finals=begun.finals.where(begun.cells["seed"] == 0))
+    assert seen(begun) is None
+    shipped["fid"] = 0.4
+    assert seen(begun) == expected(3, 0.4, "by the spread that the preset is known to have")
+    begun = replace(begun, noise={"fid": 0.2})
+    assert seen(begun) == expected(3, 0.2, "by the spread of this preset's other studies")
 
 
 def test_a_baseline_that_always_collapses_is_an_answer(make_unit: Callable[..., Unit]) -> None:

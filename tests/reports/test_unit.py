@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -190,3 +191,27 @@ def test_a_score_is_the_mean_of_the_last_evaluations_that_the_config_says() -> N
     assert pd.isna(found["recall"]) and (found["best/fid"], found["loss_d"]) == (2.0, 7.0)
     alone = _finals(pd.DataFrame([{**run, "endpoint": 1}]), frame).iloc[0]
     assert (alone["fid"], alone["recall"]) == (2.0, 0.5)
+
+
+def test_fid_stands_in_where_no_run_of_an_old_store_has_the_primary_metric(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.launch("s", ("none", "feat8"), (0,), metric="relation_error")
+    assert only(fake).metric == "relation_error"
+    fake.cell("s", "none", 0, [("fid", 9.0, 1000)])
+    unit = only(fake)
+    assert unit.metric == "fid"
+    assert unit.notes == ("No run has the primary metric relation_error; fid stands in its place.",)
+    fake.cell("s", "feat8", 0, [("fid", 9.0, 1000), ("relation_error", 0.4, 1000)])
+    assert (only(fake).metric, only(fake).notes) == ("relation_error", ())
+
+
+def test_noise_of_other_studies_is_that_of_runs_as_long_and_measured_alike(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    for study, found in {"mine": [5.0], "alike": [2.0, 8.0], "otherwise": [1.0, 900.0]}.items():
+        fake.launch(study, ("none",), tuple(range(len(found))))
+        for seed, value in enumerate(found):
+            tags = {"metric_fingerprint": "inception@1"} if study == "otherwise" else {}
+            fake.cell(study, "none", seed, [("fid", value, 1000)], **tags)
+    noise = {unit.study: unit.noise for unit in load_units(Store(fake.uri))}
+    assert noise["mine"] == {"fid": pytest.approx(np.std(np.log([2.0, 8.0]), ddof=1))}
+    assert noise["otherwise"] == {}

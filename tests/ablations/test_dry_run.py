@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ablations import dry_run
+from ablations.cell_run import CellRun
+from ablations.plan import Cell, Study
+from ablations.study import read_study
+from ablations.tracking import Store
+from reports import statistics
+
+WriteStudy = Callable[..., Path]
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
+    """What reports/noise.yaml holds in this test: {(preset, metric): sd of the log}; nothing at first."""
+    found: dict[tuple[str, str], float] = {}
+    monkeypatch.setattr(statistics, "shipped_noise", lambda preset, metric: found.get((preset, metric)))
+    return found
+
+
+def said(study: Study, store: Store | None = None) -> str:
+    return dry_run._power(study, study.outline().cells(), store)
+
+
+def test_the_visible_difference_rests_on_the_shipped_noise_or_is_told_in_sds(
+    write_study: WriteStudy, shipped: dict[tuple[str, str], float]
+) -> None:
+    study = read_study(write_study()).at_seeds(range(4))
+    effect = statistics.visible({"none": 4, "feat32": 4}, [statistics.pair("feat32", "none")])
+    assert effect is not None
+    design = "What this could show with 80 % power (1 comparison, n = 4 per variant): "
+    in_sds = f"a difference in relation_error of {effect:.1f} sds over seeds or more; no run has measured this sd."
+    assert said(study) == design + in_sds
+    shipped["embedded", "relation_error"] = 0.25
+    lowered, raised = 100 * (1 - np.exp(-0.25 * effect)), 100 * (np.exp(0.25 * effect) - 1)
+    size = f"relation_error lowered by {lowered:.0f} % or raised by {raised:.0f} %, or more"
+    assert (
+        said(study) == f"{design}{size}; sd of its log over seeds 0.25, as shipped for embedded in reports/noise.yaml."
+    )
+
+
+def test_one_seed_per_variant_shows_nothing(write_study: WriteStudy) -> None:
+    assert "nothing, for no comparison has two seeds" in said(read_study(write_study()).at_seeds([0]))
+
+
+def test_trials_of_a_search_are_no_seeds_of_its_comparison() -> None:
+    study = read_study(Path(__file__).parents[2] / "studies" / "ttur_search.yaml")
+    assert f"(1 comparison, n = {len(study.seeds)} per variant)" in said(study.outline())
+
+
+def test_the_noise_of_the_store_is_that_of_runs_as_long_and_scored_alike_in_any_study(
+    write_study: WriteStudy, store: Store, tmp_path: Path, shipped: dict[tuple[str, str], float]
+) -> None:
+    def train(study: Study, cell: Cell, scores: Mapping[int, float], **tags: str) -> None:
+        run = CellRun(store.client, store.open_experiment(study), "parent", cell, {}, cell.directory(tmp_path), True)
+        run.describe(tags)
+        for step, score in scores.items():
+            run.log(step, {study.metric: score})
+        run.finish("finished", max(scores))
+
+    text = {"seeds:": "set: {eval.endpoint: 2}\nseeds:", "name: position": "name: earlier"}
+    planned = replace(read_study(write_study(text)), name="planned")
+    earlier = read_study(write_study({**text, "{model.attention.at: [32]}": "{model.attention.at: [16]}"}))
+    shorter = replace(read_study(write_study(text), changes={"optim.steps": "400"}), name="shorter")
+    shipped["embedded", "relation_error"] = 9.0
+    cells = {cell.name: cell for cell in earlier.cells()}
+    train(earlier, cells["none/seed0"], {600: 99.0, 800: 1.0, 1000: 4.0})  # geometric mean 2
+    train(earlier, cells["none/seed1"], {600: 99.0, 800: 8.0, 1000: 8.0})
+    train(earlier, cells["feat32/seed0"], {800: 3.0, 1000: 3.0}, shared_run="another's")
+    train(earlier, cells["feat32/seed1"], {800: 900.0, 1000: 900.0})
+    for cell in shorter.cells():
+        train(shorter, cell, {200: 1.0 + cell.seed, 400: 100.0**cell.seed})
+    sd = np.std(np.log([2.0, 8.0]), ddof=1)  # the one run of feat32 has none
+    assert f"sd of its log over seeds {sd:.2g}, from 2 runs in the store." in said(planned, store)
