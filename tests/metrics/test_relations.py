@@ -47,6 +47,14 @@ def test_area_and_height_of_each_disc_are_read_off_a_picture(resolution: int) ->
     )
 
 
+def test_noise_adds_no_ink_and_moves_no_disc() -> None:
+    images = twins(100, seed=4)
+    noise = 13 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (images + noise).round().clamp(0, 255).to(torch.uint8)
+    moved = (measure(noisy) - measure(images)).abs().mean(0) / measure(images).std(0)
+    assert moved.max() < 0.05
+
+
 def test_an_empty_picture_has_no_ink_and_the_middle_height() -> None:
     ground = torch.tensor(embedded.GROUND, dtype=torch.uint8)[None, :, None, None].expand(1, 3, 64, 64)
     assert measure(ground).abs().max() < 1e-3
