@@ -19,12 +19,13 @@ from reports.figures import (
     difference_axis,
     difference_row,
     figure,
+    intervals,
     legend,
     name_rows,
     new_axes,
 )  # fmt: skip
 from reports.paper import published
-from reports.summary import Comparison, compare, estimates
+from reports.summary import Comparison, compare, estimates, is_log
 from reports.unit import Unit
 
 LARGEST = 20  # more classes than this fit no column
@@ -47,12 +48,14 @@ def geometry_texture(unit: Unit) -> Iterator[Drawn]:
             place = others.index(row.variant) + 0.52 * ((offset + 0.5) / len(marks) - 0.5)
             difference_row(axes, unit, row, place, marker, face)
     name_rows(axes, others, margin=0.5)
-    difference_axis(axes, unit, next(iter(found)).replace("fid_group/", "fid/"), unit.baseline)
+    measure = f"{style.label('fid', unit.fingerprint)} of a group"
+    difference_axis(axes, unit, next(iter(found)), unit.baseline, measure)
     dark = "#4a515b"
     handles = [Line2D([], [], marker=marker, ls="", color=dark, mfc=face or dark, ms=5, label=key.partition("/")[2])
                for key, (marker, face) in marks.items()]  # fmt: skip
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.3)
-    caption = "By group of classes; whiskers: simultaneous 95 % interval over the variants of a group."
+    shown = [row for rows in found.values() for row in rows]
+    caption = f"By group of classes{intervals(shown, 'the variants of a group')}. Secondary."
     yield Drawn("geometry_texture", f"{caption} {basis(unit, next(iter(found)))}", fig)
 
 
@@ -60,6 +63,8 @@ def geometry_texture(unit: Unit) -> Iterator[Drawn]:
 def classes(unit: Unit) -> Iterator[Drawn]:
     """The paper's Figure 6 with noise bars: which classes gain."""
     names = _scored(unit)
+    if all(len(labels) == 1 for labels in unit.groups.values()) and unit.groups:
+        return  # each class is a group, and shown as such
     rows = {name: _against_baseline(unit, f"fid_class/{name}") for name in names}
     variants = list(dict.fromkeys(row.variant for group in rows.values() for row in group))
     if not variants or len(names) > LARGEST:
@@ -75,9 +80,11 @@ def classes(unit: Unit) -> Iterator[Drawn]:
                     difference_row(axes, unit, row, y, size=4)
         name_rows(axes, names, margin=0.5)
         _group_bands(axes, unit, names)
-        difference_axis(axes, unit, f"fid_class/{names[0]}", unit.baseline)
+        measure = f"{style.label('fid', unit.fingerprint)} of a class"
+        difference_axis(axes, unit, f"fid_class/{names[0]}", unit.baseline, measure)
         legend(fig, unit, chosen, dashes=False, markers=True)
-        caption = "Class by class; whiskers: simultaneous 95 % interval over the variants of a class."
+        shown = [row for name in names for row in rows[name]]
+        caption = f"Class by class{intervals(shown, 'the variants of a class')}. Secondary."
         yield Drawn(
             "classes" if panels == 1 else f"classes_{number}", f"{caption} {basis(unit, f'fid_class/{names[0]}')}", fig
         )
@@ -103,7 +110,8 @@ def class_scores(unit: Unit) -> Iterator[Drawn]:
         axes.tick_params(axis="x", rotation=40 if len(names) < 90 else 90)
     axes.set_xlabel(f"intra-class {style.label('fid', unit.fingerprint, arrow=True)}")
     axes.set_ylabel("")
-    caption = "Class by class: mean over training seeds; lighter is better."
+    mean = "geometric mean" if all(is_log(unit, f"fid_class/{name}") for name in table.columns) else "mean"
+    caption = f"Class by class: {mean} over training seeds; lighter is better. Secondary."
     yield Drawn("class_scores", f"{caption} {basis(unit, f'fid_class/{table.columns[0]}')}", fig)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from reports import style
 from reports.statistics import Gap
-from reports.summary import estimates, is_log
+from reports.summary import counted, estimates, is_log
 from reports.unit import Unit, Variant
 from reports.writers import Row
 
@@ -84,8 +84,10 @@ def texts(unit: Unit, key: str) -> dict[str, str]:
     scale = style.METRICS[key].scale if key in style.METRICS else 1.0
     found = [row for row in rows.values() if row]
     ends = ((row.mean - row.low) for row in found if row.low is not None)
+    smallest = min((scale * row.mean for row in found), default=1.0)
+    few = is_log(unit, key) and smallest < 1  # such scores span decades: more digits would be noise in the others
     digits = max(
-        style.decimals(scale * row.mean for row in found),
+        style.decimals((scale * row.mean for row in found), digits=2 if few else 3),
         style.decimals((scale * size for size in ends if size), digits=1),
     )
     result = {}
@@ -130,7 +132,7 @@ def simultaneous(unit: Unit, key: str) -> str:
     better = "" if lower is None else " Below zero is better." if lower else " Above zero is better."
     return (
         f"Differences are of means over seeds{', in per cent' if is_log(unit, key) else ''}, with simultaneous 95 % "
-        f"intervals over the {len(unit.pairs)} comparisons of the study; p is adjusted for them, by the same test "
+        f"intervals over {counted(len(unit.pairs), 'comparison')}; p is adjusted for them, by the same test "
         f"(reports/statistics.py).{better}"
     )
 

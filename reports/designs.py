@@ -28,7 +28,7 @@ from reports.figures import (
 )
 from reports.paper import published
 from reports.statistics import Estimate
-from reports.summary import Comparison, compare, estimates, is_log
+from reports.summary import Comparison, compare, counted, estimates, is_log
 from reports.unit import Unit
 
 RATES = ("optim.lr_g", "optim.lr_d")
@@ -144,7 +144,7 @@ def waterfall(unit: Unit) -> Iterator[Drawn]:
     axes.set_xlabel(style.label(unit.metric, unit.fingerprint, arrow=True))
     caption = (
         f"From the first rung to the last. Bar: what a step changes in the {'geometric ' if log else ''}mean, with its "
-        f"simultaneous 95 % interval over {len(unit.pairs)} steps; diamond: mean of a rung, 95 % t interval."
+        f"simultaneous 95 % interval over {counted(len(unit.pairs), 'step')}; diamond: mean of a rung, 95 % t interval."
     )
     yield Drawn("waterfall", f"{caption} {basis(unit, unit.metric)}{_published_ends(unit)}", fig)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from reports import style
 from reports.statistics import Estimate, on_log_scale
-from reports.summary import Comparison, compare, estimates, is_log
+from reports.summary import Comparison, compare, counted, estimates, is_log
 from reports.unit import Unit
 
 
@@ -69,8 +68,10 @@ def seeds(unit: Unit) -> Iterator[Drawn]:
     if log:
         log_axis(axes, "x")
     axes.set_xlabel(style.label(unit.metric, unit.fingerprint, arrow=True))
-    mean = "geometric mean, whiskers: 95 % t interval of the logarithm" if log else "mean, whiskers: 95 % t interval"
-    yield Drawn("seeds", f"One point per training seed; bar: {mean}. {basis(unit, unit.metric)}", fig)
+    parts = ["One point per training seed", f"bar: {'geometric mean' if log else 'mean'}"]
+    if any(row and row.low is not None for row in rows.values()):
+        parts.append(f"whiskers: 95 % t interval{' of the logarithm' if log else ''}")
+    yield Drawn("seeds", f"{'; '.join(parts)}. {basis(unit, unit.metric)}", fig)
 
 
 @figure("Answer")
@@ -86,14 +87,20 @@ def differences(unit: Unit) -> Iterator[Drawn]:
     name_rows(axes, [row.variant if whole else f"{row.variant}\n− {row.reference}" for row in found])
     difference_axis(axes, unit, unit.metric, unit.baseline if whole else "the other")
     what = "Ratio of geometric means" if found[0].gap.log else "Difference of means"
-    caption = f"{what}; whiskers: simultaneous 95 % interval over {len(unit.pairs)} comparisons."
+    caption = f"{what}{intervals(found, counted(len(unit.pairs), 'comparison'))}."
     yield Drawn("differences", f"{caption} {basis(unit, unit.metric)}", fig)
+
+
+def intervals(rows: Sequence[Comparison], over: str) -> str:
+    """What the whiskers of a figure of comparisons are; "" where none has any, as with one seed per variant."""
+    tested = any(row.gap.low is not None for row in rows)
+    return f"; whiskers: simultaneous 95 % interval over {over}" if tested else ""
 
 
 @figure("Training curves")
 def curves(unit: Unit) -> Iterator[Drawn]:
     """Scores over training, with every seed as a thin line."""
-    for key in dict.fromkeys((unit.metric, "fid", "is", "class_consistency")):
+    for key in dict.fromkeys((unit.metric, "relation_error", "fid", "is", "class_consistency")):
         history = unit.history(key)
         if history.empty:
             continue
@@ -143,7 +150,7 @@ def traces(unit: Unit) -> Iterator[Drawn]:
         legend(fig, unit, names, dashes=False)
         which = "Solid: real, dashed: fake" if name == "logits" else "Solid: G, dashed: D"
         count = history.groupby("variant")["seed"].nunique()
-        seeds = "One line a seed" if name == "gamma" else "Thin: a seed; thick: mean over seeds"
+        seeds = "One line per seed" if name == "gamma" else "Thin: a seed; thick: mean over seeds"
         yield Drawn(name, f"{caption} {which}. {seeds}. n = {span(count)}.", fig)
 
 
@@ -170,7 +177,7 @@ def looks(unit: Unit) -> dict[str, style.Look]:
 def basis(unit: Unit, key: str, n: int | None = None) -> str:
     """What the numbers of a figure rest on: "n = 2 to 3, embedded-v1 features, last step 2,000."."""
     counts = [n] if n else [len(values) for values in unit.finished(key).values() if values]
-    extractor = style.extractor_of(unit.fingerprint)
+    extractor = "" if key.startswith("relation_") else style.extractor_of(unit.fingerprint)
     steps = unit.cells.loc[unit.cells["state"] == "finished", "step"].dropna()
     parts = [
         f"n = {span(counts)}" if counts else "No seed has finished yet",
@@ -219,7 +226,7 @@ def curve(axes: Axes, history: pd.DataFrame, look: style.Look, ended: set[int], 
 
 
 def _seed_lines(axes: Axes, history: pd.DataFrame, look: style.Look, ended: set[int], thin: bool = True) -> None:
-    """One line a seed, with a cross where a run ended early."""
+    """One line per seed, with a cross where a run ended early."""
     for seed, line in history.groupby("seed"):
         width, alpha = (0.6, 0.45) if thin else (1.0, 0.8)
         axes.plot(line["step"], line["value"], color=look.colour, ls=look.dash, lw=width, alpha=alpha)
@@ -245,8 +252,9 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     low, high = sorted(axis.get_view_interval())
     decades = math.log10(high / low)
-    subs = (1, 2, 5) if decades > 0.9 else (1, 1.5, 2, 3, 4, 5, 6, 8) if decades > 0.3 else tuple(np.arange(1, 10, 0.5))
-    axis.set_major_locator(LogLocator(subs=(1,) if decades > 3 else subs, numticks=8))
+    subs = (1,) if decades > 3 else (1, 2, 5) if decades > 0.9 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    narrow = decades <= 0.3  # within a factor of two a logarithm is nearly linear, and so are round numbers
+    axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=subs, numticks=8))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
 
@@ -258,21 +266,24 @@ def whiskers(axes: Axes, mean: float, low: float | None, high: float | None, pla
 
 
 def name_rows(axes: Axes, names: Sequence[str], margin: float = 0.6) -> None:
-    """One row a name, the first on top."""
+    """One row per name, the first on top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 1 + margin, -margin)
     axes.grid(axis="y", visible=False)
 
 
-def difference_axis(axes: Axes, unit: Unit, key: str, reference: str) -> None:
-    """Where the reference stands among what is compared with it, and what the axis is in."""
+def difference_axis(axes: Axes, unit: Unit, key: str, reference: str, measure: str = "") -> None:
+    """Where the reference stands among what is compared with it, and what the axis is in.
+
+    `measure` names what is shown where that is more than one metric, all compared as `key` is.
+    """
     log = is_log(unit, key)
     axes.axvline(1 if log else 0, color=style.BASELINE_COLOUR, lw=1)
     if log:
         log_axis(axes, "x")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    lower, measure = style.lower_is_better(key), style.label(key, unit.fingerprint)
+    lower, measure = style.lower_is_better(key), measure or style.label(key, unit.fingerprint)
     side = "" if lower is None else f" ({'left' if lower else 'right'} is better)"
     text = f"{measure} over that of {reference}{side}" if log else f"difference to {reference} in {measure}{side}"
     axes.set_xlabel(text if len(text) < 45 else text.replace(" over ", "\nover ", 1).replace(" in ", "\nin ", 1))

@@ -37,11 +37,11 @@ def samples(unit: Unit) -> Iterator[Drawn]:
         axes.spines[:].set_visible(False)
         score = unit.finals.loc[unit.cells["run_id"].notna() & (unit.cells["variant"] == picture.variant)
                                 & (unit.cells["seed"] == picture.seed)]  # fmt: skip
-        value = score["fid"].dropna() if "fid" in score else pd.Series(dtype=float)
+        value = score[unit.metric].dropna() if unit.metric in score else pd.Series(dtype=float)
         text = picture.variant
         if len(value):
             size = float(value.to_numpy()[0])
-            text += f"   {style.label('fid', unit.fingerprint)} {style.number(size, style.decimals([size]))}"
+            text += f"   {style.label(unit.metric, unit.fingerprint)} {style.number(size, style.decimals([size]))}"
         axes.set_title(text, loc="left", color=looks(unit)[picture.variant].colour)
         caption = f"{picture.variant}, one seed ({picture.seed}), step {picture.step:,}; same z in every variant."
         yield Drawn(f"samples_{picture.variant}", caption, fig)
@@ -49,7 +49,7 @@ def samples(unit: Unit) -> Iterator[Drawn]:
 
 @figure("Samples")
 def stages(unit: Unit) -> Iterator[Drawn]:
-    """The paper's Figure 4: one row a variant, samples at steps spread over the run, each with its score beneath."""
+    """The paper's Figure 4: one row per variant, samples at steps spread over the run, each with its score beneath."""
     taken = _one_seed(unit, "samples")
     steps = sorted({picture.step for picture in taken})
     rows = [item.name for item in unit.variants if any(picture.variant == item.name for picture in taken)]
@@ -58,7 +58,7 @@ def stages(unit: Unit) -> Iterator[Drawn]:
     chosen = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, min(4, len(steps)))]
     at = {(picture.variant, picture.step): picture for picture in taken}
     seed = taken[0].seed
-    history = unit.history("fid")
+    history = unit.history(unit.metric)
     history = history[history["seed"] == seed]
     scores = dict(zip(zip(history["variant"], history["step"], strict=True), history["value"], strict=True))
     digits = style.decimals([scores[key] for key in at if key in scores and key[1] in chosen])
@@ -80,13 +80,13 @@ def stages(unit: Unit) -> Iterator[Drawn]:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.grid(visible=False)
-    score_name = style.label("fid", unit.fingerprint)
+    score_name = style.label(unit.metric, unit.fingerprint)
     caption = f"Samples at steps of the run, {score_name} beneath; one seed ({seed}), same z and labels everywhere."
     yield Drawn("stages", caption + _published_stages(unit), fig)
 
 
 def _few_tiles(image: np.ndarray, tile: int | None, classes: int) -> np.ndarray:
-    """Three tiles of three classes spread over all, from a grid with one row a class."""
+    """Three tiles of three classes spread over all, from a grid with one row per class."""
     tile = tile or image.shape[0] // classes
     rows, columns = image.shape[0] // tile, min(3, image.shape[1] // tile)
     kept = sorted({round(place) for place in np.linspace(0, rows - 1, 3)})

@@ -81,7 +81,7 @@ class Store:
         return sorted(found, key=lambda run: (run.start, run.id))
 
     def histories(self, runs: list[Run]) -> pd.DataFrame:
-        """Columns run_id, key, step, value; one row a point, ordered by step.
+        """Columns run_id, key, step, value; one row per point, ordered by step.
 
         A step that was replayed after a resume is stored twice: the newest entry counts. What overflowed is NaN.
         """

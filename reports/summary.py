@@ -60,6 +60,11 @@ def compare(unit: Unit, key: str) -> list[Comparison]:
 ENDED = ("collapsed", "diverged")
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 comparison", "3 comparisons"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def headline(unit: Unit) -> str:
     """The answer, by the primary metric and the same comparisons as the tables; says so where there is none.
 
@@ -175,7 +180,7 @@ def seen(unit: Unit) -> str | None:
         return None
     size, log, origin = found
     name = style.label(unit.metric, unit.fingerprint)
-    comparisons = "1 comparison" if len(unit.pairs) == 1 else f"{len(unit.pairs)} comparisons"
+    comparisons = counted(len(unit.pairs), "comparison")
     n = f"{len(unit.seeds)} seeds per variant" if len(unit.seeds) > 1 else "one seed per variant"
     return f"With 80 % power, {n} and {comparisons} show {name} {statistics.changed(size, log)}, {origin}."
 

@@ -40,13 +40,16 @@ def table(section: str) -> Callable[[Tabulate], Tabulate]:
     return register
 
 
-BESIDE = ("relation_correlation", "relation_spread", "fid", "class_consistency", "class_diversity", "intra_fid")
+# What stands beside the primary metric: the first three of these that the runs have. More fit no page, and all are in
+# the table of every metric.
+BESIDE = ("relation_error", "fid", "is", "relation_correlation", "class_consistency", "intra_fid")
 
 
 @table("Variants")
 def variants(unit: Unit) -> Table:
     """One row per variant: the scores, the difference to the baseline and how its runs ended."""
-    keys = (unit.metric, *(key for key in BESIDE if key in unit.finals and key != unit.metric))
+    beside = [key for key in BESIDE if key in unit.finals and key != unit.metric]
+    keys = (unit.metric, *beside[:3])
     shown = [texts(unit, key) for key in keys]
     gaps = {row.variant: row.gap for row in compare(unit, unit.metric) if row.reference == unit.baseline}
     whole = all(reference == unit.baseline for _, reference in unit.pairs)

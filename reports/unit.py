@@ -85,7 +85,7 @@ class Picture:
 class Unit:
     """One study at one protocol.
 
-    `cells` has one row a planned cell: variant, seed, state, step (reached), steps (asked for), endpoint, run_id,
+    `cells` has one row per planned cell: variant, seed, state, step (reached), steps (asked for), endpoint, run_id,
     seconds and the tags in CELL_TAGS. A state is finished, collapsed, diverged, running, interrupted, failed, missing,
     or an obstacle.
     `finals` has the same rows and one column a metric: the mean over the last `endpoint` evaluations (geometric for
@@ -126,13 +126,15 @@ class Unit:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """What is compared, (variant, reference): as the study names it, else rung by rung, else with the baseline."""
-        names = [variant.name for variant in self.variants]
+        """What is compared, (variant, reference): as the study names it, else rung by rung, else with the baseline.
+
+        Without variants that the preset cannot carry.
+        """
+        names = [variant.name for variant in self.variants if variant.obstacle is None]
         if self.contrasts:
             return [pair for pair in self.contrasts if set(pair) <= set(names)]
         if self.design == "ladder":
-            standing = [variant.name for variant in self.variants if variant.obstacle is None]
-            return [(low, high) for high, low in zip(standing, standing[1:], strict=False)]
+            return [(low, high) for high, low in zip(names, names[1:], strict=False)]
         return [(name, self.baseline) for name in names if name != self.baseline and self.baseline in names]
 
     @property
@@ -321,7 +323,7 @@ def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Varian
 
 
 def _counted(cell_runs: list[Run], variants: Iterable[Variant]) -> tuple[dict[tuple[str, int], Run], tuple[str, ...]]:
-    """One run a cell: of the planned config, one with an outcome before one without, then the newest."""
+    """One run per cell: of the planned config, one with an outcome before one without, then the newest."""
     digests = {variant.name: variant.config_digest for variant in variants}
     counted: dict[tuple[str, int], Run] = {}
     outdated = 0

@@ -8,6 +8,7 @@ from dataclasses import replace
 import figure_store
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axis import Tick
 from matplotlib.colors import to_rgb
@@ -17,6 +18,7 @@ from matplotlib.text import Text
 from reports import classes, designs, figures, pictures, searches, stabilisation, style
 from reports.figures import FIGURES, Drawn
 from reports.paper import published
+from reports.summary import compare, estimates
 from reports.unit import Unit
 
 KINDS = ("ladder", "recipe", "rate_grid", "residual", "comparison", "search")
@@ -245,3 +247,67 @@ def lab(colour: str, sight: str) -> np.ndarray:
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     x, y, z = np.cbrt(np.maximum(to_xyz @ linear / [0.9505, 1.0, 1.089], 1e-4))
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.fixture
+def relations() -> Unit:
+    """Three variants by relation_error, from 0.1 to 2, with FD beside it."""
+    unit = figure_store.unit({"none": 40.0, "feat16": 6.0, "feat32": 2.5})
+    history = unit.histories[unit.histories["key"] == "fid"].assign(key="relation_error")
+    history["value"] = history["value"].clip(lower=2.0) / 20
+    finals = unit.finals.assign(relation_error=unit.finals["fid"].clip(lower=2.0) / 20)
+    return replace(unit, finals=finals, histories=pd.concat([unit.histories, history]), metric="relation_error")
+
+
+def test_a_positive_primary_metric_is_drawn_by_its_logarithm_and_never_below_zero(relations: Unit) -> None:
+    drawn = one(figures.seeds, relations)
+    (axes,) = drawn.figure.axes
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "relation error ↓"
+    rows = estimates(relations, "relation_error")
+    ends = [segment for part in axes.collections for segment in part.get_segments()]
+    assert len(ends) == 3
+    for row, segment in zip(rows.values(), ends, strict=True):
+        assert row is not None and 0 < segment[:, 0].min() == pytest.approx(row.low)
+        assert segment[:, 0].max() == pytest.approx(row.high)
+    assert "bar: geometric mean; whiskers: 95 % t interval of the logarithm. n = 3, last step" in drawn.caption
+    differences = one(figures.differences, relations)
+    (axes,) = differences.figure.axes
+    assert axes.get_xscale() == "log" and [1, 1] in [list(line.get_xdata()) for line in axes.lines]
+    assert axes.get_xlabel() == "relation error\nover that of none (left is better)"
+    assert differences.caption.startswith("Ratio of geometric means; whiskers: simultaneous 95 % interval over 2 comp")
+    first, second, *_ = figures.curves(relations)
+    assert (first.name, second.name) == ("curve_relation_error", "curve_fid")
+    assert first.figure.axes[0].get_yscale() == "log"
+
+
+def test_differences_of_groups_stand_on_the_axis_that_their_scale_asks_for(relations: Unit) -> None:
+    drawn = one(classes.geometry_texture, relations)
+    (axes,) = drawn.figure.axes
+    assert axes.get_xscale() == "log" and [1, 1] in [list(line.get_xdata()) for line in axes.lines]
+    gaps = [row.gap.value for group in figure_store.GROUPS for row in compare(relations, f"fid_group/{group}")]
+    points = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")]
+    assert points == pytest.approx(np.exp(gaps))
+    assert axes.get_xlabel() == "FD embedded-v1 of a group\nover that of none (left is better)"
+
+
+def test_one_seed_has_no_whiskers_to_explain() -> None:
+    unit = figure_store.unit({"none": 20.0, "feat16": 18.0}, seeds=(0,))
+    for draw in (figures.seeds, figures.differences, classes.geometry_texture, classes.classes):
+        assert "whiskers" not in one(draw, unit).caption
+
+
+def test_groups_of_one_class_each_are_not_drawn_twice(relations: Unit) -> None:
+    single = replace(relations, classes=("grain", "twins"), groups={"texture": (0,), "geometry": (1,)})
+    assert not list(classes.classes(single)) and list(classes.geometry_texture(single))
+
+
+@pytest.mark.parametrize("low, high", [(34.3, 34.5), (0.97, 1.02), (0.4, 0.75), (0.2, 2.1), (1e-3, 20.0)])
+def test_a_log_axis_has_a_few_ticks_at_round_numbers_however_far_it_reaches(low: float, high: float) -> None:
+    fig, axes = figures.new_axes(height=1.0)
+    axes.plot([low, high], [0, 1])
+    figures.log_axis(axes, "x")
+    fig.canvas.draw()
+    left, right = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if left <= tick <= right]
+    assert 2 <= len(ticks) <= 9
+    assert all(float(f"{tick:.4g}") == pytest.approx(tick, rel=1e-9) for tick in ticks)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import made_studies
 import numpy as np
+import pandas as pd
 import pytest
 
 from reports import paper_tables, plan_tables, statistics, style, tables
 from reports.columns import caption
 from reports.paper import published
-from reports.summary import answer, compare, estimates, headline, seen
+from reports.summary import answer, compare, estimates, headline, seen, tidy
 from reports.unit import Unit
 from reports.writers import Row, Section, Table, latex, markdown
 
@@ -217,6 +218,62 @@ def test_no_sentence_contradicts_its_table(make_unit: Callable[..., Unit], studi
     assert shown > studies / 4
 
 
+def relations_study(make_unit: Callable[..., Unit]) -> Unit:
+    """A study by relation_error, which FD contradicts."""
+    unit = make_unit({
+        "none": {0: 0.8, 1: 1.0, 2: 1.25, 3: 0.9}, "feat8": {0: 0.7, 1: 1.2, 2: 1.0, 3: 0.9},
+        "feat32": {0: 0.2, 1: 0.25, 2: 0.24, 3: 0.19}, "feat64": {},
+    }, obstacles={"feat64": "needs 128 px"})  # fmt: skip
+    error = unit.finals["fid"]
+    more = {"fid": 20 - 10 * error, "is": 1 + error, "relation_correlation": 1 - error / 2, "relation_spread": error}
+    return replace(unit, finals=pd.DataFrame({"relation_error": error, **more}), metric="relation_error")
+
+
+def test_the_primary_metric_comes_first_and_the_others_are_said_to_be_secondary(
+    make_unit: Callable[..., Unit],
+) -> None:
+    table = tables.variants(relations_study(make_unit))
+    assert table.columns == (
+        *("variant", "relation error ↓", "difference to none", "seeds", "FD embedded-v1 ↓", "IS embedded-v1 ↑"),
+        *("relation correlation ↑", "outcome"),
+    )
+    rows = {row.cells[0]: row for row in table.sections[0].rows}
+    assert [name for name, row in rows.items() if row.bold] == ["feat32"]
+    assert rows["none"].cells[1] == "0.97 (0.72 to 1.32)" and rows["none"].cells[2] == "–"
+    assert re.fullmatch(r"−78 % \(−\d\d to −\d\d\)", rows["feat32"].cells[2])
+    assert rows["feat64"].cells[1:3] == ("needs 128 px", "–")
+    assert "relation error is the primary metric, by which the study answers; the others are secondary" in str(
+        table.notes
+    )
+    assert "intervals over 2 comparisons; p" in str(table.notes)  # none of a variant that cannot be built
+    assert headline(relations_study(make_unit)).startswith("feat32 lowers relation error by 78 % against none")
+
+
+def test_the_table_as_a_file_says_role_scale_and_reference_of_every_comparison(make_unit: Callable[..., Unit]) -> None:
+    unit = relations_study(make_unit)
+    frame = tidy(unit).set_index(["metric", "variant"])
+    assert list(tidy(unit).columns) == [
+        *("study", "protocol", "variant", "metric", "role", "scale", "mean", "low95", "high95", "sd", "n", "planned"),
+        *("metric_fingerprint", "reference", "difference", "difference_low95", "difference_high95", "p_adjusted"),
+        "probability_of_improvement",
+    ]
+    roles = frame["role"].groupby(level="metric").unique().map(list)
+    assert roles.to_dict() == {key: ["primary" if key == "relation_error" else "secondary"] for key in unit.finals}
+    assert frame["scale"].groupby(level="metric").first().to_dict() == {
+        **dict.fromkeys(("relation_error", "fid"), "log"),
+        **dict.fromkeys(("is", "relation_correlation", "relation_spread"), "linear"),
+    }
+    row, base = frame.loc[("relation_error", "feat32")], frame.loc[("relation_error", "none")]
+    logs = {name: np.log(list(own.values())) for name, own in unit.finished("relation_error").items() if own}
+    assert row["mean"] == pytest.approx(np.exp(logs["feat32"].mean()))
+    assert row["sd"] == pytest.approx(logs["feat32"].std(ddof=1))
+    assert row["difference"] == pytest.approx(np.exp(logs["feat32"].mean() - logs["none"].mean()) - 1)
+    assert -1 < row["difference_low95"] < row["difference"] < row["difference_high95"] < 0
+    assert row["reference"] == "none" and row["p_adjusted"] < 0.05 and row["probability_of_improvement"] == 1
+    assert pd.isna(base["reference"]) and pd.isna(base["difference"])
+    assert "feat64" not in frame.index.get_level_values("variant")
+
+
 def test_where_higher_is_better_so_is_a_higher_probability_of_improvement(make_unit: Callable[..., Unit]) -> None:
     unit = make_unit({"none": {0: 1.0, 1: 1.1, 2: 1.2}, "feat32": {0: 2.0, 1: 2.1, 2: 2.2}})
     unit = replace(unit, finals=unit.finals.rename(columns={"fid": "is"}))
@@ -304,7 +361,7 @@ def test_what_a_variant_takes_is_counted_once_and_measured_over_seeds(make_unit:
     unit = replace(unit, finals=unit.finals.where(unit.cells["run_id"].notna()))
     table = tables.costs(unit)
     assert table is not None
-    assert table.columns == ("variant", "parameters of G", "operations an image, G + D", "images/s ↑")
+    assert table.columns == ("variant", "parameters of G", "operations per image, G + D", "images/s ↑")
     assert [row.cells for row in table.sections[0].rows] == [
         ("none", "884 k", "66.5 M", "20.0"),
         ("feat8", "–", "–", "–"),
