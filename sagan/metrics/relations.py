@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sagan.data import ImageDataset, embedded
 
-FORMAT = 3  # raise it when `measure` changes: parameters of real pictures are cached
+FORMAT = 4  # raise it when `measure` changes: parameters of real pictures are cached
 PARAMETERS = ("ink left", "ink right", "height left", "height right")
 _PAIRS = ((0, 1), (2, 3))  # of parameters that agree in a real picture
 _FEWEST = 8  # pictures; of fewer no distance is taken
@@ -27,12 +27,12 @@ def measure(images: Tensor) -> Tensor:
     """What can be read off uint8 [B, 3, H, W]: float32 [B, 4] in the order of PARAMETERS, on the device of the images.
 
     Ink is the share of a half that is covered, 0 to 1; height the mean row of the ink in pixels of a 64 px picture,
-    -32 to 32 from its middle. A half without ink has height 0.
+    -32 to 32 from its middle. A half without ink has height 0. All that is brighter than the ground is ink: haze and
+    noise, which real pictures have none of, count too.
     """
     side = images.shape[3]
     ground, ink = (sum(colour) / 3 for colour in (embedded.GROUND, embedded.INK))
-    # From a quarter to three quarters of the way to full ink: noise and shading of the ground add none.
-    covered = ((images.float().mean(1) - ground) / (ink - ground) * 2 - 0.5).clamp(0, 1)
+    covered = ((images.float().mean(1) - ground) / (ink - ground)).clamp(0, 1)
     covered_BSHW = torch.stack([covered[:, :, : side // 2], covered[:, :, side // 2 :]], 1)
     rows = (torch.arange(images.shape[2], device=images.device) + 0.5) * (64 / side) - 32
     height_BS = (covered_BSHW.sum(3) * rows).sum(2) / covered_BSHW.sum((2, 3)).clamp(min=1)

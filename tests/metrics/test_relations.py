@@ -47,12 +47,12 @@ def test_area_and_height_of_each_disc_are_read_off_a_picture(resolution: int) ->
     )
 
 
-def test_noise_adds_no_ink_and_moves_no_disc() -> None:
+def test_haze_and_noise_of_the_ground_are_ink() -> None:
     images = twins(100, seed=4)
     noise = 13 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     noisy = (images + noise).round().clamp(0, 255).to(torch.uint8)
-    moved = (measure(noisy) - measure(images)).abs().mean(0) / measure(images).std(0)
-    assert moved.max() < 0.05
+    more = (measure(noisy) - measure(images))[:, :2]
+    assert more.min() > 0
 
 
 def test_an_empty_picture_has_no_ink_and_the_middle_height() -> None:
