@@ -95,7 +95,7 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
 
 
 def _write_units(units: dict[str, Any], scratch: Path, formats: frozenset[str]) -> dict[str, dict[str, Any]]:
-    """Each unit into its folder of `scratch`, one a core at a time: drawing the figures is what takes long."""
+    """Each unit into its folder of `scratch`, one per core at a time: drawing the figures is what takes long."""
     processes = min(len(units), os.cpu_count() or 1)
     work = units.values(), [scratch / folder for folder in units], repeat(formats)
     if processes < 2:
