@@ -2,7 +2,7 @@
 
 A class of which a generator has learnt one picture, or a few, varies not at all within; over all classes together its
 samples vary as the real ones do, a Gaussian fitted to their features is much like the real one, and an extractor tells
-every class (one real picture a class: FD 4.2 with `embedded-v2`; twins of two sizes: 17).
+every class (one real picture a class: FD 6.1 with `embedded-v2`; twins of two sizes: 16).
 
 The spread about the class mean does not tell either: of two pictures repeated it is 0.6 of the real one, more than
 that of some generators that do vary. Distances to the nearest other picture do: repeated pictures have none.
