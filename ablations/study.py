@@ -208,13 +208,16 @@ class _Checker:
             self._error(("set",), f"must be a mapping of fields to values, got {changes!r}; write {{optim.steps: 500}}")
             changes = {}
         base = self._applied(preset, changes, ("set",))
-        if not any(name in self._changes for name in _ENDPOINT):  # else the command line has the last word
+        is_registered = "eval.endpoint" in changes or "eval.endpoint" in self._changes
+        if is_registered and not any(name in self._changes for name in _ENDPOINT):  # else the command line decides
             self._check_endpoint(base, changes, ("set",))
         for name, text in self._changes.items():
             try:
                 base = override(base, {name: text})
             except ValueError as error:
                 self._command_errors.append(f"--set {error}")
+        if not is_registered:  # a preset's own endpoint is for its own number of steps
+            return override(base, {"eval.endpoint": min(base.eval.endpoint, base.evaluations)})
         field = next((name for name in _ENDPOINT if name in self._changes), None)
         if field is not None and not self._document.errors() and (rule := _endpoint_rule(base, field)):
             self._command_errors.append(f"--set {field}: {rule}")

@@ -93,7 +93,6 @@ class Trainer:
         self.device = torch.device(device)
         self.world = World.here()
         config.check_shared(self.world.size)
-        config.check_endpoint()
         self.part = self.world.part(config.optim.batch_size)
         sharers = self.world.sharers(config.model.bn_groups)
         self.checkpoint_every = checkpoint_every

@@ -223,7 +223,9 @@ def factor(letter: str, levels: int, field: str, start: int = 1) -> str:
 
 def test_a_grid_of_more_cells_than_anybody_waits_for_is_refused_before_it_is_made(write_study: WriteStudy) -> None:
     head = "name: p\nquestion: Q?\npreset: embedded\ndesign: grid\nseeds: [0]\nbaseline: a0+b0+c0\nfactors:\n"
-    factors = factor("a", 100, "optim.d_steps") + factor("b", 100, "optim.steps") + factor("c", 100, "optim.ema_start")
+    factors = (
+        factor("a", 100, "optim.d_steps") + factor("b", 100, "model.width_g") + factor("c", 100, "optim.ema_start")
+    )
     with pytest.raises(StudyError, match="8:3: factors: must give 20,000 cells at most, got 1,000,000 variants x 1"):
         read_study(write_study(text=head + factors))
     joined = "".join(factor(letter * 60, 2, field) for letter, field in zip("abcd", FOUR, strict=True))
@@ -232,7 +234,7 @@ def test_a_grid_of_more_cells_than_anybody_waits_for_is_refused_before_it_is_mad
         read_study(write_study(text=(head + joined).replace("a0+b0+c0", baseline)))
 
 
-FOUR = ("optim.d_steps", "optim.steps", "optim.ema_start", "model.z_dim")
+FOUR = ("optim.d_steps", "model.width_g", "optim.ema_start", "model.z_dim")
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path, write_study: WriteStudy) -> None:
@@ -309,3 +311,9 @@ def test_the_primary_metric_and_the_contrasts_reach_the_plan_without_what_cannot
     plan = read_study(path).plan()
     assert (plan["metric"], plan["contrasts"]) == ("relation_error", [["feat32", "none"]])
     assert read_study(write_study({}), "cifar10").metric == "fid"
+
+
+def test_a_shorter_run_takes_what_it_has_of_the_presets_own_endpoint(write_study: WriteStudy) -> None:
+    assert read_study(write_study({"seeds:": "set: {optim.steps: 5}\nseeds:"})).base.eval.endpoint == 1
+    assert read_study(write_study(), changes={"optim.steps": "200"}).base.eval.endpoint == 2
+    assert read_study(write_study()).base.eval.endpoint == 3

@@ -15,7 +15,7 @@ from sagan.config import Config, override
 from sagan.presets import PRESETS
 
 # An event every ten steps, no evaluation in between, and an average of G in every case.
-LONG = {"optim.steps": 500, "eval.every": 500, "optim.ema_decay": 0.999, "optim.ema_start": 0}
+LONG = {"optim.steps": 500, "eval.endpoint": 1, "eval.every": 500, "optim.ema_decay": 0.999, "optim.ema_start": 0}
 FP32 = {"optim.precision": "fp32"}
 CASES: dict[str, tuple[Config, float, int]] = {  # config, goal against the plain reference, steps a turn
     "128 px, feat64, width 16, batch 8": (
