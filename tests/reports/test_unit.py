@@ -177,7 +177,8 @@ def test_a_unit_has_the_design_of_its_newest_plan_and_the_params_of_its_runs(scr
 
 @pytest.mark.parametrize(("ttur", "rates"), [(True, (7e-4, 1.4e-3)), (False, (1e-3, 1e-3))])
 def test_rates_are_those_that_the_stored_config_trained_with(ttur: bool, rates: tuple[float, float]) -> None:
-    config = override(PRESETS["embedded"], {"optim.ttur": ttur})
+    rates_set = {"optim.lr_g": 7e-4, "optim.lr_d": 1.4e-3, "optim.lr_equal": 1e-3}
+    config = override(PRESETS["embedded"], {**rates_set, "optim.ttur": ttur})
     assert Variant("any", params={name: show(value) for name, value in flatten(config).items()}).rates == rates
 
 
