@@ -75,7 +75,7 @@ def test_auto_takes_no_more_workers_than_memory_holds_and_says_so(box: pytest.Mo
 
 
 def test_the_cell_that_needs_most_decides_how_many_fit(box: pytest.MonkeyPatch) -> None:
-    large = override(EMBEDDED, {"optim.batch_size": 512})
+    large = override(EMBEDDED, {"optim.batch_size": 1024})
     both = [EMBEDDED, large]
     assert worker_memory_mib(both, on_cpu=True) == worker_memory_mib([large], on_cpu=True)
     assert worker_memory_mib([large], on_cpu=True) > worker_memory_mib([EMBEDDED], on_cpu=True) + 500
