@@ -166,7 +166,7 @@ class EvalConfig:
     num_samples: int = 50_000
     extractor: str = "inception"
     bn: Literal["running", "standing"] = "running"
-    standing_images: int = 1024  # sd of FD over redraws at `embedded`: 0.3 to 1.3 with 128, 0.07 to 0.21 with these
+    standing_images: int = 1024  # with 128, redraws of them moved FD by more than its sampling error
     endpoint: int = 1  # how many of a run's last evaluations its score is the mean of; 1: the last alone
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from sagan.sampling import to_uint8
 from sagan.streams import stream
 
 _BATCH = 64
-_UNASKED_ROWS = 10  # of different classes, and more where the grid has more rows by itself
+_ROWS_BY_DEFAULT = 10  # of different classes, and more where the grid has more rows by itself
 _LISTED = 20  # class names in one message
 
 
@@ -127,7 +127,7 @@ def _labels(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
 
 def _spread(num_classes: int, n: int) -> list[int]:
     """Labels when none were asked for: all where they are few, else some from the first to the last."""
-    count = min(num_classes, n, max(_UNASKED_ROWS, math.isqrt(n)))
+    count = min(num_classes, n, max(_ROWS_BY_DEFAULT, math.isqrt(n)))
     return [index * num_classes // count for index in range(count)]
 
 

@@ -30,7 +30,7 @@ class Block:
 def blocks(one: Tensor, other: Tensor) -> Iterator[Block]:
     """[n, d] and [m, d] features; the product of all pairs is never stored."""
     # Distances are taken between features moved to the mean: far from the origin (mean 1,000, sd 1, float32) squared
-    # lengths lose the digits of the differences, and density came out 1.20 for 0.92. Inner products need the lengths
+    # lengths lose the digits of the differences (density came out halved). Inner products need the lengths
     # as they were. Two more columns make the matrix product subtract the lengths, which would take passes over it.
     centre = other.mean(0, dtype=torch.float64)
     near, other_near = _moved(one, centre), _moved(other, centre)
