@@ -45,6 +45,12 @@ def assert_same_bits(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert same, f"{name} differs"
 
 
+def assert_same_metrics(found: Event, wanted: Event) -> None:
+    """To the last bits but one: the library behind torch.linalg may round differently from call to call."""
+    for name in wanted.metrics.keys() - TIMED:
+        assert found.metrics[name] == pytest.approx(wanted.metrics[name], rel=1e-12, nan_ok=True), name
+
+
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
 @pytest.mark.parametrize(
     "changes",
@@ -89,8 +95,7 @@ def test_resume_is_bit_identical_to_an_uninterrupted_run(
     files = [directory / "generator.safetensors" for directory in (tmp_path / "whole", part)]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert rest[-1].metrics["best/step"] == 3
-    for name in undisturbed[-1].metrics.keys() - TIMED:
-        assert rest[-1].metrics[name] == undisturbed[-1].metrics[name], name
+    assert_same_metrics(rest[-1], undisturbed[-1])
 
 
 @pytest.mark.parametrize("asked", [1, 4, 9], ids=["after a step", "in an evaluation", "in the last evaluation"])
@@ -112,8 +117,7 @@ def test_told_to_stop_a_run_leaves_at_once_and_resumes_to_the_same_bits(
     assert files[0].read_bytes() == files[1].read_bytes()
     assert [event.step for event in (*left, *rest)] == [event.step for event in undisturbed], "each told once"
     for found, wanted in zip((*left, *rest), undisturbed, strict=True):
-        for name in wanted.metrics.keys() - TIMED:
-            assert found.metrics[name] == wanted.metrics[name], name
+        assert_same_metrics(found, wanted)
 
 
 def test_an_error_in_the_middle_of_a_step_leaves_the_checkpoint_from_before(

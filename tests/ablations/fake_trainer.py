@@ -1,7 +1,8 @@
 """A Trainer in name: it counts steps, keeps the count in a file as a checkpoint, and needs no torch.
 
 `optim.d_steps` chooses its fate: 7 raises, 9 collapses at half way. `fid` rises with the distance of `optim.lr_g` from
-that of the embedded preset. No step is made before the file FAKE_GATE exists, where that is set.
+that of the embedded preset. Where FAKE_GATE is set, no step after FAKE_GATE_STEP (0 by default) is made before that
+file exists.
 """
 
 from __future__ import annotations
@@ -47,12 +48,13 @@ class FakeTrainer:
         steps, fate = self.config.optim.steps, self.config.optim.d_steps
         with (self.directory / "sittings.txt").open("a") as file:
             file.write(f"{os.getpid()} from {self.step}\n")
-        while (gate := os.environ.get("FAKE_GATE")) and not Path(gate).exists():
-            if stop():
-                return
-            time.sleep(0.05)
+        gate, gate_step = os.environ.get("FAKE_GATE"), int(os.environ.get("FAKE_GATE_STEP", "0"))
         try:
             while self.step < steps:
+                while gate and self.step >= gate_step and not Path(gate).exists():
+                    if stop():
+                        return
+                    time.sleep(0.05)
                 time.sleep(0.03)
                 self.step += 1
                 if fate == 7:

@@ -190,25 +190,28 @@ def test_a_job_that_slurm_is_about_to_end_saves_its_cell_and_is_requeued(
     write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed: pip install '.[slurm]'")
-    path, gate = write_study({"seeds:": "set: {optim.steps: 150}\nseeds:", "[0, 1]": "[0]"}), tmp_path / "gate"
+    path, gate = write_study({"seeds:": "set: {optim.steps: 40}\nseeds:", "[0, 1]": "[0]"}), tmp_path / "gate"
     study = read_study(path)
     monkeypatch.setenv("PYTHONPATH", str(HERE.parents[1]))
     monkeypatch.setenv("FAKE_GATE", str(gate))
+    monkeypatch.setenv("FAKE_GATE_STEP", "20")
     monkeypatch.chdir(tmp_path)
     command = [sys.executable, str(HERE / "fake_run.py"), str(path), "--worker-only", "--workers", "1"]
     jobs = submit(open_executor(tmp_path / "slurm", on_gpu=False, cluster="local"), command, workers=2)
-    wait_until(lambda: len(sittings(tmp_path)) == 2)
-    gate.touch()
-    wait_until(lambda: len(steps(tmp_path)) == 2 and min(steps(tmp_path)) > 0)
+    wait_until(lambda: steps(tmp_path) == [20, 20])
     (runner,) = _runners(jobs[0]._process.pid)
     runner.send_signal(signal.SIGUSR2)  # what Slurm sends ahead of a time limit, or of a pre-emption
+
+    def said() -> str:
+        return "".join(file.read_text() for file in (tmp_path / "slurm").glob("*.out"))
+
+    wait_until(lambda: "Requeued job" in said())
+    gate.touch()
     wait_until(lambda: all(job.done() for job in jobs))
-    said = "".join(file.read_text() for file in (tmp_path / "slurm").glob("*.out"))
-    assert "Requeued job" in said, said
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert recorded(uri, study) == sorted((cell.name, "finished", 100.0) for cell in study.cells())
     starts = sorted(start for cell in sittings(tmp_path).values() for start in cell)
-    assert starts[:2] == [0, 0] and len(starts) == 3 and starts[2] > 0, "one went on from where it was saved"
+    assert starts == [0, 0, 20], "one went on from where it was saved"
 
 
 def _runners(controller: int) -> list[psutil.Process]:
