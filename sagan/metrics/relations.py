@@ -51,8 +51,8 @@ class Agreement:
     error: float  # energy distance, each parameter in units of its real standard deviation
     error_se: float  # its standard error from the choice of the generated pictures
     floor: float  # what as many real pictures score on average
-    correlation: float  # of parts that must agree: the mean over the pairs, 1 in real twins
-    spread: float  # sd within the generated pictures over the real one: the mean over the parameters, 1 in real twins
+    correlation: float  # of parts that must agree: the smallest over the pairs, 1 in real twins
+    spread: float  # sd within the generated pictures over the real one: the smallest over the parameters
 
 
 def agreement(generated: Tensor, real: Tensor) -> Agreement | None:
@@ -76,6 +76,6 @@ def agreement(generated: Tensor, real: Tensor) -> Agreement | None:
         error=float(2 * across.mean() - within_x.mean() - within_y.mean()),
         error_se=float(share.std() / len(x) ** 0.5),
         floor=spread_real * (1 / len(x) + 1 / len(y)),
-        correlation=float(torch.stack([(centred[:, a] * centred[:, b]).mean() for a, b in _PAIRS]).mean()),
-        spread=float(x.std(0).mean()),
+        correlation=float(torch.stack([(centred[:, a] * centred[:, b]).mean() for a, b in _PAIRS]).min()),
+        spread=float(x.std(0).min()),
     )
