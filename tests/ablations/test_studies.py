@@ -68,7 +68,7 @@ def test_the_recipe_ladder_takes_the_six_steps_between_two_public_sagans_and_no_
         "model.sn.cbn": (True, False),
         "model.sn.eps": (1e-6, 1e-8),
         "model.bn_groups": (1, 2),
-        "optim.ema_decay": (0.0, 0.99),
+        "optim.ema_decay": (0.0, 0.995),
         "model.init": ("orthogonal", "xavier"),
         "data.h_flip": (True, False),
     }
