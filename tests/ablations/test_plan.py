@@ -92,7 +92,7 @@ def test_the_outline_of_a_search_has_the_cells_that_it_will_have() -> None:
     assert names[:2] == ["trial00/seed100", "trial01/seed100"]
     assert len(names) == 6 + 2 * 3
     assert study.plan()["design"] == "search"
-    assert study.outline().cells("best/seed3")[0].name == "best/seed3"
+    assert study.outline().cells("best/seed20")[0].name == "best/seed20"
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
