@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ablations.outbox import Outbox
-from ablations.pictures import picture_files
 from ablations.plan import Cell
 from ablations.sharing import Source, find_source
 from ablations.spool import Spool
+from sagan.pictures import picture_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from urllib.parse import unquote
+
+from sagan.options import check_folder
 
 
 def check_storage(url: str) -> None:
@@ -26,16 +27,6 @@ def check_shared(url: str) -> None:
     """Raises ValueError for a database that other hosts cannot reach."""
     if sqlite_path(url) is not None:
         raise ValueError(f"must be a server that all nodes reach, got {url!r}; write postgresql+psycopg://HOST/NAME")
-
-
-def check_folder(folder: Path) -> None:
-    """Raises ValueError where no file can be made in `folder`, or in the nearest parent that exists."""
-    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"{existing.resolve()}: cannot be written ({reason}); work in a folder that can") from None
 
 
 def sqlite_path(url: str) -> Path | None:

@@ -19,10 +19,10 @@ from rich.console import Console
 from ablations.document import StudyError
 from ablations.machine import Team, choose_team, devices
 from ablations.plan import Cell, Study
-from ablations.preflight import absolute, check_folder, check_shared, check_storage, check_store
-from ablations.space import MAX_SEED
+from ablations.preflight import absolute, check_shared, check_storage, check_store
 from ablations.study import read_study
 from sagan.config import Config
+from sagan.options import MAX_SEED, changes_of, check_folder, existing
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _studies(options: argparse.Namespace) -> list[Study]:
     """All studies that were named, checked. Raises StudyError with the mistakes of all files at once."""
-    changes = _changes(options.set)
+    changes = changes_of(options.set)
     seeds = None if options.seeds is None else _seeds(options.seeds)
     studies: dict[str, Study] = {}
     messages: list[str] = []
@@ -96,16 +96,6 @@ def _studies(options: argparse.Namespace) -> list[Study]:
     if messages:
         raise StudyError(list(dict.fromkeys(messages)))  # what is wrong on the command line is wrong in every file
     return list(studies.values())
-
-
-def _changes(texts: Sequence[str]) -> dict[str, str]:
-    changes = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set: must be KEY=VALUE, got {text!r}; write --set optim.steps=500")
-        changes[name.strip()] = value.strip()
-    return changes
 
 
 def _seeds(text: str) -> list[int]:
@@ -155,8 +145,8 @@ def _start(
     if elsewhere:
         _named("--storage", check_shared, options.storage)
         _named("--tracking-uri", check_shared, options.tracking_uri)
-    data_root = _existing("--data-root", options.data_root)
-    inception_weights = _existing("--inception-weights", options.inception_weights)
+    data_root = existing("--data-root", options.data_root)
+    inception_weights = existing("--inception-weights", options.inception_weights)
     asked = _named("--workers", _count, options.workers)
     if elsewhere and asked is None:
         raise ValueError("--workers: must be a number of jobs with --launcher slurm, got 'auto'; write --workers 8")
@@ -166,7 +156,7 @@ def _start(
     _check_data(configs, data_root)
     fingerprints: dict[str, str] = {}
     if not elsewhere and (not options.dry_run or options.calibrate):  # the first job prepares them
-        from ablations.images import prepare_images
+        from sagan.data.preparation import prepare_images
 
         _check_extractors(configs, runs / "cache", inception_weights)
         fingerprints = prepare_images(configs, data_root, runs / "cache", console)
@@ -285,12 +275,6 @@ def _count(text: str) -> int | None:
     if text != "auto" and not (text.isdecimal() and int(text) > 0):
         raise ValueError(f"must be a whole number above 0 or auto, got {text!r}")
     return None if text == "auto" else int(text)
-
-
-def _existing(option: str, path: Path | None) -> Path | None:
-    if path is not None and not path.exists():
-        raise ValueError(f"{option}: no such file or folder, got {str(path)!r}; check the path")
-    return path.resolve() if path is not None else None
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from typing import Any
 
 from ablations.document import Document, Position, did_you_mean, hint
 from sagan.config import Config, field_names, flatten, override
+from sagan.options import MAX_SEED
 
 Changes = dict[str, Any]
 
 OBJECTIVES = ("fid", "fid_extrapolated", "fid_local", "intra_fid", "kid")  # lower is better in all
-MAX_SEED = 2**31 - 1
 _MAX_TRIALS = 10_000
 BEST = "best"  # the variant of the best trial, run again on the study's own seeds
 

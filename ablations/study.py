@@ -11,8 +11,9 @@ from typing import Any, Literal, cast, get_args
 
 from ablations.document import Document, Position, StudyError, did_you_mean, hint
 from ablations.plan import METRICS, RELATIONS, Arm, Design, Factors, Study, arms, describe_protocol
-from ablations.space import BEST, MAX_SEED, Changes, is_trial_name, read_search
+from ablations.space import BEST, Changes, is_trial_name, read_search
 from sagan.config import Config, override
+from sagan.options import MAX_SEED
 from sagan.presets import PRESETS
 
 _REQUIRED = ("name", "question", "preset", "seeds", "baseline")

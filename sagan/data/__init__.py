@@ -14,8 +14,8 @@ from sagan.config import DataConfig
 from sagan.data import embedded
 from sagan.data.prepared import ImageFile, open_prepared
 from sagan.data.sources import Source, find_source
+from sagan.options import DEFAULT_CACHE
 
-DEFAULT_CACHE = Path("runs/cache")  # where launches keep theirs
 _UNLABELLED = ("all",)
 # Classes that are known without looking: parameters can be counted where the images are not.
 _NUM_CLASSES = {

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagan.data import DEFAULT_CACHE, embedded, open_dataset
+from sagan.data import embedded, open_dataset
 from sagan.metrics.evaluation import Evaluator
+from sagan.options import DEFAULT_CACHE
 from sagan.presets import PRESETS
 
 _FIRST_SEED = 1000  # neither the data set's nor the extractor's

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sagan.config import DataConfig, override
-from sagan.data import DEFAULT_CACHE, ImageDataset, embedded, open_dataset
+from sagan.data import ImageDataset, embedded, open_dataset
 from sagan.device import named_device
 from sagan.metrics import classifier
-from sagan.presets import PRESETS
+from sagan.options import DEFAULT_CACHE, changes_of, preset_of
 
 _TRAIN = "python -m sagan.metrics.extractor train --preset NAME"
 
@@ -201,12 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _data_config(preset: str, changes: list[str]) -> DataConfig:
-    if preset not in PRESETS:
-        raise ValueError(f"--preset: must be one of {', '.join(PRESETS)}, got {preset!r}")
-    for change in changes:
-        if "=" not in change:
-            raise ValueError(f"--set: must be KEY=VALUE, got {change!r}")
-    return override(PRESETS[preset], dict(change.split("=", 1) for change in changes)).data
+    return override(preset_of(preset), changes_of(changes)).data
 
 
 if __name__ == "__main__":

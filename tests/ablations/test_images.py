@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ablations.images import prepare_images
 from ablations.run import main
 from sagan.config import Config, DataConfig, ModelConfig, digest
+from sagan.data.preparation import prepare_images
 
 WriteStudy = Callable[..., Path]
 PICTURES = DataConfig(name="folder", resolution=32)

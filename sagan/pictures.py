@@ -1,4 +1,4 @@
-"""An event's pictures as files."""
+"""The pictures of an evaluation as files: a grid of samples as PNG, attention maps as npz."""
 
 from __future__ import annotations
 

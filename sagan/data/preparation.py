@@ -1,4 +1,4 @@
-"""The images of a launch: looked at, told of, and prepared before any worker starts."""
+"""The images of one config or several: looked at, told of, and prepared, before training starts."""
 
 from __future__ import annotations
 

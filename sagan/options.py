@@ -1,0 +1,85 @@
+"""Options that several commands have, read and checked without importing torch, which takes seconds."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sagan.config import Config
+from sagan.presets import PRESETS
+
+DEFAULT_CACHE = Path("runs/cache")  # prepared images, statistics of real images, extractors of your own
+MAX_SEED = 2**31 - 1
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose error is one line, without the usage: exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog.removeprefix('python -m ')}: {message}\n")
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """--preset and --set, and where images, weights and caches are."""
+    add = parser.add_argument
+    add("--preset", metavar="NAME", help=", ".join(PRESETS))
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the preset; repeatable")
+    add("--data-root", type=Path, metavar="DIR", help="where data sets are, or are downloaded to (default: data)")
+    add("--inception-weights", type=Path, metavar="FILE", help="for machines without a network")
+    add("--cache-dir", type=Path, metavar="DIR", help=f"kept from run to run (default: {DEFAULT_CACHE})")
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """--device and --threads."""
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: as many as torch takes)")
+
+
+def preset_of(name: str) -> Config:
+    """Raises ValueError for a name that is none, with the nearest one."""
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"--preset: must be one of {', '.join(PRESETS)}, got {name!r}{hint}")
+    return PRESETS[name]
+
+
+def changes_of(texts: Sequence[str]) -> dict[str, str]:
+    """{"optim.steps": "500"} from ["optim.steps=500"], for `sagan.config.override`; raises ValueError."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set: must be KEY=VALUE, got {text!r}; write --set optim.steps=500")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def existing(option: str, path: Path | None) -> Path | None:
+    """`path`, made absolute. Raises ValueError where nothing is there."""
+    if path is not None and not path.exists():
+        raise ValueError(f"{option}: no such file or folder, got {str(path)!r}; check the path")
+    return path.resolve() if path is not None else None
+
+
+def check_machine(device: str, threads: int | None) -> None:
+    """Raises ValueError for what no machine has. Whether this one has the device is for `sagan.device` to say."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"--device: must be cpu, cuda or cuda:N, got {device!r}; write --device cpu")
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads: must be 1 or more, got {threads}")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ValueError where no file can be made in `folder`, or in the nearest parent that exists."""
+    nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"{nearest.resolve()}: cannot be written ({reason}); work in a folder that can") from None
