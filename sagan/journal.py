@@ -1,0 +1,160 @@
+"""journal.jsonl: what a run has to tell, one JSON object per line, only ever appended to.
+
+A line is {"time": seconds since 1970, "step": of the run, "metrics": {name: number}, "files": [names relative to the
+run's folder, which are complete when the line is there], "status": null, or the outcome on the run's last line}.
+JSON has no NaN and no infinities: in metrics these are the texts "NaN", "Infinity" and "-Infinity".
+
+A run that goes on from a checkpoint may tell steps again that it told before. The rule is: a line supersedes all lines
+before it of the same step or a later one. `read` returns lines as they stand; `current` applies the rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAME = "journal.jsonl"
+_LEAST = 1e-3  # seconds between two lines: where milliseconds are kept, the later one is still the later one
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line. `status` is None, or the run's outcome: "finished", "collapsed" or "diverged"."""
+
+    time: float  # seconds since 1970, greater than in any line before
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    status: str | None = None
+
+
+class Journal:
+    """The journal at `path` open for appending, by one process at a time; the file is made where there is none.
+
+    Raises ValueError where another process has it open, and where a line of it is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when this process ends
+            records, self._end = read(path)
+        except BlockingIOError:
+            os.close(self._file)
+            raise ValueError(f"{path.parent}: another process trains in this folder; wait for it, or end it") from None
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._time = max((record.time for record in records), default=0.0)
+
+    def append(
+        self, step: int, metrics: Mapping[str, float], files: Sequence[str] = (), status: str | None = None
+    ) -> Record:
+        """Write one line and flush it to the disk; cuts a torn last line first.
+
+        An OSError, such as that of a full disk, leaves the file as it was.
+        """
+        # Never before an earlier line, also where the clock was put back.
+        self._time = max(time.time(), self._time + _LEAST)
+        record = Record(self._time, step, dict(metrics), tuple(files), status)
+        os.ftruncate(self._file, self._end)
+        line = _line(record)
+        try:
+            if os.write(self._file, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            os.fsync(self._file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._end)
+            raise
+        self._end += len(line)
+        return record
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
+    """The lines from byte `offset` on, and the offset after them, from which a later call goes on; none of no file.
+
+    A last line that is torn (it does not end, or is no record) is not returned and not counted: its process died while
+    it wrote, or is still writing. Raises ValueError, with file and line number, for a line that is damaged elsewhere.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return [], offset
+    records = []
+    for index, line in enumerate(lines):
+        try:
+            records.append(_record(line))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if index == len(lines) - 1:
+                break
+            raise ValueError(
+                f"{path}:{_line_number(path, offset)}: must be a line of a journal (JSON with time, step, "
+                f"metrics, files and status), but is damaged ({error}); restore the file, or start in another folder"
+            ) from None
+        offset += len(line)
+    return records, offset
+
+
+def current(records: Iterable[Record]) -> list[Record]:
+    """`records` in the order of the file, without those that a later one supersedes: steps then increase."""
+    found: list[Record] = []
+    for record in records:
+        while found and found[-1].step >= record.step:
+            found.pop()
+        found.append(record)
+    return found
+
+
+def to_json(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """`metrics` with texts in the place of values that JSON does not have; float() reads either."""
+    return {name: value if math.isfinite(value) else _NAMES[str(value)] for name, value in metrics.items()}
+
+
+_NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def _line(record: Record) -> bytes:
+    content = {**vars(record), "metrics": to_json(record.metrics)}
+    return json.dumps(content, allow_nan=False).encode() + b"\n"
+
+
+def _record(line: bytes) -> Record:
+    if not line.endswith(b"\n"):
+        raise ValueError("the line does not end")
+    content: Any = json.loads(line)
+    status = content["status"]
+    if not (status is None or isinstance(status, str)):
+        raise TypeError(f"status is {status!r}")
+    return Record(
+        time=float(content["time"]),
+        step=int(content["step"]),
+        metrics={str(name): float(value) for name, value in content["metrics"].items()},
+        files=tuple(map(str, content["files"])),
+        status=status,
+    )
+
+
+def _line_number(path: Path, offset: int) -> int:
+    return path.read_bytes()[:offset].count(b"\n") + 1
