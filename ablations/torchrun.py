@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import timedelta
@@ -31,7 +30,6 @@ _OUT_OF_STEP = 1  # exit status: torchrun then ends the other processes
 _FAILED = "failed"  # key of what a process that failed leaves for the first one to report
 _PATIENCE = timedelta(seconds=5)  # with torchrun
 _DYING_SECONDS = 2.0  # from a broken connection to a process that is gone
-_LEAVING_SECONDS = 60.0  # for a worker without its torchrun to save; as many as a launcher gives
 
 
 def program(device: str, configs: Sequence[Config]) -> tuple[str, ...]:
@@ -65,7 +63,6 @@ def program(device: str, configs: Sequence[Config]) -> tuple[str, ...]:
 def work_together(launch: Launch, token: str, device: str, stop: Stop) -> None:
     """Trains cells until none waits, or the first process's `stop` says so."""
     torch.set_num_threads(max(1, launch.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
-    threading.Thread(target=_leave_after, args=(os.getppid(),), daemon=True).start()
     device = join(device)
     pids = World.here().gather(os.getpid())
     if World.here().rank > 0:
@@ -77,14 +74,6 @@ def work_together(launch: Launch, token: str, device: str, stop: Stop) -> None:
             return
         lead.tell(None)
     dist.destroy_process_group()
-
-
-def _leave_after(torchrun: int) -> None:
-    """Without torchrun nobody ends a process that waits for a card, or for another process, which never answers."""
-    while os.getppid() == torchrun:
-        time.sleep(1)
-    time.sleep(_LEAVING_SECONDS)
-    os._exit(_OUT_OF_STEP)
 
 
 def _board() -> Any:

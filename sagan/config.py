@@ -196,6 +196,15 @@ class Config:
                 return f"needs {smallest} px" if smallest else f"no resolution has feat{size}"
         return None
 
+    def check_buildable(self) -> None:
+        """Raises ValueError where these networks cannot be trained, and says why."""
+        if obstacle := self.obstacle():
+            raise ValueError(
+                f"model.attention.at, model.bn_groups: this config {obstacle}, got "
+                f"{list(self.model.attention.at)} at {self.data.resolution} px, "
+                f"{self.model.bn_groups} groups of {self.optim.batch_size} images"
+            )
+
     @property
     def evaluations(self) -> int:
         """How many times a run is scored: every `eval.every` steps, and at its last."""

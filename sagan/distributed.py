@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +25,7 @@ T = TypeVar("T")
 
 # Others wait while the first process scores and logs; a process that dies is noticed by torchrun, not by waiting.
 _PATIENCE = timedelta(hours=1)
+_LEAVING_SECONDS = 60.0  # for a process to save once its torchrun is gone
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,14 @@ def _neighbours(count: int) -> dist.ProcessGroup:
     return dist.new_subgroups(count)[0]
 
 
+def _leave_after(torchrun: int) -> None:
+    """Without torchrun nobody ends a process that waits for a card, or for another process, which never answers."""
+    while os.getppid() == torchrun:
+        time.sleep(1)
+    time.sleep(_LEAVING_SECONDS)
+    os._exit(1)
+
+
 def join(device: str) -> str:
     """Meet the other processes, if torchrun started this one; returns the device that is this process's own.
 
@@ -106,6 +117,7 @@ def join(device: str) -> str:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return device
+    threading.Thread(target=_leave_after, args=(os.getppid(),), daemon=True).start()
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from sagan.checkpoint import write_atomically
 
 
 def picture_files(step: int, images: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
@@ -22,6 +25,15 @@ def picture_files(step: int, images: Mapping[str, NDArray[Any]]) -> dict[str, by
         np.savez_compressed(file, allow_pickle=False, **arrays)
         files[f"{name}/step_{step:07d}.npz"] = file.getvalue()
     return files
+
+
+def write_pictures(folder: Path, step: int, images: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Write `picture_files` below `folder`, each completely or not at all; returns their names."""
+    files = picture_files(step, images)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, content)
+    return list(files)
 
 
 def _grid(samples: NDArray[np.uint8]) -> bytes:

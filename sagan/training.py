@@ -79,13 +79,7 @@ class Trainer:
         checkpoint_every: int = 500,
         compile_backend: str | None = "auto",
     ) -> None:
-        obstacle = config.obstacle()
-        if obstacle:
-            raise ValueError(
-                f"model.attention.at, model.bn_groups: this config {obstacle}, got "
-                f"{list(config.model.attention.at)} at {config.data.resolution} px, "
-                f"{config.model.bn_groups} groups of {config.optim.batch_size} images"
-            )
+        config.check_buildable()
         torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
         torch.backends.cudnn.allow_tf32 = False  # by default a GPU computes fp32 convolutions in TF32
         self.config, self.seed, self.directory = config, seed, directory

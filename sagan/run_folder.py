@@ -1,0 +1,92 @@
+"""A run's folder: which files it holds, and config.yaml, which says what is trained there. Nothing here needs torch.
+
+config.yaml                     the config, the seed, and the options of the machine it was started with
+protocol.json                   fingerprints of data and metrics, names of classes and of their groups
+journal.jsonl                   what the run has to tell (sagan/journal.py)
+checkpoint.pt, checkpoint.previous.pt
+samples/step_0001000.png        the sample grid of an evaluation
+attention/g32/step_0001000.npz  attention maps of G's feat32: images, queries, maps
+generator.safetensors           the generator, once the run has ended at its last step
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sagan import journal
+from sagan.config import Config, flatten, override
+
+CONFIG, PROTOCOL, GENERATOR = "config.yaml", "protocol.json", "generator.safetensors"
+_MACHINE = ("device", "threads", "data_root", "inception_weights", "cache_dir")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, and what it was started with: paths and devices may differ when it goes on, results may not."""
+
+    config: Config
+    seed: int
+    machine: dict[str, Any]  # options of the command by name: texts, numbers or None
+
+
+def config_yaml(run: Run) -> bytes:
+    """The content of config.yaml: one "name: value" per line, each value in JSON, which YAML includes."""
+    machine = {f"machine.{name}": run.machine[name] for name in _MACHINE}
+    lines = [f"{name}: {json.dumps(value)}" for name, value in {"seed": run.seed, **flatten(run.config)}.items()]
+    lines += ["# Of the machine where it was started. Options of the command take the place of these."]
+    lines += [f"{name}: {json.dumps(value)}" for name, value in machine.items()]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run in `folder`, or None where nothing is there. Raises ValueError for a folder that holds anything else."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise ValueError(f"FOLDER: must be a folder, got the file {str(folder)!r}; name another one")
+    content = folder / CONFIG
+    if content.is_file():
+        try:
+            return _parsed(content.read_text())
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{content}: must be a config that sagan.train wrote, but {error}; {_ELSEWHERE}") from None
+    strange = next((path for path in sorted(folder.iterdir()) if not _is_of_a_start(path)), None)
+    if strange is not None:
+        raise ValueError(
+            f"FOLDER: must be new, empty, or the folder of a run, got {str(folder)!r}, which holds {strange.name!r} "
+            f"and no {CONFIG}; {_ELSEWHERE}"
+        )
+    return None
+
+
+_ELSEWHERE = "nothing in the folder was changed; name another one"
+
+
+def _is_of_a_start(path: Path) -> bool:
+    """Whether a process that was killed while it made the folder leaves such a file."""
+    return path.name.startswith(f".{CONFIG}.") or (path.name == journal.NAME and path.stat().st_size == 0)
+
+
+def _parsed(text: str) -> Run:
+    values: dict[str, Any] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        name, colon, value = line.partition(":")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not colon:
+            raise ValueError(f"line {number} is not NAME: VALUE")
+        try:
+            values[name.strip()] = json.loads(value)
+        except ValueError:  # a text without quotes, as a person writes it
+            values[name.strip()] = value.strip()
+    machine = {name: values.pop(f"machine.{name}", None) for name in _MACHINE}
+    missing = [name for name in ("seed", *flatten(Config())) if name not in values]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing[:5])}")
+    seed = values.pop("seed")
+    if type(seed) is not int:
+        raise ValueError(f"seed is {seed!r}")
+    return Run(override(Config(), values), seed, machine)

@@ -1,0 +1,336 @@
+"""Train one SAGAN in one folder: `python -m sagan.train FOLDER --preset embedded --seed 0`. Given again, it goes on.
+
+What the folder holds is described in sagan/run_folder.py. `torchrun --nproc-per-node=2 -m sagan.train ...` is the same
+run on several processes, of which the first writes.
+
+Exit status: 0 the run has ended (finished, collapsed or diverged; the journal's last line says which); 2 bad input,
+one line on stderr and nothing written; 74 a disk is full; 130 interrupted and 143 terminated, with a checkpoint saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sagan import journal
+from sagan.config import Config, diff, override
+from sagan.journal import Journal, Record
+from sagan.options import (
+    DEFAULT_CACHE,
+    MAX_SEED,
+    Parser,
+    add_machine,
+    add_protocol,
+    changes_of,
+    check_folder,
+    check_machine,
+    existing,
+    preset_of,
+)
+from sagan.run_folder import CONFIG, GENERATOR, PROTOCOL, Run, config_yaml, read_run
+
+if TYPE_CHECKING:
+    from sagan.training import Trainer
+
+NO_ROOM = 74  # EX_IOERR of sysexits.h
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_QUIET_SECONDS = 10.0  # between two lines of losses, where there is no terminal; evaluations are always told
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    folder: Path = options.folder
+    first = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes that it starts
+    console = Console(quiet=not first, markup=False, highlight=False, soft_wrap=True)
+    with _Signals() as signals, ExitStack() as journals:
+        try:
+            try:
+                known = read_run(folder)
+                config, seed = _wanted(options, known)
+                told = journal.current(journal.read(folder / journal.NAME)[0]) if known is not None else []
+                if told and told[-1].status is not None:
+                    console.print(f"{folder}: has {_ending(folder, config, told[-1])}")
+                    return 0
+                run = Run(config, seed, _machine(options, known.machine if known is not None else {}))
+                _check(folder, run)
+                training, record = _open(folder, run, known is not None, console, journals)
+            except ValueError as error:
+                if first:
+                    print(f"sagan.train: {error}", file=sys.stderr)
+                return 2
+            signals.wait = True
+            return _train(training, folder, record, signals, console)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            print(
+                f"sagan.train: no room is left on a disk ({error}); make room, and the same command goes on from the "
+                f"last checkpoint",
+                file=sys.stderr,
+            )
+            return NO_ROOM
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m sagan.train",
+        description="Train one SAGAN in a folder. The same command, or the folder alone, goes on where it was stopped.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new, empty, or that of the run to go on with")
+    add_protocol(parser)
+    parser.add_argument("--seed", type=int, metavar="N", help="decides all that is drawn at random (default: 0)")
+    add_machine(parser)
+    return parser
+
+
+class _Signals:
+    """SIGTERM and Ctrl-C. Before training they end this process; then, with `wait`, they ask it to save and leave.
+
+    True where it was asked to, or where torchrun is gone, which started it.
+    """
+
+    def __init__(self) -> None:
+        self.wait = False
+        self.status: int | None = None  # the exit status that a shell knows a signal by
+        self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._arrived) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        if self.status is None and self._torchrun is not None and os.getppid() != self._torchrun:
+            self.status = 128 + signal.SIGTERM
+        return self.status is not None
+
+    def _arrived(self, number: int, _frame: FrameType | None) -> None:
+        self.status = 128 + number
+        if not self.wait:
+            raise SystemExit(self.status)
+
+
+def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int]:
+    """Config and seed that the command line asks for; what it leaves out is as in the folder, if that holds a run.
+
+    Raises ValueError, also where the folder holds another run, naming the fields that differ.
+    """
+    if options.preset is None and known is None:
+        raise ValueError("--preset: must be given for a new run, got none; write --preset embedded")
+    base = known.config if options.preset is None and known is not None else preset_of(options.preset)
+    config = override(base, changes_of(options.set))
+    config.check_buildable()
+    seed = options.seed if options.seed is not None else known.seed if known is not None else 0
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"--seed: must be a whole number in 0..{MAX_SEED}, got {seed}")
+    if known is not None:
+        differing = {"seed": (known.seed, seed)} if seed != known.seed else {}
+        differing |= diff(known.config, config)
+        if differing:
+            changes = "; ".join(f"{name} is {there} there, {here} here" for name, (there, here) in differing.items())
+            raise ValueError(f"FOLDER: {options.folder} holds another run: {changes}; name another folder")
+    return config, seed
+
+
+def _machine(options: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the run is computed; what the command line leaves out is as `before`. Paths become absolute."""
+    machine: dict[str, Any] = {
+        "device": options.device or before.get("device") or "cpu",
+        "threads": options.threads if options.threads is not None else before.get("threads"),
+    }
+    for name in ("data_root", "inception_weights"):
+        given = getattr(options, name) or (before.get(name) and Path(before[name]))
+        path = existing(f"--{name.replace('_', '-')}", given or None)
+        machine[name] = None if path is None else str(path)
+    machine["cache_dir"] = str((options.cache_dir or Path(before.get("cache_dir") or DEFAULT_CACHE)).resolve())
+    return machine
+
+
+def _check(folder: Path, run: Run) -> None:
+    """Raises ValueError for what can be told to be wrong without torch."""
+    check_machine(run.machine["device"], run.machine["threads"])
+    for path in (folder, Path(run.machine["cache_dir"])):
+        check_folder(path)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    processes, here = os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
+    if processes != here:
+        raise ValueError(f"--nnodes: must be 1, got {processes} processes, {here} of them here; train on one machine")
+    if run.machine["device"].startswith("cuda:"):
+        raise ValueError(
+            f"--device: must be cuda under torchrun, a card for each process, got {run.machine['device']}; "
+            f"CUDA_VISIBLE_DEVICES chooses among them"
+        )
+    run.config.check_shared(int(processes))
+
+
+def _open(
+    folder: Path, run: Run, is_known: bool, console: Console, journals: ExitStack
+) -> tuple[Trainer, Journal | None]:
+    """The run, built or gone back to its checkpoint, and its journal, in the first process, which `journals` closes.
+
+    The folder is made only when all is built, so that a mistake leaves nothing. Raises ValueError.
+    """
+    import torch
+
+    from sagan.data.preparation import prepare_images
+    from sagan.device import named_device
+    from sagan.distributed import World, join
+    from sagan.metrics.extractor import load_extractor
+    from sagan.training import Trainer
+
+    config, machine = run.config, run.machine
+    several = "TORCHELASTIC_RUN_ID" in os.environ
+    is_card = machine["device"] == "cuda" and several
+    named_device(f"cuda:{os.environ['LOCAL_RANK']}" if is_card else machine["device"])
+    if machine["threads"] is not None:
+        torch.set_num_threads(machine["threads"])
+    device = join(machine["device"])
+    world = World.here()
+    data_root, weights = (Path(machine[name]) if machine[name] else None for name in ("data_root", "inception_weights"))
+    cache_dir = Path(machine["cache_dir"])
+    record: Journal | None = None
+    mistake: str | None = None
+    if world.rank == 0:  # the others wait for what it prepares
+        try:
+            if is_known:
+                record = journals.enter_context(Journal(folder / journal.NAME))
+            if config.eval.extractor != "embedded-v2":  # downloaded, where it is, before images are prepared for long
+                load_extractor(config.eval.extractor, device="cpu", cache_dir=cache_dir, inception_weights=weights)
+            prepare_images([config], data_root, cache_dir, console)
+        except ValueError as error:
+            mistake = str(error)
+    if mistake := world.broadcast(mistake):
+        raise ValueError(mistake)
+    training = Trainer(
+        config,
+        run.seed,
+        folder,
+        device=device,
+        data_root=data_root,
+        cache_dir=cache_dir,
+        inception_weights=weights,
+    )
+    if world.rank > 0:
+        return training, None
+    from sagan.checkpoint import write_atomically
+
+    if record is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        record = journals.enter_context(Journal(folder / journal.NAME))
+        write_atomically(folder / CONFIG, config_yaml(run))
+    about = {
+        "data_fingerprint": training.data_fingerprint,
+        "metric_fingerprint": training.metric_fingerprint,
+        "classes": training.classes,
+        "groups": training.groups,
+    }
+    write_atomically(folder / PROTOCOL, json.dumps(about, indent=1).encode())
+    return training, record
+
+
+def _train(training: Trainer, folder: Path, record: Journal | None, stop: _Signals, console: Console) -> int:
+    """Train to the end, or until `stop`, writing pictures and journal; returns the exit status, the same everywhere."""
+    import torch.distributed as dist
+
+    from sagan.pictures import write_pictures
+
+    config = training.config
+    console.print(
+        f"{folder}: {config.data.name} at {config.data.resolution} px, seed {training.seed}, on {training.device}, "
+        f"from step {training.step} to {config.optim.steps}"
+    )
+    last: Record | None = None
+    with _shown(config, training.step, console) as show:
+        events = training.run(lambda: bool(stop))
+        for event in events:  # in the first process only
+            assert record is not None
+            try:
+                files = [CONFIG, PROTOCOL] if event.step == 0 else write_pictures(folder, event.step, event.images)
+                if event.done and (folder / GENERATOR).exists():
+                    files.append(GENERATOR)
+                last = record.append(event.step, event.metrics, files, event.outcome)
+            except OSError as error:
+                events.throw(error)  # it saves no checkpoint then, which would count this event as told
+            else:
+                show(last)
+    status = 0 if last is not None and last.status is not None else stop.status or 0
+    status = training.world.broadcast(status)
+    if status == 0 and last is not None:
+        console.print(_ending(folder, config, last))
+    elif status:
+        console.print(f"stopped and saved at step {training.step}; the same command goes on")
+    if training.world.size > 1:
+        dist.destroy_process_group()
+    return status
+
+
+@contextmanager
+def _shown(config: Config, step: int, console: Console) -> Iterator[Callable[[Record], None]]:
+    """What shows a record: a progress bar on a terminal, lines elsewhere."""
+    scores: dict[str, float] = {}
+    if console.is_terminal:
+        columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[told]}")
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=config.optim.steps, completed=step, told="")
+
+            def move(record: Record) -> None:
+                scores.update({name: record.metrics[name] for name in _SCORES if name in record.metrics})
+                told = _in_words(config, record.metrics | scores)
+                progress.update(task, completed=record.step, told=told)
+
+            yield move
+        return
+    told_at = -_QUIET_SECONDS
+
+    def tell(record: Record) -> None:
+        nonlocal told_at
+        is_scored = any(name in record.metrics for name in _SCORES)
+        if record.step and (is_scored or time.monotonic() - told_at > _QUIET_SECONDS):
+            told_at = time.monotonic()
+            console.print(f"step {record.step} of {config.optim.steps}: {_in_words(config, record.metrics)}")
+
+    yield tell
+
+
+_SCORES = ("fid", "relation_error")
+
+
+def _in_words(config: Config, metrics: dict[str, float]) -> str:
+    # Only features of the real Inception make an FID.
+    distance = "FID" if config.eval.extractor == "inception" else f"FD {config.eval.extractor}"
+    names = {
+        "loss_g": "loss G",
+        "loss_d": "loss D",
+        "fid": distance,
+        "relation_error": "relation error",
+        "images_per_sec": "images/s",
+    }
+    return ", ".join(f"{word} {metrics[name]:.4g}" for name, word in names.items() if name in metrics)
+
+
+def _ending(folder: Path, config: Config, last: Record) -> str:
+    scores = {name: last.metrics[name] for name in _SCORES if name in last.metrics}
+    said = f"{last.status} at step {last.step}" + (f": {_in_words(config, scores)}" if scores else "")
+    return said + (f"; {folder / GENERATOR}" if GENERATOR in last.files else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
