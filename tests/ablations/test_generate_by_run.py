@@ -1,0 +1,79 @@
+"""`python -m ablations.generate`: the generator of a run in the store; what is drawn is tested in test_generate.py."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ablations.generate import main
+from ablations.outbox import open_client
+from sagan import generate
+from sagan.config import Config
+from sagan.generator_file import save_generator
+from sagan.networks import Generator
+
+
+@pytest.fixture(scope="module")
+def store(tiny: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str], Path]]:
+    """Its URI, the ids of its runs, and the file of the one that was trained."""
+    folder = tmp_path_factory.mktemp("store")
+    file = folder / "generator.safetensors"
+    save_generator(file, Generator(tiny.model, tiny.data.resolution, 2).eval(), tiny, ("grain", "twins"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        uri = f"sqlite:///{folder}/mlflow.db"
+        client = open_client(uri)
+        experiment = client.create_experiment("study")
+        trained = client.create_run(experiment).info.run_id
+        client.log_artifact(trained, str(file))
+        copied = client.create_run(experiment, tags={"shared_run": trained}).info.run_id
+        half = client.create_run(experiment).info.run_id
+        yield uri, {"trained": trained, "copied": copied, "half": half}, file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["trained", "copied"])
+def test_a_run_is_drawn_as_the_file_that_it_keeps(
+    run: str, store: tuple[str, dict[str, str], Path], tmp_path: Path
+) -> None:
+    uri, runs, file = store
+    by_run, by_file = tmp_path / "run.png", tmp_path / "file.png"
+    assert main([runs[run], "--tracking-uri", uri, "--n", "3", "--out", str(by_run)]) == 0
+    assert generate.main([str(file), "--n", "3", "--out", str(by_file)]) == 0
+    assert by_run.read_bytes() == by_file.read_bytes()
+
+
+RUN_ID = "0123456789abcdef0123456789abcdef"
+MISTAKES = {
+    "too few digits": ([RUN_ID[1:]], "RUN_ID: must be the 32 hexadecimal digits of a run"),
+    "no store": ([RUN_ID], "--tracking-uri: must be a store that exists, got 'sqlite:///mlflow.db'"),
+    "a store that is no URI": ([RUN_ID, "--tracking-uri", "mlflow.db"], "--tracking-uri: .* http URI, got 'mlflow.db'"),
+    "a picture of another kind": ([RUN_ID, "--out", "grid.jpg"], r"--out: must end in \.png"),
+    "a run that is none": ([RUN_ID, "STORE"], f"RUN_ID: must be a run of the store .*, got {RUN_ID}"),
+    "a run without a generator": (["half", "STORE"], "of which no generator.safetensors can be had"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line_and_leaves_nothing(
+    mistake: str,
+    store: tuple[str, dict[str, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri, runs, _ = store
+    words, message = MISTAKES[mistake]
+    named = [
+        part for word in words for part in (["--tracking-uri", uri] if word == "STORE" else [runs.get(word, word)])
+    ]
+    assert main(["--out", "grid.png", *named]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(message, said)
+    assert list(tmp_path.iterdir()) == []
