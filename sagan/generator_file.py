@@ -31,6 +31,12 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tupl
     An unconditional generator has no class names, (), and ignores its labels. Raises ValueError for a file that is
     damaged or not one of ours, and OSError where it cannot be opened.
     """
+    generator, config, classes = read_generator(path, device)
+    return generator, () if config.model.conditioning == "none" else classes
+
+
+def read_generator(path: str | Path, device: str | torch.device = "cpu") -> tuple[Generator, Config, tuple[str, ...]]:
+    """As `load_generator`, with the config that it was trained with; without labels the class names are ("all",)."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -54,4 +60,4 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tupl
             f"{path}: its config and its weights must make a generator of this version, but {reason}"
         ) from None
     generator.to(device).eval().requires_grad_(False)
-    return generator, () if config.model.conditioning == "none" else classes
+    return generator, config, classes

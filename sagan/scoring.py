@@ -23,7 +23,7 @@ from sagan.sampling import Sampler, diversity
 # at the last step): a stated rule, far under what a poor but living run shows.
 _COLLAPSED_DIVERSITY = 0.1
 _COLLAPSED_CLASSES = 0.5
-_DIVERSITY_SAMPLES = 1000  # they tell it, and fifty thousand would fill the memory
+DIVERSITY_SAMPLES = 1000  # they tell it, and fifty thousand would fill the memory
 
 
 class Stopped(Exception):
@@ -57,8 +57,7 @@ class Scorer:
             weights="ema" if config.optim.ema_decay else "raw",
         )
         self.sampler = Sampler(config, len(dataset.classes), seed, device, world)
-        spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), 1000)).long()
-        self.real_diversity = diversity(dataset.images[spread])  # over all of the set, which may be sorted by class
+        self.real_diversity = real_diversity(dataset)
         self.highest_diversity = self.highest_class_diversity = 0.0
         self.best = BestOfRun()
         self.stop: Callable[[], bool] = lambda: False
@@ -71,7 +70,7 @@ class Scorer:
         """
         self.sampler.prepare(average)
         first: list[Tensor] = []
-        batches = _noted(self.sampler.images(average), first, self.sampler.batches_within(_DIVERSITY_SAMPLES))
+        batches = noted(self.sampler.images(average), first, self.sampler.batches_within(DIVERSITY_SAMPLES))
         metrics = self._metrics(batches, self.sampler.labels, self.sampler.part)
         shown = [batch for share in self._world.gather(first) for batch in share]
         varied = diversity(torch.cat(shown)) / self.real_diversity if shown else 0.0
@@ -115,6 +114,12 @@ class Scorer:
             yield batch
 
 
+def real_diversity(dataset: ImageDataset) -> float:
+    """`diversity` of a thousand real images or fewer, from all over the set, which may be sorted by class."""
+    spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), 1000)).long()
+    return diversity(dataset.images[spread])
+
+
 def _vary_too_little(metrics: dict[str, float]) -> bool:
     return metrics["sample_diversity"] < _COLLAPSED_DIVERSITY
 
@@ -124,7 +129,7 @@ def _repeat_themselves(metrics: dict[str, float]) -> bool:
     return metrics.get("collapsed_classes", 0.0) >= _COLLAPSED_CLASSES
 
 
-def _noted(batches: Iterable[Tensor], first: list[Tensor], count: int) -> Iterator[Tensor]:
+def noted(batches: Iterable[Tensor], first: list[Tensor], count: int) -> Iterator[Tensor]:
     """`batches`, of which `count` are put into `first` as they pass."""
     for number, batch in enumerate(batches):
         if number < count:

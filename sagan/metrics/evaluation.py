@@ -49,8 +49,9 @@ class Evaluator:
     """Scores uint8 batches against the images of `dataset`.
 
     The reference is computed on the first use of a data set and an extractor, and then read from `cache_dir`.
-    `weights` says which of G's weights the images come from; with `fingerprint` it tells apart figures that must not
-    share a table. Raises ValueError for an unknown extractor or weights that cannot be had.
+    `weights` says which of G's weights the images come from, or is None for images of unknown origin; with
+    `fingerprint` it tells apart figures that must not share a table. Raises ValueError for an unknown extractor or
+    weights that cannot be had.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Evaluator:
         device: torch.device,
         cache_dir: Path,
         inception_weights: Path | None = None,
-        weights: Literal["raw", "ema"] = "raw",
+        weights: Literal["raw", "ema"] | None = "raw",
     ):
         self._device = device
         self._extractor = load_extractor(
@@ -79,8 +80,7 @@ class Evaluator:
                 f"reference {_reference_words(dataset)} train",
                 f"pairs {PAIRWISE_SAMPLES} x {PAIRWISE_SAMPLES} at most",
                 f"resize {self._extractor.resize}",
-                f"bn {config.bn}",
-                weights,
+                *([f"bn {config.bn}", weights] if weights else ["images as they were given"]),
                 *([f"mean of the last {config.endpoint}"] if config.endpoint > 1 else []),
                 f"torch-fidelity {version('torch-fidelity')}",
             ]

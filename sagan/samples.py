@@ -1,0 +1,142 @@
+"""Generated images of any origin, for scoring: a folder of pictures, or an .npz as other programs write it."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sagan.config import DataConfig
+from sagan.data.prepared import ImageFile, open_prepared
+from sagan.data.sources import Source, find_source
+
+# Names of images and labels: guided-diffusion (uint8 [N, H, W, 3], labels optional) and BigGAN-PyTorch (uint8
+# [N, 3, H, W]).
+_ARRAYS = (("arr_0", "arr_1"), ("x", "y"))
+FEWEST = 32  # of fewer images no statistics are taken
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images uint8 [N, 3, R, R], read as `images[rows]`, in the order `rows` [N]; `words` say what they were before.
+
+    `labels` int64 [N] belong to that order, or are None. Where they are known the classes take turns in it, as they do
+    in samples of our generators: a score of consecutive parts, as `is_mean`, would else be one of single classes.
+    """
+
+    images: ImageFile
+    rows: Tensor
+    labels: Tensor | None
+    words: str
+
+
+def open_samples(path: Path, classes: Sequence[str], resolution: int, folder: Path) -> Samples:
+    """The images of a folder or an .npz, brought to `resolution` as the images of a data set are, and kept in `folder`.
+
+    A folder has one folder for each class, named as one of `classes` or by its number from 0, or holds pictures without
+    labels. `classes` are those of the data set; where it has none (fewer than two), labels are passed over. Raises
+    ValueError for what cannot be read, and for labels that are none of the data set's.
+    """
+    source = _from_npz(path, classes) if path.suffix == ".npz" else _from_folder(path)
+    if len(source.labels) < FEWEST:
+        raise ValueError(f"SAMPLES: must be {FEWEST} images or more, got {len(source.labels)}; statistics need them")
+    is_labelled = len(classes) > 1 and len(source.classes) > 0
+    numbers = _numbers(source.classes, classes) if is_labelled else []
+    sizes = set[tuple[int, int]]()
+
+    def read(row: int) -> Image.Image:
+        image = source.read(row)
+        sizes.add(image.size)
+        return image
+
+    prepared = open_prepared(replace(source, read=read), resolution, folder)
+    said = [f"{len(prepared.labels):,} of {path}, {_resized(sizes, resolution)}", *prepared.warnings]
+    if not is_labelled:
+        rows = torch.arange(len(prepared.labels))
+        return Samples(prepared.images, rows, None, "; ".join([*said, "scored without labels"]))
+    labels = torch.tensor(numbers)[prepared.labels]
+    rows = _in_turn(labels)
+    return Samples(prepared.images, rows, labels[rows], "; ".join(said))
+
+
+def _from_folder(path: Path) -> Source:
+    try:
+        source = find_source(DataConfig(name="folder"), path)
+    except ValueError as error:  # whose words are those of an option that names such a folder
+        raise ValueError(str(error).replace("--data-root", "SAMPLES")) from None
+    return replace(source, name="samples")
+
+
+def _from_npz(path: Path, classes: Sequence[str]) -> Source:
+    """Labels are numbers of `classes`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = next((names for names in _ARRAYS if names[0] in file), None)
+            if names is None:
+                raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}, and neither arr_0 nor x")
+            images = file[names[0]]
+            labels = file[names[1]] if names[1] in file else None
+        if images.dtype != np.uint8 or images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]):
+            raise ValueError(f"{names[0]} is {images.dtype} {list(images.shape)}")
+        if images.shape[3] != 3:
+            images = images.transpose(0, 2, 3, 1)
+        if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
+            raise ValueError(f"{names[1]} is {labels.dtype} {list(labels.shape)} for {len(images)} images")
+        if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < max(1, len(classes)):
+            raise ValueError(
+                f"{names[1]} holds labels from {labels.min()} to {labels.max()} for {len(classes)} classes"
+            )
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"SAMPLES: must be an .npz with arr_0 uint8 [N, H, W, 3] or x uint8 [N, 3, H, W], and labels from 0 as "
+            f"arr_1 or y where there are any, got {path}: {error}"
+        ) from None
+    return Source(
+        name="samples",
+        classes=() if labels is None else tuple(classes),
+        labels=np.zeros(len(images), np.int64) if labels is None else labels.astype(np.int64),
+        read=lambda row: Image.fromarray(np.ascontiguousarray(images[row])),
+        title=lambda row: f"image {row}",
+        digest=hashlib.sha256(str(path).encode()).hexdigest(),
+    )
+
+
+def _numbers(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """The label in `classes` of each of `names`, which are all names of classes or all numbers of them."""
+    known = {name: label for label, name in enumerate(classes)}
+    if not any(name in known for name in names):
+        known = {str(label): label for label in range(len(classes))}
+        names = [str(int(name)) if name.isdecimal() else name for name in names]  # 007 is 7
+    for name in names:
+        if name not in known:
+            listed = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
+            raise ValueError(
+                f"SAMPLES: classes must be those of the data set ({listed}), by name or by number from 0, got "
+                f"{name!r}; rename it, or put all images into one folder, to score them without labels"
+            )
+    return [known[name] for name in names]
+
+
+def _in_turn(labels: Tensor) -> Tensor:
+    """Rows in an order in which the first image of each class comes first, then the second of each, and so on."""
+    turns = torch.empty_like(labels)
+    for label in labels.unique():
+        rows = torch.where(labels == label)[0]
+        turns[rows] = torch.arange(len(rows))
+    order: Tensor = (turns * (int(labels.max()) + 1) + labels).argsort()
+    return order
+
+
+def _resized(sizes: set[tuple[int, int]], resolution: int) -> str:
+    smallest, largest = min(sizes), max(sizes)
+    said = f"{smallest[0]} x {smallest[1]}" + (f" to {largest[0]} x {largest[1]}" if largest != smallest else "")
+    if sizes == {(resolution, resolution)}:
+        return f"{said} px as they are"
+    return f"{said} px, cut to the central square and resized to {resolution} px with an antialiased bicubic filter"
