@@ -1,6 +1,6 @@
-"""A YAML file as plain values, with the line and column of each.
+"""A study file's text (YAML 1.2) as plain values, with the line and column of each, and what is wrong with them.
 
-Nodes are composed, not loaded: their marks locate errors, and duplicate keys, which a plain load drops, are seen.
+The text is composed to nodes, not loaded: they have positions, and every one of two equal keys.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import StringMark, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-_MAX_BYTES = 100_000  # PyYAML takes a second or two for as much
-_MAX_ERRORS = 100
+_MAX_BYTES = 100_000  # the longest study that ships has 2,000
 _MAX_MESSAGE = 1_000
-_COLLECTIONS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
+# What ruamel.yaml raises of values that are not what their tag says (!!bool maybe), and Python of too many digits.
+_UNREADABLE = (YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError)
 
-Position = tuple[str, ...]  # where in the file: ("factors", "attention", "feat8")
+Position = tuple[str, ...]  # of a value: ("factors", "attention", "feat8")
+Place = tuple[int, int]  # line and column, from 1; (0, 0) for the file as a whole
 
 
 class StudyError(ValueError):
-    """Everything that is wrong with a study file and its overrides, one message a line."""
+    """Everything that is wrong with a study file and its overrides, one message per line."""
 
     def __init__(self, messages: list[str]) -> None:
         super().__init__("\n".join(messages))
@@ -29,129 +32,134 @@ class StudyError(ValueError):
 
 
 class Document:
-    """The file as plain values, with the position of every key and value by path."""
+    """`content` is the file as plain values. Raises StudyError where it is no YAML mapping, or cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._errors: list[tuple[int, int, str]] = []
-        self._keys: dict[Position, yaml.Mark] = {}
-        self._values: dict[Position, yaml.Mark] = {}
-        self._visited: set[int] = set()
+        self._errors: list[tuple[Place, str]] = []
+        self._keys: dict[Position, Place] = {}
+        self._values: dict[Position, Place] = {}
+        self._yaml = _yaml()
         self.text = self._read()
         root = self._compose()
-        self.content = self._plain(root, ())
+        self.content = self._plain(root, (), _place(root.start_mark))
         if not isinstance(self.content, dict):
-            raise self._fatal(root.start_mark, "must be a mapping of fields to values; see studies/smoke.yaml")
+            raise self._fatal("must be a mapping of fields to values; see studies/smoke.yaml", self._values[()])
 
     def errors(self) -> list[str]:
         """Every mistake noted so far, in the order of the file."""
-        return [message for _, _, message in sorted(self._errors)]
+        return [message for _, message in sorted(self._errors)]
 
-    def error(self, path: Position, message: str, at: Literal["key", "value"] = "value") -> None:
-        """Notes a mistake. A path that is not in the file is located at the nearest parent that is."""
-        marks = (self._keys, self._values) if at == "key" else (self._values, self._keys)
-        known = next(path[:end] for end in range(len(path), -1, -1) if path[:end] in self._values)
-        mark = marks[0].get(known) or marks[1][known]
-        self._note(mark, f"{'.'.join(path)}: {message}")
+    def error(self, position: Position, message: str, at: Literal["key", "value"] = "value") -> None:
+        """Notes a mistake. A position that is not in the file is located at the nearest parent that is."""
+        known = next(position[:end] for end in range(len(position), -1, -1) if position[:end] in self._values)
+        place = self._keys.get(known, self._values[known]) if at == "key" else self._values[known]
+        self._note(f"{_name(position)}: {message}", place)
 
-    def _note(self, mark: yaml.Mark | None, message: str) -> None:
-        self._errors.append(self._located(mark, message))
-        if len(self._errors) == _MAX_ERRORS:
-            raise self._fatal(mark, f"{_MAX_ERRORS} mistakes; the rest of the file is not looked at")
-
-    def _fatal(self, mark: yaml.Mark | None, message: str) -> StudyError:
-        self._errors.append(self._located(mark, message))
-        return StudyError(self.errors())
-
-    def _located(self, mark: yaml.Mark | None, message: str) -> tuple[int, int, str]:
-        """Line, column, and the message as one line of a terminal: keys and values may hold anything."""
-        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
-        where = f"{self.path}:{line}:{column}" if mark else str(self.path)
+    def _note(self, message: str, place: Place) -> None:
+        where = f"{self.path}:{place[0]}:{place[1]}" if place[0] else str(self.path)
+        # One line of a terminal: keys and values may hold anything.
         shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
         if len(shown) > _MAX_MESSAGE:
             shown = f"{shown[: _MAX_MESSAGE // 2]} ... {shown[-_MAX_MESSAGE // 2 :]}"
-        return line, column, f"{where}: {shown}"
+        self._errors.append((place, f"{where}: {shown}"))
+
+    def _fatal(self, message: str, place: Place = (0, 0)) -> StudyError:
+        self._note(message, place)
+        return StudyError(self.errors())
 
     def _read(self) -> str:
-        if self.path.is_dir():
-            raise self._fatal(None, "is a folder; give a study file, such as studies/smoke.yaml")
         try:
             with self.path.open("rb") as file:
                 content = file.read(_MAX_BYTES + 1)
             if len(content) > _MAX_BYTES:
-                raise self._fatal(None, f"is larger than {_MAX_BYTES} bytes; this is no study file")
+                raise self._fatal(f"is larger than {_MAX_BYTES} bytes; this is no study file")
             return content.decode("utf-8-sig")
-        except FileNotFoundError:
-            close = difflib.get_close_matches(self.path.name, [p.name for p in self.path.parent.glob("*.yaml")], n=1)
-            hint = f"; did you mean {str(self.path.with_name(close[0]))!r}?" if close else "; check the path"
-            raise self._fatal(None, f"no such file{hint}") from None
         except UnicodeDecodeError as error:
-            raise self._fatal(None, f"is not UTF-8 text (byte {error.start}); give a YAML study file") from None
+            raise self._fatal(f"is not UTF-8 text (byte {error.start}); give a YAML study file") from None
         except OSError as error:
-            raise self._fatal(None, f"cannot be read: {error.strerror or error}; check the path") from None
-        except ValueError:
-            raise self._fatal(None, "is no file name; check the path") from None
+            close = hint(self.path.name, [path.name for path in self.path.parent.glob("*.yaml")])
+            reason = (error.strerror or str(error)).lower()
+            raise self._fatal(f"{reason}{close or '; give a study file, such as studies/smoke.yaml'}") from None
 
-    def _compose(self) -> yaml.Node:
+    def _compose(self) -> Node:
         try:
-            root = yaml.compose(self.text, Loader=yaml.SafeLoader)
-        except yaml.MarkedYAMLError as error:
-            context = f" {error.context}" if error.context else ""
-            raise self._fatal(error.problem_mark, f"not valid YAML{context}: {error.problem}; mend this line") from None
-        except yaml.YAMLError as error:
-            reason = str(error).splitlines()[0]
-            raise self._fatal(None, f"is not a text file that YAML can hold ({reason}); give a study file") from None
-        except RecursionError:
-            raise self._fatal(None, "is nested too deeply for a study file") from None
-        except (ValueError, OverflowError):  # PyYAML's, of an escape such as "\\U99999999"
-            raise self._fatal(None, "holds an escape that is no character; write the character itself") from None
-        if root is None:
-            raise self._fatal(None, "is empty; see studies/smoke.yaml for what a study holds")
+            root = self._yaml.compose(self.text)
+        except (*_UNREADABLE, RecursionError) as error:
+            mark = getattr(error, "problem_mark", None)
+            raise self._fatal(f"not valid YAML: {_problem(error)}; mend it", _place(mark) if mark else (0, 0)) from None
+        if not isinstance(root, Node):
+            raise self._fatal("is empty; see studies/smoke.yaml for what a study holds")
         return root
 
-    def _plain(self, node: yaml.Node, path: Position) -> Any:
-        self._values[path] = node.start_mark
-        if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node, path)
-        if node.tag not in _COLLECTIONS:
-            name = ".".join(path) or "the study"
-            self._note(node.start_mark, f"{name}: tags are not read, got {node.tag!r}; drop it")
-        if id(node) in self._visited:
-            raise self._fatal(node.start_mark, f"{'.'.join(path)}: anchors and aliases are not read; write it out")
-        self._visited.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            return [self._plain(item, (*path, str(index))) for index, item in enumerate(node.value)]
-        assert isinstance(node, yaml.MappingNode)
-        return self._mapping(node, path)
-
-    def _scalar(self, node: yaml.ScalarNode, path: Position) -> Any:
+    def _plain(self, node: Node, position: Position, place: Place) -> Any:
+        """The node's value; it, and whatever it holds, has its place noted."""
+        self._values[position] = place
+        name = _name(position)
+        if node.anchor is not None:
+            raise self._fatal(f"{name}: anchors and aliases are not read; write the value out", place)
+        if isinstance(node, SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            items = enumerate(node.value)
+            return [self._plain(item, (*position, str(index)), _place(item.start_mark)) for index, item in items]
+        if isinstance(node, MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            return self._mapping(node, position)
+        if not isinstance(node, ScalarNode):
+            raise self._fatal(f"{name}: tags are not read, got {node.tag!r}; drop it", place)
         try:
-            value = yaml.SafeLoader("").construct_object(node)
+            value = self._yaml.constructor.construct_object(node)
             repr(value)  # Python prints no whole number of more than 4,300 digits
             return value
-        except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError):  # as for !!bool maybe
-            self._note(node.start_mark, f"{'.'.join(path)}: cannot be read as a value, got {node.value!r}; quote it")
-            return None
+        except _UNREADABLE:
+            raise self._fatal(f"{name}: cannot be read as a value, got {node.value!r}; quote it", place) from None
 
-    def _mapping(self, node: yaml.MappingNode, path: Position) -> dict[str, Any]:
+    def _mapping(self, node: MappingNode, position: Position) -> dict[str, Any]:
         plain: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = key_node.value  # as written: YAML 1.1 reads the keys on and off as true and false
-            if not isinstance(key_node, yaml.ScalarNode):
-                name = ".".join(path) or "the study"
-                self._note(key_node.start_mark, f"{name}: a key must be a text, got a collection")
+            key, place = key_node.value, _place(key_node.start_mark)  # as written: a level may be called 1 or true
+            inner = (*position, key)
+            if not isinstance(key_node, ScalarNode):
+                self._note(f"{_name(position)}: a key must be a text, got a collection; write a text", place)
             elif key in plain:
-                first = self._keys[(*path, key)].line + 1
-                self._note(
-                    key_node.start_mark, f"{'.'.join((*path, key))}: stands on line {first} already; keep one of them"
-                )
+                self._note(f"{_name(inner)}: stands on line {self._keys[inner][0]} already; keep one of them", place)
             else:
-                self._keys[(*path, key)] = key_node.start_mark
-                plain[key] = self._plain(value_node, (*path, key))
+                self._keys[inner] = place
+                empty = value_node.value == "" and value_node.start_mark.index == value_node.end_mark.index
+                # Where there is no value, ruamel.yaml has the place of what comes next; it belongs behind the colon.
+                start = _place(key_node.end_mark, 1) if empty else _place(value_node.start_mark)
+                plain[key] = self._plain(value_node, inner, start)
         return plain
 
 
+def _name(position: Position) -> str:
+    return ".".join(part or "''" for part in position) or "the study"
+
+
+def _place(mark: StringMark, columns: int = 0) -> Place:
+    return mark.line + 1, mark.column + 1 + columns
+
+
+def read_value(text: str) -> Any:
+    """One value as a study file would have it ("1e-4" is a number). Raises ValueError for what is no YAML."""
+    try:
+        value = _yaml().load(text) if text else ""
+        repr(value)
+        return value
+    except (*_UNREADABLE, RecursionError) as error:
+        raise ValueError(f"not valid YAML: {_problem(error)}, got {text!r}; quote a text") from None
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong in one line, without the excerpt that ruamel.yaml shows below it."""
+    parts = (getattr(error, "context", None), getattr(error, "problem", None))
+    return ": ".join(filter(None, parts)) or (str(error) or repr(error)).splitlines()[0]
+
+
+def _yaml() -> YAML:
+    return YAML(typ="safe", pure=True)  # the parser in Python: that in C reads YAML 1.1
+
+
 def did_you_mean(value: object, options: Iterable[str]) -> str:
+    """ "did you mean 'grid'?", or all options where none is close."""
     return hint(value, options).removeprefix("; ") or f"choose from {', '.join(options)}"
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from rich.console import Console
 
 from ablations.crew import Interrupt, Program
-from ablations.plan import Study, show
+from ablations.plan import BEST, Study, show
 from ablations.preflight import sqlite_path
 from ablations.queue import CellQueue, CellState
 from ablations.room import fullest, is_full_disk
 from ablations.search import Trials
 from ablations.session import Order, Session
 from ablations.slurm import open_executor, submit
-from ablations.space import BEST
 from ablations.spool import held_unsent
 from ablations.storage import AWAY, exclusive, probe
 from ablations.tracking import Result, Store, StoreAway

@@ -5,23 +5,26 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from ablations.space import BEST, Changes, Search, trial_name
 from sagan.config import Config, diff, digest, flatten, override
 
-# What a study may name as its primary metric, and which of them every data set has.
+# What a study may name as its primary metric.
 METRICS = (
     *("relation_error", "fid", "fid_extrapolated", "fid_local", "intra_fid", "kid", "is", "precision", "recall"),
     *("density", "coverage", "class_consistency", "relation_correlation", "relation_spread", "class_diversity"),
 )
+OBJECTIVES = ("fid", "fid_extrapolated", "fid_local", "intra_fid", "kid")  # of a search: lower is better in all
 RELATIONS = ("relation_error", "relation_correlation", "relation_spread")  # read off built-in pictures alone
+BEST = "best"  # the variant of a search's best trial, run again on the study's own seeds
+Changes = dict[str, Any]  # {field: value}
 Design = Literal["one_at_a_time", "grid", "ladder"]
-Factors = dict[str, dict[str, Changes]]  # {factor: {level: {field: value}}}
+Factors = dict[str, dict[str, Changes]]  # {factor: {level: changes}}
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,48 @@ class Cell:
     def from_json(cls, text: str) -> Cell:
         values = json.loads(text)
         return cls(**{**values, "config": override(Config(), values["config"])})
+
+
+@dataclass(frozen=True)
+class Range:
+    """Both ends included; whole numbers where the field holds whole numbers."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched: each field has a range, or a tuple of choices. `seed` trains all trials.
+
+    `proposed` and `best` are what the search has come to: {"trial00": {"optim.lr_g": 3e-4}} and "trial00".
+    """
+
+    seed: int
+    trials: int
+    objective: str
+    fields: dict[str, Range | tuple[Any, ...]]
+    proposed: dict[str, Changes] = field(default_factory=dict)
+    best: str | None = None
+
+    def __str__(self) -> str:
+        spaces = []
+        for name, space in self.fields.items():
+            if isinstance(space, Range):
+                spaces.append(f"{name} in {space.low:g}..{space.high:g}{' (log)' if space.log else ''}")
+            else:
+                spaces.append(f"{name} in {list(space)}")
+        return f"{self.trials} trials at seed {self.seed} for the lowest {self.objective} over {', '.join(spaces)}"
+
+    def describe_fields(self) -> dict[str, dict[str, Any]]:
+        """{"optim.lr_g": {"low": ..., "high": ..., "log": ...}, "optim.d_steps": {"choices": [1, 2]}}."""
+        return {
+            name: {"low": space.low, "high": space.high, "log": space.log}
+            if isinstance(space, Range)
+            else {"choices": list(space)}
+            for name, space in self.fields.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -199,6 +244,32 @@ def arms(design: Design, factors: Factors, baseline: str) -> list[Arm]:
     grid: the product of all levels, names joined by "+". ladder: the levels of one factor add up, first to last.
     """
     return list({"one_at_a_time": _one_at_a_time, "grid": _grid, "ladder": _ladder}[design](factors, baseline))
+
+
+def trial_name(number: int) -> str:
+    return f"trial{number:02d}"
+
+
+def is_trial_name(name: str) -> bool:
+    return re.fullmatch(r"trial\d{2,}", name) is not None
+
+
+def unmeasured(metric: str, config: Config) -> str:
+    """Why runs of `config` do not have a metric that others have (sagan/metrics/evaluation.py); "" where they do."""
+    data, extractor = config.data.name, config.eval.extractor
+    labelled = config.model.conditioning != "none"
+    # A classifier that was trained for a data set is named after it: imagenette-1a2b3c4d.
+    knows_classes = labelled and extractor.rpartition("-")[0] == data
+    has = f"here model.conditioning={config.model.conditioning} and eval.extractor={extractor}"
+    if metric in RELATIONS and data != "embedded":
+        return f"is read off the built-in pictures alone, and this preset has {data}"
+    if metric == "intra_fid" and not labelled:
+        return "is of classes, and model.conditioning=none has none"
+    if metric == "class_consistency" and not knows_classes:
+        return f"needs labels and an extractor that knows the classes of {data}; {has}"
+    if metric == "is" and not knows_classes and not (extractor == "inception" and data != "embedded"):
+        return f"needs an extractor whose classes fit the pictures of {data}; {has}"
+    return ""
 
 
 def describe_protocol(preset: str, preset_config: Config, base: Config) -> str:

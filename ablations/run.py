@@ -12,17 +12,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-
-from ablations.document import StudyError
-from ablations.machine import Team, choose_team, devices
 from ablations.plan import Cell, Study
 from ablations.preflight import absolute, check_shared, check_storage, check_store
-from ablations.study import read_study
 from sagan.config import Config
 from sagan.options import MAX_SEED, changes_of, check_folder, existing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ablations.machine import Team
 
 T = TypeVar("T")
 
@@ -38,12 +38,9 @@ def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
         if several:
             program = program or _program_of_several(options, [cell.config for _, cells in chosen for cell in cells])
         return _start(chosen, options, program, arguments)
-    except StudyError as error:
-        messages = error.messages
     except ValueError as error:
-        messages = [str(error)]
-    print(*messages, sep="\n", file=sys.stderr)
-    return 2
+        print(error, file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _studies(options: argparse.Namespace) -> list[Study]:
     """All studies that were named, checked. Raises StudyError with the mistakes of all files at once."""
+    from ablations.document import StudyError  # not for --help: these import pydantic and ruamel.yaml
+    from ablations.study import read_study
+
     changes = changes_of(options.set)
     seeds = None if options.seeds is None else _seeds(options.seeds)
     studies: dict[str, Study] = {}
@@ -112,7 +112,7 @@ def _choose(studies: list[Study], only: str) -> list[tuple[Study, list[Cell]]]:
     chosen = [(study, study.outline().cells(only)) for study in studies]
     skipped = [f"{_nothing_in(study, only)}" for study, cells in chosen if not cells]
     if len(skipped) == len(chosen):
-        raise StudyError(skipped)
+        raise ValueError("\n".join(skipped))
     for reason in skipped:
         print(f"Skipped: {reason}")
     return [(study, cells) for study, cells in chosen if cells]
@@ -130,6 +130,10 @@ def _start(
     program: Sequence[str] | None,
     arguments: Sequence[str],
 ) -> int:
+    from rich.console import Console
+
+    from ablations.machine import choose_team, devices
+
     if options.calibrate and not options.dry_run:
         raise ValueError("--calibrate: must go with --dry-run, got it alone; add --dry-run, or leave it out to train")
     runs = Path("runs").resolve()
@@ -156,7 +160,7 @@ def _start(
     _check_data(configs, data_root)
     fingerprints: dict[str, str] = {}
     if not elsewhere and (not options.dry_run or options.calibrate):  # the first job prepares them
-        from sagan.data.preparation import prepare_images
+        from ablations.images import prepare_images
 
         _check_extractors(configs, runs / "cache", inception_weights)
         fingerprints = prepare_images(configs, data_root, runs / "cache", console)

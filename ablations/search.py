@@ -21,8 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ablations.plan import Study, show
-from ablations.space import Changes, Range, trial_name
+from ablations.plan import Changes, Range, Study, show, trial_name
 from ablations.storage import exclusive, open_storage
 from ablations.tracking import Result
 from sagan.config import digest

@@ -1,374 +1,322 @@
-"""The only reader of study files: YAML in, a checked Study out, or every mistake at once with its line and column."""
+"""The only reader of study files: YAML in, a checked Study out, or every mistake at once with its line and column.
+
+study_file.py says what each field must be; here is checked what the fields mean together.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
-from ablations.document import Document, Position, StudyError, did_you_mean, hint
-from ablations.plan import METRICS, RELATIONS, Arm, Design, Factors, Study, arms, describe_protocol
-from ablations.space import BEST, Changes, is_trial_name, read_search
-from sagan.config import Config, override
-from sagan.options import MAX_SEED
+from pydantic import BaseModel
+from pydantic_core import ValidationError
+
+from ablations.document import Document, Position, StudyError, did_you_mean, hint, read_value
+from ablations.plan import (
+    BEST,
+    Arm,
+    Changes,
+    Range,
+    Search,
+    Study,
+    arms,
+    describe_protocol,
+    is_trial_name,
+    show,
+    unmeasured,
+)
+from ablations.study_file import NAME, NAME_RULE, SPACE_KINDS, RangeBlock, SearchBlock, StudyFile
+from sagan.config import Config, field_names, flatten, override
 from sagan.presets import PRESETS
 
-_REQUIRED = ("name", "question", "preset", "seeds", "baseline")
-_FIELDS = (*_REQUIRED, "factors", "paper", "design", "set", "search", "metric", "contrasts")
-_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}")
-_NAME_RULE = "must be 1 to 64 letters, digits or any of _ - + . and not begin with a dot, because it names files"
 _MAX_NAME = 200  # of a variant of several factors; a file's name has 255
-_MAX_TEXT = 1_000
 _MAX_CELLS = 20_000
+_TAKEN = "is changed by {} already; a field belongs to one factor, to search or to --set, drop one"
 _ENDPOINT = ("eval.endpoint", "eval.every", "optim.steps")  # what decides whether a run has enough evaluations
+# What stands for required fields that are missing or wrong, so that the others can be looked at.
+_STAND_INS = {"name": "x", "question": "x", "preset": next(iter(PRESETS)), "seeds": [0], "baseline": "x"}
 
 
 def read_study(path: Path, preset: str | None = None, changes: Mapping[str, str] | None = None) -> Study:
-    """The study in `path`, at `preset` in place of its own, with `changes` ({field: text}) over its `set`.
+    """The study in `path`, at `preset` in place of its own, with `changes` ({field: YAML}) over its `set`.
 
     Raises StudyError with all mistakes of the file and the overrides.
     """
     document = Document(path)
-    return _Checker(document, preset, changes or {}).study()
+    wrong: set[str] = set()
+    try:
+        file = StudyFile.model_validate(document.content)
+    except ValidationError as error:
+        content = copy.deepcopy(document.content)
+        for mistake in error.errors():
+            position = tuple(str(part) for part in mistake["loc"] if part not in SPACE_KINDS)
+            wrong.add(position[0])
+            _note(document, position, mistake["type"], str(mistake.get("ctx", {}).get("error")))
+            _remove(content, position[:-1] if mistake["type"] == "missing" and position[1:] else position)
+        try:
+            file = StudyFile.model_validate({**_STAND_INS, **content})
+        except ValidationError:
+            raise StudyError(document.errors()) from None
+    return _Checker(document, file, wrong, preset, changes or {}).study()
+
+
+def _note(document: Document, position: Position, kind: str, message: str) -> None:
+    """Notes a mistake that the model found, at its place in the file."""
+    if kind == "missing":
+        document.error(position, "is missing; it is required here")
+    elif kind == "extra_forbidden":
+        blocks: dict[int, type[BaseModel]] = {1: StudyFile, 2: SearchBlock}
+        fields = blocks.get(len(position), RangeBlock).model_fields
+        document.error(position, f"no such field; {did_you_mean(position[-1], fields)}", at="key")
+    elif position[-1] == "[key]":
+        document.error(position[:-1], message, at="key")
+    else:
+        document.error(position, message)
+
+
+def _remove(content: dict[str, Any], position: Position) -> None:
+    """Removes the value there, or the whole list that holds it: places in a list must stay what they are."""
+    for key in position[:-1]:
+        if not isinstance(content.get(key), dict):
+            content.pop(key, None)
+            return
+        content = content[key]
+    content.pop(position[-1], None)
 
 
 class _Checker:
-    """Checks a document field by field; what is wrong is noted in the document, and checking goes on."""
+    """Checks what the fields mean together; what is wrong is noted in the document, and checking goes on.
 
-    def __init__(self, document: Document, preset: str | None, changes: Mapping[str, str]) -> None:
-        self._document = document
-        self._content = cast(dict[str, Any], document.content)
-        self._preset = preset
-        self._changes = changes
+    `wrong` names the fields with mistakes that are told already: what hangs on one of these is not checked.
+    """
+
+    def __init__(
+        self, document: Document, file: StudyFile, wrong: set[str], preset: str | None, changes: Mapping[str, str]
+    ) -> None:
+        self._document, self._file, self._wrong = document, file, wrong
         self._command_errors: list[str] = []  # mistakes on the command line, which has no lines
-        self._levels: dict[Position, Config] = {}  # what each level alone makes of the base
+        self._changes: Changes = {}
+        for name, text in changes.items():
+            try:
+                self._changes[name] = read_value(text)
+            except ValueError as error:
+                self._error(("--set", name), str(error))
+        self._preset = file.preset if preset is None else preset
+        if self._preset not in PRESETS:
+            rule = f"must be one of {', '.join(PRESETS)}, got {self._preset!r}{hint(self._preset, PRESETS)}"
+            self._error(("--preset",), rule)
+
+    def _error(self, position: Position, message: str, at: Literal["key", "value"] = "value") -> None:
+        """Notes a mistake at its place in the file, or by an option: ("--set", "optim.steps")."""
+        if position[0].startswith("--"):
+            self._command_errors.append(f"{' '.join(position)}: {message}")
+        else:
+            self._document.error(position, message, at)
 
     def study(self) -> Study:
-        self._check_fields()
-        name, question = self._name(("name",)), self._text(("question",))
-        paper = self._name(("paper",)) if "paper" in self._content else None
-        preset = self._preset_name()
-        seeds = self._seeds()
-        design = self._design()
+        file, written = self._file, self._document.content
+        if not written.keys() & {"factors", "search"}:
+            self._error(("factors",), "is missing; a study must have it, or search in its place")
+        if "search" in written:
+            for field in written.keys() & {"factors", "design", "contrasts"}:
+                self._error((field,), "has no place beside search, which chooses the variants; drop one", at="key")
+        self._check_each_once(("seeds",), file.seeds)
         # A wrong preset must not hide the mistakes below it: they are looked for at any preset.
-        original = PRESETS[preset] if preset in PRESETS else next(iter(PRESETS.values()))
+        original = PRESETS.get(self._preset, PRESETS[file.preset])
         base = self._base(original)
-        owner: dict[str, Position] = {name: ("--set",) for name in self._changes}
-        factors = self._factors(base, owner)
-        search = read_search(self._document, base, owner) if "search" in self._content else None
-        if search is not None:
-            baseline = self._baseline_of_search()
-        else:
-            baseline = self._baseline(design, factors, seeds) if design and factors else ""
-        metric = self._metric(base)
-        contrasts = self._contrasts(design, factors, baseline, search is not None)
-        if design and factors and not (self._command_errors or self._document.errors()):
-            self._check_arms(base, arms(design, factors, baseline))
+        levels = self._levels(base)
+        search = self._search(base) if file.search else None
+        metric = file.metric or ("relation_error" if base.data.name == "embedded" else "fid")
+        if not self._wrong & {"preset", "metric"}:
+            self._check_metric(metric, base, levels)
+        sound = file.factors and not self._wrong & {"factors", "design", "baseline"}
+        variants = self._variants() if sound else []
+        self._check_contrasts([variant.name for variant in variants])
+        if not (self._command_errors or self._document.errors()):
+            self._check_endpoint(base, levels, variants)
         if errors := self._command_errors + self._document.errors():
             raise StudyError(errors)
-        assert design is not None
         return Study(
-            name=name,
-            question=question,
-            preset=preset,
-            paper=paper,
-            seeds=seeds,
-            baseline=baseline,
-            design=design,
-            factors=factors,
+            name=file.name,
+            question=file.question.strip(),
+            preset=self._preset,
+            paper=file.paper or None,
+            seeds=tuple(file.seeds),
+            baseline=file.baseline,
+            design=file.design,
+            factors=file.factors,
             base=base,
-            protocol=describe_protocol(preset, original, base),
+            protocol=describe_protocol(self._preset, original, base),
             path=self._document.path,
             text=self._document.text,
             search=search,
             metric=metric,
-            contrasts=contrasts,
+            contrasts=tuple((variant, reference) for variant, reference in file.contrasts),
         )
 
-    def _error(self, path: Position, message: str, at: Literal["key", "value"] = "value") -> None:
-        self._document.error(path, message, at)
-
-    def _check_fields(self) -> None:
-        for field in self._content:
-            if field not in _FIELDS:
-                self._error((field,), f"no such field; {did_you_mean(field, _FIELDS)}", at="key")
-        for field in _REQUIRED:
-            if field not in self._content:
-                self._error((field,), "is missing; a study must have it")
-        if "search" in self._content:
-            for field in ("factors", "design"):
-                if field in self._content:
-                    self._error((field,), "has no place beside search, which chooses the variants; drop one", at="key")
-        elif "factors" not in self._content:
-            self._error(("factors",), "is missing; a study must have it, or search in its place")
-
-    def _text(self, path: Position) -> str:
-        value = self._content.get(path[0], "")
-        if path[0] in self._content and not (isinstance(value, str) and value.strip()):
-            self._error(path, f"must be a text, got {value!r}; write it in quotes")
-        elif not all(char.isprintable() or char in "\n\t" for char in str(value)):
-            self._error(path, f"must have no control characters nor half ones, got {value!r}; take them out")
-        elif len(str(value)) > _MAX_TEXT:
-            self._error(path, f"must have {_MAX_TEXT} characters at most, got {len(value)}; shorten it")
-        return str(value).strip()
-
-    def _metric(self, base: Config) -> str:
-        """The primary metric; by default relation_error on the built-in pictures, fid elsewhere."""
-        built_in = base.data.name == "embedded"
-        metric = self._content.get("metric", "relation_error" if built_in else "fid")
-        if metric not in METRICS:
-            self._error(("metric",), f"must be one of {', '.join(METRICS)}, got {metric!r}{hint(metric, METRICS)}")
-        elif rule := _unmeasured(metric, base):
-            self._error(("metric",), f"{rule}, got {metric!r}; write fid")
-        else:
-            for path, config in self._levels.items():
-                if rule := _unmeasured(metric, config):
-                    self._error(
-                        path, f"has not the study's metric {metric}, which {rule}; drop the level, or the metric"
-                    )
-        return str(metric)
-
-    def _contrasts(
-        self, design: Design | None, factors: Factors, baseline: str, is_search: bool
-    ) -> tuple[tuple[str, str], ...]:
-        """The pairs (variant, reference) that the study compares; () where it names none."""
-        stored = self._content.get("contrasts")
-        if "contrasts" not in self._content:
-            return ()
-        if not isinstance(stored, list) or not stored:
-            self._error(("contrasts",), f"must be a list of pairs, got {stored!r}; write [[feat32, none]]")
-            return ()
-        if is_search:
-            self._error(("contrasts",), "has no place beside search, which compares its best; drop it", at="key")
-            return ()
-        sound = design and factors and baseline and not self._document.errors()  # else there are no variants to name
-        names = [arm.name for arm in arms(design, factors, baseline)] if sound and design else []
-        found: list[tuple[str, str]] = []
-        for index, pair in enumerate(stored):
-            path = ("contrasts", str(index))
-            if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
-                self._error(path, f"must be a pair of variants, got {pair!r}; write [feat32, none]")
-                continue
-            wrong = [name for name in pair if names and name not in names]
-            for name in wrong:
-                place = str(pair.index(name))
-                self._error((*path, place), f"must name a variant, got {name!r}; {did_you_mean(name, names)}")
-            if pair[0] == pair[1]:
-                self._error(path, f"must compare two variants, got {pair[0]!r} twice; name another, or drop the pair")
-            elif any(set(pair) == set(other) for other in found):
-                self._error(path, f"each pair once, got {pair!r} again; drop it")
-            elif not wrong:
-                found.append((pair[0], pair[1]))
-        return tuple(found)
-
-    def _name(self, path: Position) -> str:
-        value = self._text(path)
-        if value and isinstance(self._content[path[0]], str) and not _NAME.fullmatch(value):
-            self._error(path, f"{_NAME_RULE}, got {value!r}")
-        return value
-
-    def _preset_name(self) -> str:
-        own = self._content.get("preset")
-        if "preset" in self._content and own not in (names := tuple(PRESETS)):
-            self._error(("preset",), f"must be one of {', '.join(names)}, got {own!r}{hint(own, names)}")
-        if self._preset is not None and self._preset not in PRESETS:
-            choices = ", ".join(PRESETS)
-            close = hint(self._preset, PRESETS)
-            self._command_errors.append(f"--preset: must be one of {choices}, got {self._preset!r}{close}")
-        return self._preset if self._preset is not None else str(own)
-
-    def _seeds(self) -> tuple[int, ...]:
-        seeds = self._content.get("seeds", [0])
-        if not isinstance(seeds, list) or not seeds:
-            self._error(("seeds",), f"must be a list with a whole number or more, got {seeds!r}; write [0, 1, 2]")
-            return ()
-        seen = set[int]()
-        for index, seed in enumerate(seeds):
-            if type(seed) is not int or not 0 <= seed <= MAX_SEED:
-                self._error(("seeds", str(index)), f"must be a whole number in 0..{MAX_SEED}, got {seed!r}")
-            elif seed in seen:
-                self._error(("seeds", str(index)), f"each seed once, got {seed} again; drop it")
-            else:
-                seen.add(seed)
-        return tuple(seeds)
-
-    def _design(self) -> Design | None:
-        design = self._content.get("design", "one_at_a_time")
-        choices = get_args(Design)
-        if design not in choices:
-            self._error(("design",), f"must be one of {', '.join(choices)}, got {design!r}{hint(design, choices)}")
-            return None
-        return cast(Design, design)
-
     def _base(self, preset: Config) -> Config:
-        changes = self._content.get("set", {})
-        if not isinstance(changes, dict):
-            self._error(("set",), f"must be a mapping of fields to values, got {changes!r}; write {{optim.steps: 500}}")
-            changes = {}
-        base = self._applied(preset, changes, ("set",))
-        is_registered = "eval.endpoint" in changes or "eval.endpoint" in self._changes
-        if is_registered and not any(name in self._changes for name in _ENDPOINT):  # else the command line decides
-            self._check_endpoint(base, changes, ("set",))
-        for name, text in self._changes.items():
-            try:
-                base = override(base, {name: text})
-            except ValueError as error:
-                self._command_errors.append(f"--set {error}")
-        if not is_registered:  # a preset's own endpoint is for its own number of steps
-            return override(base, {"eval.endpoint": min(base.eval.endpoint, base.evaluations)})
-        field = next((name for name in _ENDPOINT if name in self._changes), None)
-        if field is not None and not self._document.errors() and (rule := _endpoint_rule(base, field)):
-            self._command_errors.append(f"--set {field}: {rule}")
+        """The preset with what the study sets for all variants, and with what the command line sets."""
+        base = self._applied(preset, self._file.set, ("set",))
+        base = self._applied(base, self._changes, ("--set",))
+        if "eval.endpoint" not in {*self._file.set, *self._changes}:  # a preset's own is for its own number of steps
+            base = override(base, {"eval.endpoint": min(base.eval.endpoint, base.evaluations)})
         return base
 
-    def _check_endpoint(self, config: Config, changes: Changes, path: Position) -> None:
-        """Notes a score over more evaluations than the run has, at the field of `changes` that makes it so."""
-        field = next((name for name in _ENDPOINT if name in changes), None)
-        if field is not None and (rule := _endpoint_rule(config, field)):
-            self._error((*path, field), rule)
+    def _levels(self, base: Config) -> dict[tuple[str, str], Config]:
+        """{(factor, level): what it alone makes of the base}."""
+        found: dict[tuple[str, str], Config] = {}
+        owner: dict[str, Position] = {name: ("--set",) for name in self._changes}
+        for factor, levels in self._file.factors.items():
+            for level, changes in levels.items():
+                position = ("factors", factor, level)
+                for name in changes:
+                    if (first := owner.setdefault(name, position[:2])) != position[:2]:
+                        self._error((*position, name), _TAKEN.format(".".join(first)), at="key")
+                found[factor, level] = self._applied(base, changes, position)
+        return found
 
-    def _check_arms(self, base: Config, found: Iterable[Arm]) -> None:
-        """Notes a variant whose levels together leave too few evaluations, though each alone does not."""
-        for arm in found:
-            field = next((name for name in _ENDPOINT if name in arm.changes), None)
-            if field is not None and (rule := _endpoint_rule(override(base, arm.changes), field)):
-                self._error(("factors",), f"{arm.name}: {field}: {rule}")
-
-    def _applied(self, config: Config, changes: Changes, path: Position) -> Config:
+    def _applied(self, config: Config, changes: Changes, position: Position) -> Config:
         """`config` with the changes that it takes; the others are noted, each at its own place."""
         for name, value in changes.items():
             try:
                 config = override(config, {name: value})
             except ValueError as error:
                 rule = str(error).removeprefix(f"{name}: ")
-                self._error((*path, name), rule, at="key" if rule.startswith("no such field") else "value")
+                self._error((*position, name), rule, at="key" if rule.startswith("no such field") else "value")
         return config
 
-    def _factors(self, base: Config, owner: dict[str, Position]) -> Factors:
-        factors = self._content.get("factors", {})
-        if "factors" in self._content and (not isinstance(factors, dict) or not factors):
-            self._error(("factors",), f"must map factors to levels, got {factors!r}; see studies/smoke.yaml")
-            return {}
-        sound: Factors = {}
-        for factor, levels in factors.items():
-            self._check_name(("factors", factor))
-            if "+" in factor:
-                self._error(("factors", factor), "must have no +, which joins levels; take - or _", at="key")
-            if not isinstance(levels, dict) or not levels:
-                self._error(("factors", factor), f"must have a level or more, got {levels!r}; write none: {{}}")
-                continue
-            sound[factor] = {}
-            for level, changes in levels.items():
-                path = ("factors", factor, level)
-                self._check_name(path)
-                if not isinstance(changes, dict):
-                    self._error(path, f"must map fields to values, got {changes!r}; write {{}} for no change")
-                    continue
-                self._check_owner(path, changes, owner)
-                config = self._applied(base, changes, path)
-                if not _endpoint_rule(base):
-                    self._check_endpoint(config, changes, path)
-                self._levels[path] = config
-                sound[factor][level] = changes
-        return sound
+    def _check_metric(self, metric: str, base: Config, levels: Mapping[tuple[str, str], Config]) -> None:
+        if rule := unmeasured(metric, base):
+            self._error(("metric",), f"{rule}, got {metric!r}; write fid")
+            return
+        for level, config in levels.items():
+            if rule := unmeasured(metric, config):
+                lacks = f"has not the study's metric {metric}, which {rule}"
+                self._error(("factors", *level), f"{lacks}; drop the level, or the metric")
 
-    def _check_name(self, path: Position) -> None:
-        if not _NAME.fullmatch(path[-1]):
-            self._error(path, f"{_NAME_RULE}, got {path[-1]!r}", at="key")
-
-    def _check_owner(self, path: Position, changes: Changes, owner: dict[str, Position]) -> None:
-        """A field belongs to one factor, or to `--set`: else one silently undoes the other."""
-        for name in changes:
-            first = owner.setdefault(name, path[:2])
-            if first != path[:2]:
-                taken = f"is changed by {'.'.join(first)} already"
-                self._error((*path, name), f"{taken}; a field belongs to one factor or to --set, drop one", at="key")
-
-    def _baseline_name(self) -> str:
-        baseline = self._content.get("baseline")
-        if isinstance(baseline, str) and baseline:
-            return baseline
-        if "baseline" in self._content:
-            self._error(("baseline",), f"must name a variant, got {baseline!r}; put the name in quotes")
-        return ""
-
-    def _baseline_of_search(self) -> str:
-        """The name of the variant that changes nothing: the study's to give."""
-        baseline = self._baseline_name()
-        if baseline == BEST or is_trial_name(baseline):
-            self._error(("baseline",), f"must not be a name that the search gives, got {baseline!r}; write preset")
-        elif baseline and not _NAME.fullmatch(baseline):
-            self._error(("baseline",), f"{_NAME_RULE}, got {baseline!r}")
-        return baseline
-
-    def _baseline(self, design: Design, factors: Factors, seeds: Sized) -> str:
-        baseline = self._baseline_name()
-        if not baseline:
-            return ""
-        variants = math.prod(map(len, factors.values())) if design == "grid" else sum(map(len, factors.values()))
-        if variants * len(seeds) > _MAX_CELLS:  # before they are made: a grid of ten factors would take all memory
-            got = f"{variants:,} variants x {len(seeds):,} seeds"
+    def _variants(self) -> list[Arm]:
+        """The variants that the factors make; [] with the reason noted where they make none."""
+        design, factors, baseline = self._file.design, self._file.factors, self._file.baseline
+        count = (math.prod if design == "grid" else sum)(map(len, factors.values()))
+        if count * len(self._file.seeds) > _MAX_CELLS:  # before they are made: a grid would take all memory
+            got = f"{count:,} variants x {len(self._file.seeds):,} seeds"
             self._error(("factors",), f"must give {_MAX_CELLS:,} cells at most, got {got}; drop levels or seeds")
-            return baseline
+            return []
         if design == "ladder" and len(factors) > 1:
             self._error(("factors",), f"a ladder climbs one factor, got {', '.join(factors)}; choose grid, or keep one")
-            return baseline
-        if design == "one_at_a_time":
-            self._check_home(baseline, factors)
-            return baseline
-        names = Counter(arm.name for arm in arms(design, factors, baseline))
+            return []
+        lacking = [name for name in factors if baseline not in factors[name]] if design == "one_at_a_time" else []
+        for factor in lacking:
+            close = did_you_mean(baseline, factors[factor])
+            self._error(("baseline",), f"must be a level of every factor, got {baseline!r}; {factor}: {close}")
+        if lacking:
+            return []
+        variants = arms(design, factors, baseline)
+        names = Counter(variant.name for variant in variants)
         if baseline not in names:
             self._error(("baseline",), f"must name a variant, got {baseline!r}; {did_you_mean(baseline, names)}")
-        for name, count in names.items():
-            if count > 1:
-                self._error(("factors",), f"two variants would be named {name!r}; rename a level")
+        for name in names:
+            if names[name] > 1:
+                position = ("factors", [factor for factor in factors if name in factors[factor]][-1], name)
+                self._error(position, "is a level of two factors; rename one, for levels name variants", at="key")
             if len(name) > _MAX_NAME:
                 rule = f"a variant's name must have {_MAX_NAME} characters at most, because it names files"
                 self._error(("factors",), f"{rule}, got {len(name)} in {name!r}; shorten its levels")
-        return baseline
+        return variants
 
-    def _check_home(self, baseline: str, factors: Factors) -> None:
-        seen: dict[str, str] = {}
-        for factor, levels in factors.items():
-            if baseline not in levels:
-                close = did_you_mean(baseline, levels)
-                self._error(("baseline",), f"must be a level of every factor, got {baseline!r}; {factor}: {close}")
-            for level in levels:
-                if level != baseline and level in seen:
-                    path = ("factors", factor, level)
-                    self._error(path, f"is a level of {seen[level]} too; rename one, levels name variants", at="key")
-                seen[level] = factor
+    def _check_contrasts(self, names: list[str]) -> None:
+        for index, pair in enumerate(self._file.contrasts):
+            for place, name in enumerate(pair):
+                if names and name not in names:
+                    rule = f"must name a variant, got {name!r}; {did_you_mean(name, names)}"
+                    self._error(("contrasts", str(index), str(place)), rule)
+            if pair[0] == pair[1]:
+                rule = f"must compare two variants, got {pair[0]!r} twice"
+                self._error(("contrasts", str(index)), f"{rule}; name another, or drop the pair")
+        self._check_each_once(("contrasts",), [tuple(sorted(pair)) for pair in self._file.contrasts])
 
+    def _check_endpoint(self, base: Config, levels: Mapping[tuple[str, str], Config], variants: Iterable[Arm]) -> None:
+        """Notes a score over more evaluations than the run has: of all variants, of one level's, or of levels together.
 
-def _endpoint_rule(config: Config, field: str = "eval.endpoint") -> str:
-    """What is wrong where a run has fewer evaluations than its score is the mean of, as told at `field`; else ""."""
-    try:
-        config.check_endpoint()
-    except ValueError as error:
-        rule = str(error).removeprefix("eval.endpoint: ")
-        return rule if field == "eval.endpoint" else f"eval.endpoint {rule}"
-    return ""
+        It is told at the field that decides how many evaluations there are.
+        """
+        factors = self._file.factors
+        stages: list[list[tuple[Config, Changes, Position]]] = [
+            [(base, self._changes, ("--set",))],
+            [(base, self._file.set, ("set",))],
+            [
+                (config, factors[factor][level], ("factors", factor, level))
+                for (factor, level), config in levels.items()
+            ],
+            [(override(base, variant.changes), variant.changes, ("factors", variant.name)) for variant in variants],
+        ]
+        for stage in stages:
+            for config, changes, position in stage:
+                field = next((name for name in _ENDPOINT if name in changes), None)
+                try:
+                    config.check_endpoint()
+                except ValueError as error:
+                    rule = str(error).removeprefix("eval.endpoint: ")
+                    if field is not None:
+                        self._error((*position, field), rule if field == "eval.endpoint" else f"eval.endpoint {rule}")
+            if self._command_errors or self._document.errors():
+                return
 
+    def _search(self, base: Config) -> Search:
+        block = self._file.search
+        baseline = self._file.baseline
+        is_taken = baseline == BEST or is_trial_name(baseline)
+        if is_taken or not re.fullmatch(NAME, baseline):
+            rule = "not be a name that the search gives" if is_taken else NAME_RULE
+            self._error(("baseline",), f"must {rule}, got {baseline!r}; write preset")
+        if block.seed in self._file.seeds and "seeds" not in self._wrong:
+            # The best of many trials at a seed is partly the luckiest at that seed.
+            rule = f"must not be among seeds, which confirm the best trial, got {block.seed}; choose another"
+            self._error(("search", "seed"), rule)
+        fields: dict[str, Range | tuple[Any, ...]] = {}
+        for name, space in block.fields.items():
+            position = ("search", "fields", name)
+            if name not in field_names():
+                self._error(position, f"no such field; {did_you_mean(name, field_names())}", at="key")
+            elif name in self._changes:
+                self._error(position, _TAKEN.format("--set"), at="key")
+            elif not isinstance(space, RangeBlock):
+                values = tuple(self._value(base, name, str(index), value) for index, value in enumerate(space))
+                self._check_each_once(position, values)
+                fields[name] = values
+            elif type(flatten(base)[name]) not in (int, float):
+                self._error(position, "holds no number, so it has no range; list its choices")
+            else:
+                low, high = (self._value(base, name, end, getattr(space, end)) for end in ("low", "high"))
+                if None not in (low, high) and not low < high:
+                    self._error(position, f"low must be below high, got {low} and {high}; exchange them")
+                elif space.log and low is not None and low <= 0:
+                    self._error((*position, "low"), f"must be above 0 where log is true, got {low}; drop log")
+                fields[name] = Range(low, high, space.log)
+        return Search(block.seed, block.trials, block.objective, fields)
 
-def _unmeasured(metric: Any, config: Config) -> str:
-    """Why runs of `config` do not have a metric that others have (sagan/metrics/evaluation.py); "" where they do."""
-    data, extractor = config.data.name, config.eval.extractor
-    labelled = config.model.conditioning != "none"
-    # A classifier that was trained for a data set is named after it: imagenette-1a2b3c4d.
-    knows_classes = labelled and extractor.rpartition("-")[0] == data
-    if metric in RELATIONS and data != "embedded":
-        return f"is read off the built-in pictures alone, and this preset has {data}"
-    if metric == "intra_fid" and not labelled:
-        return "is of classes, and model.conditioning=none has none"
-    if metric == "class_consistency" and not knows_classes:
-        return f"needs labels and an extractor that knows the classes of {data}; {_has(config)}"
-    if metric == "is" and not knows_classes and not (extractor == "inception" and data != "embedded"):
-        return f"needs an extractor whose classes fit the pictures of {data}; {_has(config)}"
-    return ""
+    def _value(self, base: Config, name: str, place: str, value: Any) -> Any:
+        """`value` as the field holds it; None where the field refuses it or no network can be built with it."""
+        position = ("search", "fields", name, place)
+        try:
+            config = override(base, {name: value})
+            config.check_endpoint()
+        except ValueError as error:
+            self._error(position, str(error).removeprefix(f"{name}: "))
+            return None
+        if (obstacle := config.obstacle()) and base.obstacle() is None:
+            self._error(position, f"{obstacle}, got {value!r}; drop it, or choose a larger preset")
+            return None
+        return flatten(config)[name]
 
-
-def _has(config: Config) -> str:
-    return f"here model.conditioning={config.model.conditioning} and eval.extractor={config.eval.extractor}"
+    def _check_each_once(self, position: Position, values: Sequence[Any]) -> None:
+        seen = set[Any]()
+        for index, value in enumerate(values):
+            if value in seen and value is not None:
+                self._error((*position, str(index)), f"each once, got {show(value)} again; drop it")
+            seen.add(value)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import yaml
+from ruamel.yaml import YAML
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,5 @@ class Published:
 def published(name: str) -> tuple[Published, ...]:
     """The records of one published table, such as "table1"."""
     text = files("reports").joinpath("paper.yaml").read_text(encoding="utf-8")
-    records = (Published(**record) for record in yaml.safe_load(text)["records"])
+    records = (Published(**record) for record in YAML(typ="safe", pure=True).load(text)["records"])
     return tuple(record for record in records if record.table == name)

@@ -207,9 +207,10 @@ def probability_of_improvement(values: Sequence[float], baseline: Sequence[float
 
 def shipped_noise(preset: str, metric: str) -> float | None:
     """Sd over seeds of the log of a metric at a preset, from reports/noise.yaml; None where it has none."""
-    import yaml
+    from ruamel.yaml import YAML
 
-    found = yaml.safe_load(files("reports").joinpath("noise.yaml").read_text(encoding="utf-8"))
+    text = files("reports").joinpath("noise.yaml").read_text(encoding="utf-8")
+    found = YAML(typ="safe", pure=True).load(text)
     entry = found.get(preset, {}).get(metric)
     return None if entry is None else float(entry["sd_of_log"])
 

@@ -306,7 +306,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _coerce(name: str, kind: Any, value: Any) -> Any:
-    """`value` as `kind`, or ValueError. YAML 1.1 reads 1e-4 as a text, and a command line has nothing else."""
+    """`value` as `kind`, or ValueError. Texts are read, too: a command line has nothing else."""
     origin = typing.get_origin(kind)
     if origin is Literal:
         return _one_of(name, value, typing.get_args(kind))

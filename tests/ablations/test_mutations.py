@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from ablations.document import StudyError
 from ablations.plan import Cell
@@ -91,7 +92,7 @@ def line_added(draw: st.DrawFn, text: str) -> str:
 def tree_changed(draw: st.DrawFn, text: str) -> str:
     """A value of the parsed study made another, or its key renamed, wherever it lies."""
     try:
-        tree = yaml.safe_load(text)
+        tree = YAML(typ="safe", pure=True).load(text)
     except Exception:  # an earlier mutation broke it
         return token_replaced(draw, text)
     node = tree
@@ -108,7 +109,11 @@ def tree_changed(draw: st.DrawFn, text: str) -> str:
                     node[key] = draw(VALUES)
             break
         node = inner
-    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=draw(st.booleans())))
+    written, yaml = io.StringIO(), YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    yaml.allow_unicode = draw(st.booleans())
+    yaml.dump(tree, written)
+    return written.getvalue()
 
 
 VALUES: st.SearchStrategy[Any] = st.recursive(

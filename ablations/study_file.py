@@ -1,0 +1,167 @@
+"""The format of a study file: what each field must be, for the check and for the JSON schema that editors use.
+
+`python -m ablations.study_file > studies/schema.json` writes the schema.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
+from pydantic_core import ValidationError
+from pydantic_core.core_schema import CoreSchema, no_info_wrap_validator_function
+
+from ablations.document import hint
+from ablations.plan import METRICS, OBJECTIVES, Changes, Design
+from sagan.config import Config
+from sagan.options import MAX_SEED
+from sagan.presets import PRESETS
+
+NAME = "[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}"
+NAME_RULE = "be 1 to 64 letters, digits or any of _ - + . and not begin with a dot, because it names files"
+SPACE_KINDS = ("(range)", "(choices)")  # pydantic puts these into the position of a mistake in one of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Must:
+    """What a value must be and how to write it: told in place of pydantic's own words, and written to the schema.
+
+    `names` are the values that it may have, if these are few.
+    """
+
+    rule: str
+    way_out: str = ""
+    names: tuple[str, ...] = ()
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return no_info_wrap_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        names = {"enum": list(self.names)} if self.names else {}
+        return {**handler(core), **names, "description": f"Must {self.rule}."}
+
+    def _check(self, value: Any, check: Any) -> Any:
+        try:
+            checked = check(value)
+            if not self.names or checked in self.names:
+                return checked
+        except ValidationError as error:
+            if any(mistake["loc"] for mistake in error.errors()):  # of a part of the value
+                raise
+        close = hint(value, self.names) if self.names else f"; {self.way_out}"
+        raise ValueError(f"must {self.rule}, got {value!r}{close}") from None
+
+
+def _one_of(names: tuple[str, ...]) -> Must:
+    return Must(f"be one of {', '.join(names)}", names=names)
+
+
+def _printable(text: str) -> str:
+    if not all(char.isprintable() or char in "\n\t" for char in text):
+        raise ValueError
+    return text
+
+
+Name = Annotated[str, Field(pattern=f"^{NAME}$"), Must(NAME_RULE, "rename it")]
+FactorName = Annotated[
+    str,
+    Field(pattern=f"^{NAME}$".replace("+", "")),
+    Must(f"have no +, which joins levels, and {NAME_RULE.replace(' +', '')}", "rename it"),
+]
+Text = Annotated[
+    str,
+    Field(min_length=1, max_length=1_000, pattern=r"\S"),
+    AfterValidator(_printable),
+    Must("be a text of 1 to 1000 characters with no control characters nor half ones", "write it in quotes"),
+]
+Variant = Annotated[str, Field(min_length=1), Must("name a variant", "put the name in quotes")]
+Pair = Annotated[
+    list[Variant], Field(min_length=2, max_length=2), Must("be a pair of variants", "write [feat32, none]")
+]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), Must(f"be a whole number in 0..{MAX_SEED}", "write 0")]
+Level = Annotated[Changes, Must("map fields to values", "write {} for no change")]
+Levels = Annotated[dict[Name, Level], Field(min_length=1), Must("have a level or more", "write none: {}")]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class RangeBlock(_Block):
+    """What a search may choose for a field: a number from low to high, both included."""
+
+    low: Any
+    high: Any
+    log: Annotated[bool, Must("be true or false", "write log: true")] = False
+
+
+Choices = Annotated[
+    list[Any],
+    Field(min_length=2),
+    Must("be a list of two choices or more, or a range", "write [1, 2] or {low: 1e-4, high: 1e-3, log: true}"),
+]
+Space = Annotated[
+    Annotated[RangeBlock, Tag(SPACE_KINDS[0])] | Annotated[Choices, Tag(SPACE_KINDS[1])],
+    Discriminator(lambda value: SPACE_KINDS[0] if isinstance(value, dict) else SPACE_KINDS[1]),
+]
+
+
+class SearchBlock(_Block):
+    """What is searched, in place of factors: see ablations.plan.Search."""
+
+    seed: Seed
+    trials: Annotated[int, Field(ge=1, le=10_000), Must("be a whole number in 1..10000", "write 20")]
+    objective: Annotated[str, _one_of(OBJECTIVES)] = "fid"
+    fields: Annotated[dict[str, Space], Field(min_length=1), Must("map fields to ranges or choices", "name one")]
+
+
+class StudyFile(_Block):
+    """A study file as it is written. studies/README.md explains each field."""
+
+    name: Name
+    question: Text
+    preset: Annotated[str, _one_of(tuple(PRESETS))]
+    paper: Name = ""
+    metric: Annotated[str, _one_of(METRICS)] = ""
+    seeds: Annotated[list[Seed], Field(min_length=1), Must("be a list with a whole number or more", "write [0, 1, 2]")]
+    baseline: Variant
+    contrasts: Annotated[list[Pair], Field(min_length=1), Must("be a list of pairs", "write [[feat32, none]]")] = []
+    design: Annotated[Design, _one_of(typing.get_args(Design))] = "one_at_a_time"
+    set: Annotated[Changes, Must("be a mapping of fields to values", "write {optim.steps: 500}")] = {}
+    factors: Annotated[
+        dict[FactorName, Levels], Field(min_length=1), Must("map factors to levels", "see studies/smoke.yaml")
+    ] = {}
+    search: Annotated[SearchBlock, Must("be a mapping", "see studies/ttur_search.yaml")] = cast(Any, None)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of study files, with every field of sagan.config, so that editors complete their names."""
+    found = StudyFile.model_json_schema()
+    kinds = {name: TypeAdapter(kind).json_schema() for name, kind in _field_kinds(Config)}
+    found["$defs"]["Changes"] = {"type": "object", "properties": kinds, "additionalProperties": False}
+    found["$defs"]["SearchBlock"]["properties"]["fields"]["propertyNames"] = {"enum": list(kinds)}
+    (levels,) = found["properties"]["factors"]["patternProperties"].values()
+    for node in (found["properties"]["set"], *levels["patternProperties"].values()):
+        node["$ref"] = "#/$defs/Changes"
+        node.pop("additionalProperties", None)  # pydantic 2.10 does not write it
+    for node in found["properties"].values():
+        if not node.get("default", True):  # empty stands for absent; nobody should write it
+            del node["default"]
+    return {**found, "oneOf": [{"required": ["factors"]}, {"required": ["search"]}]}
+
+
+def _field_kinds(config: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("optim.lr_g", float) and so on, of every field."""
+    for name, kind in typing.get_type_hints(config).items():
+        if dataclasses.is_dataclass(kind):
+            yield from _field_kinds(cast(type, kind), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", kind
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=2))
