@@ -1,7 +1,7 @@
 """What a reviewer asks of a table: intervals, simultaneous comparisons, power. Training seeds are the unit.
 
 Pure functions of finite numbers, but for `shipped_noise`; nothing here knows of a store or a figure. Both `reports` and
-`ablations` import this module, and of `reports` no other.
+`ablations` import this module, and `ablations` imports no other of `reports`.
 
 One test is behind every p-value, interval and sentence: |contrast| / standard error, over all comparisons of a study at
 once. The variance is pooled over the variants, as in Dunnett's test (1955), and p-values and critical values are those
@@ -31,7 +31,6 @@ An interval misses as often as the test makes a false claim.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -41,21 +40,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from reports.metrics import is_ratio
+
 SIGNIFICANT = 0.05  # chance of any false claim among a study's comparisons
 POWER = 0.8
 _OWN = 0.6  # weight of a variant's own variance beside the pooled one: chosen by simulation, as the limits are
 _DRAWS = 50_000  # the error rate at 5 % is then known to 0.1 %
-
-# Positive and without an upper bound: compared as ratios. All others are compared as they are; KID may be negative.
-_LOG = re.compile(r"(best/)?(fid(_extrapolated|_local|_group/.+|_class/.+)?|intra_fid|relation_error(/.+)?)")
 
 Array = NDArray[np.float64]
 Contrast = Mapping[str, float]  # weights of the variants' means, adding up to 0; a pair is {variant: 1, reference: -1}
 
 
 def on_log_scale(key: str) -> bool:
-    """Whether a metric is compared by its logarithm, where all of its values are above 0."""
-    return _LOG.fullmatch(key) is not None
+    """Whether a metric is compared by its logarithm, where all of its values are above 0 (reports/metrics.py)."""
+    return is_ratio(key)
 
 
 def run_score(key: str, values: Sequence[float]) -> float:

@@ -1,257 +1,145 @@
-"""The tables that every study gets. A new one is one function under @table; it returns None where it has nothing to
-show. The paper's own tables are in paper_tables.py, those of single designs in plan_tables.py."""
+"""A table of the page, and what several tables share: texts of scores and outcomes, and the notes beneath.
+
+To add a table, write a function `Results -> Table | None` in a file of `reports/sections` (None: nothing to show) and
+name it in `reports/page.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import pandas as pd
-
-from reports import style
-from reports.columns import (
-    at,
-    best,
-    caption,
-    count,
-    fixed,
-    gap_text,
-    means,
-    outcomes,
-    p_text,
-    seeds,
-    simultaneous,
-    texts,
-)
-from reports.summary import compare, estimates, is_log, seen
-from reports.unit import TRACES, Unit
-from reports.writers import Row, Section, Table
-
-Tabulate = Callable[[Unit], Table | None]
-TABLES: list[tuple[str, Tabulate]] = []
+from reports import format, metrics
+from reports.comparison import estimates, is_log
+from reports.format import ABSENT
+from reports.results import Results, Variant
 
 
-def table(section: str) -> Callable[[Tabulate], Tabulate]:
-    """Registers a table for a section of the page (see build.SECTIONS), in the order of its file."""
+@dataclass(frozen=True)
+class Row:
+    """`cells` start with the row's name; `bold` holds the indices of the best figures."""
 
-    def register(function: Tabulate) -> Tabulate:
-        TABLES.append((section, function))
-        return function
-
-    return register
+    cells: tuple[str, ...]
+    bold: frozenset[int] = frozenset()
 
 
-# What stands beside the primary metric: the first three of these that the runs have. More fit no page, and all are in
-# the table of every metric.
-BESIDE = ("relation_error", "fid", "is", "relation_correlation", "class_consistency", "intra_fid")
+@dataclass(frozen=True)
+class Block:
+    """Rows of one origin. `published` ones are the paper's and never to be taken for ours."""
+
+    heading: str | None
+    rows: tuple[Row, ...]
+    published: bool = False
 
 
-@table("Variants")
-def variants(unit: Unit) -> Table:
-    """One row per variant: the scores, the difference to the baseline and how its runs ended."""
-    beside = [key for key in BESIDE if key in unit.finals and key != unit.metric]
-    keys = (unit.metric, *beside[:3])
-    shown = [texts(unit, key) for key in keys]
-    gaps = {row.variant: row.gap for row in compare(unit, unit.metric) if row.reference == unit.baseline}
-    whole = all(reference == unit.baseline for _, reference in unit.pairs)
-    top = best(unit.metric, means(unit, unit.metric).values(), 0)
-    body = []
-    for place, variant in enumerate(unit.variants):
-        score, *others = (found[variant.name] for found in shown)
-        gap = (gap_text(gaps.get(variant.name)),) if whole else ()
-        cells = (variant.name, score, *gap, seeds(unit, variant), *others, outcomes(unit, variant))
-        body.append(Row(cells, frozenset({1}) if place in top else frozenset()))
-    score, *others = (style.label(key, unit.fingerprint, arrow=True) for key in keys)
-    return Table(
-        name="variants",
-        title="Scores",
-        columns=(
-            "variant",
-            score,
-            *((f"difference to {unit.baseline}",) if whole else ()),
-            "seeds",
-            *others,
-            "outcome",
-        ),
-        sections=(Section(None, tuple(body)),),
-        notes=(
-            caption(unit),
-            _primary(unit, others),
-            *((simultaneous(unit, unit.metric),) if whole else ()),
-            "Only finished cells enter a mean: a collapsed or diverged one is counted under outcome, never averaged.",
-        ),
-    )
+@dataclass(frozen=True)
+class Table:
+    """Plain text in every cell; it is escaped for each format when it is written."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...] = ()
 
 
-def _primary(unit: Unit, others: Sequence[str]) -> str:
-    said = f"{style.label(unit.metric, unit.fingerprint)} is the primary metric, by which the study answers"
-    secondary = "; the others are secondary, and no p-value is corrected for looking at them" if others else ""
-    return f"{said}{secondary}."
-
-
-@table("Variants")
-def evidence(unit: Unit) -> Table | None:
-    """How sure the comparisons are, one row each."""
-    rows = compare(unit, unit.metric)
-    if not rows:
-        return None
-    body = [
-        Row(
-            (
-                row.variant,
-                row.reference,
-                gap_text(row.gap),
-                str(row.gap.n),
-                p_text(row.gap.p),
-                fixed(row.improvement, 2),
-            )
+def caption(results: Results) -> str:
+    """By what, on how many samples, at which step, over what the interval is, and which cells are another study's."""
+    counts = sorted({len(values) for values in results.finished(results.metric).values() if values})
+    n = f", n = {counts[0]}" if len(counts) == 1 else ", n as stated" if counts else ""
+    sentences = [
+        f"Measured by {results.fingerprint}, {taken_at(results)}." if results.fingerprint else "Nothing measured yet.",
+        f"In brackets: 95 % t interval over training seeds{n}.",
+    ]
+    if counts and counts[0] == 1:
+        only = "One seed has" if counts == [1] else "A figure without brackets is one seed's, which has"
+        sentences.append(f"{only} no interval.")
+    sentences.append("Scores that are compared as ratios have geometric means and intervals of the logarithm.")
+    studies = results.cells["shared_study"].dropna()
+    if len(studies):
+        cells = (
+            "1 cell is" if len(studies) == 1 else f"{len(studies)} of the {results.cells['run_id'].count()} cells are"
         )
-        for row in rows
-    ]
-    return Table(
-        name="evidence",
-        title="How sure",
-        columns=("variant", "against", f"difference in {style.label(unit.metric, unit.fingerprint)}", "seeds",
-                 "p, adjusted", "P(better)"),
-        sections=(Section(None, tuple(body)),),
-        notes=(
-            f"By the primary metric, {at(unit)}. {simultaneous(unit, unit.metric)} Seeds: of the side that has fewer. "
-            "P(better) is the chance that a run of the variant scores better than a run of the other.",
-            *((sentence,) if (sentence := seen(unit)) else ()),
-        ),
-    )  # fmt: skip
+        were = "was" if len(studies) == 1 else "were"
+        origin = " and ".join(sorted(set(studies)))
+        sentences.append(f"{cells} shared with {origin}, where the same config {were} trained.")
+    return " ".join(sentences)
 
 
-@table("Variants")
-def spread(unit: Unit) -> Table | None:
-    """The noise of each variant: over training seeds, and of one run's score over samples."""
-    found = estimates(unit, unit.metric)
-    if not any(row and row.sd is not None for row in found.values()):
-        return None
-    log = is_log(unit, unit.metric)
-    spreads = {name: row.sd if row else None for name, row in found.items()}
-    digits = style.decimals((value for value in spreads.values() if value), digits=2)
-    sampling = means(unit, "fid_se")
-    precise = style.decimals((value for value in sampling.values() if value), digits=2)
-    has_error = unit.metric == "fid" and any(value is not None for value in sampling.values())
-    body = [
-        Row((name, fixed(spreads[name], digits), *((fixed(sampling[name], precise),) if has_error else ())))
-        for name in spreads
-    ]
-    name = style.label(unit.metric, unit.fingerprint)
-    error = (" The sampling error is that of one run's score, from its finite number of samples; it says nothing about "
-             "another training seed and enters no interval here.")  # fmt: skip
-    return Table(
-        name="spread",
-        title="Noise",
-        columns=("variant", f"sd over seeds of {f'the log of {name}' if log else name}",
-                 *(("sampling error",) if has_error else ())),
-        sections=(Section(None, tuple(body)),),
-        notes=(f"Between training seeds of one variant.{error if has_error else ''}",),
-    )  # fmt: skip
+def taken_at(results: Results) -> str:
+    """When scores were taken: "at the last step (1,000)", "mean of the last 3 evaluations (to step 1,000)"."""
+    listed = " and ".join(format.number(step, 0) for step in results.last_steps)
+    if results.endpoint > 1:
+        return f"mean of the last {results.endpoint} evaluations{f' (to step {listed})' if listed else ''}"
+    return f"at the last step{f' ({listed})' if listed else ''}"
 
 
-@table("Variants")
-def costs(unit: Unit) -> Table | None:
-    """What a variant takes: two that differ in size or work are not compared by their idea alone."""
-    counts = ("num_params_g", "num_params_d", "flops_per_image")
-    measured = ("images_per_sec", "peak_memory_mib")
-    keys = [key for key in (*counts, *measured) if key in unit.finals]
-    if not keys:
-        return None
-    shown = {key: texts(unit, key) for key in measured}
-    body = []
-    for variant in unit.variants:
-        # Speed and memory differ from machine to machine more than from seed to seed: no interval.
-        figures = (count(unit, variant, key) if key in counts else shown[key][variant.name].partition(" (")[0]
-                   for key in keys)  # fmt: skip
-        body.append(Row((variant.name, *figures)))
-    return Table(
-        name="costs",
-        title="Costs",
-        columns=("variant", *(style.label(key, unit.fingerprint, arrow=True) for key in keys)),
-        sections=(Section(None, tuple(body)),),
-        notes=("Parameters and operations are counted; images/s and memory are means over seeds, as measured.",),
+def intervals_note(results: Results, key: str) -> str:
+    """What p and the intervals of comparisons are; for the notes of a table that has some."""
+    lower = metrics.lower_is_better(key)
+    better = "" if lower is None else " Below zero is better." if lower else " Above zero is better."
+    return (
+        f"Differences are of means over seeds{', in per cent' if is_log(results, key) else ''}, with simultaneous 95 % "
+        f"intervals over {format.counted(len(results.pairs), 'comparison')}; p is adjusted for them, by the same test "
+        f"(reports/statistics.py).{better}"
     )
 
 
-@table("Variants")
-def best_of_run(unit: Unit) -> Table | None:
-    """The other checkpoint rule, apart from the default and labelled."""
-    if not any(estimates(unit, "best/fid").values()):
-        return None
-    keys = [key for key in ("best/fid", "best/is", "best/intra_fid") if key in unit.finals]
-    shown = {key: texts(unit, key) for key in keys}
-    last, steps = texts(unit, "fid"), means(unit, "best/step")
-    top = best("best/fid", means(unit, "best/fid").values(), 0)
-    body = [
-        Row((item.name, last[item.name], *(shown[key][item.name] for key in keys), fixed(steps[item.name], 0)),
-            frozenset({2}) if place in top else frozenset())
-        for place, item in enumerate(unit.variants)
-    ]  # fmt: skip
-    name = style.label("fid", unit.fingerprint)
-    labels = (style.label(key.removeprefix("best/"), unit.fingerprint, arrow=True) for key in keys)
-    return Table(
-        name="best_of_run",
-        title="Best of run, scored again",
-        columns=("variant", f"{name}, last step ↓", *(f"best of run: {label}" for label in labels), "at step (mean)"),
-        sections=(Section(None, tuple(body)),),
-        notes=(
-            "Every other table is of the last step's weights, which no score has chosen. Here each run's weights are "
-            f"those of its evaluation with the lowest {name}, scored again on fresh samples after the last step, so "
-            "that the samples that chose them do not flatter them. In brackets: 95 % t interval over training seeds.",
-        ),
-    )
+def score_texts(results: Results, key: str) -> dict[str, str]:
+    """{variant: "10.5 (9.3 to 11.9)"}; a variant without a score says why in the row of the primary score or of FD."""
+    rows = estimates(results, key)
+    scale = metrics.scale(key)
+    found = [row for row in rows.values() if row]
+    half_widths = (scale * (row.mean - row.low) for row in found if row.low is not None)
+    sizes = [scale * row.mean for row in found]
+    few = is_log(results, key) and min(sizes, default=1.0) < 1  # such scores span decades: more digits would be noise
+    digits = max(format.decimals(sizes, digits=2 if few else 3), format.decimals(half_widths, digits=1))
+    texts = {}
+    for variant in results.variants:
+        row = rows[variant.name]
+        if row is not None:
+            low, high = (None if end is None else scale * end for end in (row.low, row.high))
+            texts[variant.name] = format.interval(scale * row.mean, low, high, digits)
+        elif key in (results.metric, "fid"):  # why there is none: what most of its cells are
+            texts[variant.name] = variant.unsupported or str(results.of(variant.name)["state"].mode().iat[0])
+        else:
+            texts[variant.name] = ABSENT
+    return texts
 
 
-@table("Geometry against texture")
-def geometry_texture(unit: Unit) -> Table | None:
-    """The claim behind Figure 6: attention helps where distant parts must agree, not where local statistics do."""
-    keys = [f"fid_group/{name}" for name in unit.groups if f"fid_group/{name}" in unit.finals]
-    if len(keys) < 2:
-        return None
-    columns, cells = ["variant"], [[variant.name] for variant in unit.variants]
-    for key in keys:
-        columns += [style.label(key, unit.fingerprint, arrow=True), f"to {unit.baseline}"]
-        gaps = {row.variant: row.gap for row in compare(unit, key) if row.reference == unit.baseline}
-        for row, (name, text) in zip(cells, texts(unit, key).items(), strict=True):
-            row += [text, gap_text(gaps.get(name))]
-    members = "; ".join(
-        f"{name}: {', '.join(unit.classes[label] for label in labels)}" for name, labels in unit.groups.items()
-    )
-    return Table(
-        name="geometry_texture",
-        title="Geometry against texture",
-        columns=tuple(columns),
-        sections=(Section(None, tuple(Row(tuple(row)) for row in cells)),),
-        notes=(caption(unit), f"{members}. Secondary metrics. {simultaneous(unit, keys[0])}"),
-    )
+def outcomes(results: Results, variant: Variant) -> str:
+    """ "2 finished, 1 collapsed at step 400", from the states of the planned cells."""
+    if variant.unsupported:
+        return variant.unsupported
+    cells = results.of(variant.name)
+    found = []
+    for state, quantity in Counter(cells["state"]).items():
+        reached = cells.loc[cells["state"] == state, "step"].dropna()
+        steps = dict.fromkeys(format.number(step, 0) for step in reached)
+        where = f" at step {', '.join(steps)}" if steps and state != "finished" else ""
+        found.append(f"{quantity} {state}{where}")
+    return ", ".join(found)
 
 
-@table("Every metric")
-def every_metric(unit: Unit) -> Table | None:
-    """All that was measured on samples at the last step, for who looks for a figure not shown above."""
-    keys = [key for key in sorted(unit.finals.columns) if not key.startswith((*TRACES, "best/"))]
-    rows = [Row((style.label(key, unit.fingerprint, arrow=True), *texts(unit, key).values())) for key in keys]
-    if not rows:
-        return None
-    columns = ("metric", *(variant.name for variant in unit.variants))
-    return Table("every_metric", "Every metric", columns, (Section(None, tuple(rows)),), (caption(unit),))
+def seeds_finished(results: Results, variant: Variant) -> str:
+    """ "2 of 3": how many seeds enter the means."""
+    scored = results.finished(results.metric)[variant.name]
+    return ABSENT if variant.unsupported else f"{len(scored)} of {len(results.seeds)}"
 
 
-@table("Cells")
-def cells(unit: Unit) -> Table:
-    """Every planned cell and how far it is."""
+def best(key: str, figures: Iterable[float | None], offset: int = 0) -> frozenset[int]:
+    """Where the best of two or more figures stands; `offset` is the place of the first."""
+    found = {place: figure for place, figure in enumerate(figures) if figure is not None}
+    lower = metrics.lower_is_better(key)
+    if len(found) < 2 or lower is None:
+        return frozenset()
+    top = (min if lower else max)(found.values())
+    return frozenset(place + offset for place, figure in found.items() if figure == top)
 
-    found = {(row["variant"], row["seed"]): row for row in unit.cells.to_dict("records")}
 
-    def text(variant: str, seed: int) -> str:
-        row = found[variant, seed]
-        shared = "" if pd.isna(row["shared_study"]) else f", shared with {row['shared_study']}"
-        if pd.isna(row["step"]) or row["state"] == "finished":
-            return f"{row['state']}{shared}"
-        of = "" if pd.isna(row["steps"]) else f" of {style.number(row['steps'], 0)}"
-        return f"{row['state']} at {style.number(row['step'], 0)}{of}{shared}"
-
-    rows = (Row((item.name, *(text(item.name, seed) for seed in unit.seeds))) for item in unit.variants)
-    columns = ("variant", *(f"seed {seed}" for seed in unit.seeds))
-    return Table("cells", "Cells", columns, (Section(None, tuple(rows)),), unit.notes)
+def setting(value: object) -> str:
+    """The value of a config field, as a study file has it: "0.0002", "true", "[32]"."""
+    if value is None:
+        return ABSENT
+    return f"{value:.3g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)

@@ -3,37 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
-
-@dataclass(frozen=True)
-class Row:
-    """`cells` start with the row's name; `bold` holds the indices of the best figures."""
-
-    cells: tuple[str, ...]
-    bold: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Section:
-    """Rows of one origin. `published` ones are the paper's and never to be taken for ours."""
-
-    heading: str | None
-    rows: tuple[Row, ...]
-    published: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Plain text in every cell; it is escaped for each format when it is written."""
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    sections: tuple[Section, ...]
-    notes: tuple[str, ...] = ()
-
+from reports.tables import Row, Table
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
@@ -53,13 +25,20 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\|*`<>\[\]])", r"\\\1", text.replace("\n", " "))
 
 
+def markdown_page(title: str, question: str, answer: str, could_be_seen: str | None, tables: Iterable[Table]) -> str:
+    """A heading, the question, the answer in bold with what the design could have shown, and the tables."""
+    said = [f"# {escape_markdown(title)}", escape_markdown(question), f"**{escape_markdown(answer)}**"]
+    said += [escape_markdown(could_be_seen)] if could_be_seen else []
+    return "\n\n".join([*said, "\n".join(map(markdown, tables))])
+
+
 def markdown(table: Table) -> str:
     lines = [f"### {escape_markdown(table.title)}", "", _pipes(table.columns)]
     lines.append("|" + "|".join([" :-- ", *[" --: "] * (len(table.columns) - 1)]) + "|")
-    for section in table.sections:
-        if section.heading:
-            lines.append(_pipes([f"*{escape_markdown(section.heading)}*", *[""] * (len(table.columns) - 1)], raw=True))
-        lines += [_pipes(_emphasised(row, escape_markdown, "**{}**"), raw=True) for row in section.rows]
+    for block in table.blocks:
+        if block.heading:
+            lines.append(_pipes([f"*{escape_markdown(block.heading)}*", *[""] * (len(table.columns) - 1)], raw=True))
+        lines += [_pipes(_emphasised(row, escape_markdown, "**{}**"), raw=True) for row in block.rows]
     return "\n".join([*lines, "", *(f"{escape_markdown(note)}\n" for note in table.notes)])
 
 
@@ -70,11 +49,11 @@ def latex(table: Table) -> str:
     """
     width = len(table.columns)
     body: list[str] = []
-    for section in table.sections:
+    for block in table.blocks:
         body.append(r"\midrule")
-        if section.heading:
-            body.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(section.heading)}}}}} \\")
-        body += [" & ".join(_emphasised(row, escape_latex, r"\textbf{{{}}}")) + r" \\" for row in section.rows]
+        if block.heading:
+            body.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(block.heading)}}}}} \\")
+        body += [" & ".join(_emphasised(row, escape_latex, r"\textbf{{{}}}")) + r" \\" for row in block.rows]
     notes = [rf"\par\smallskip\footnotesize {escape_latex(note)}" for note in table.notes]
     return "\n".join(
         [
@@ -97,14 +76,14 @@ def latex(table: Table) -> str:
 
 def _alignment(table: Table) -> str:
     longest = [
-        max((len(row.cells[place]) for section in table.sections for row in section.rows), default=0)
+        max((len(row.cells[place]) for block in table.blocks for row in block.rows), default=0)
         for place in range(len(table.columns))
     ]
     wrapped = rf"p{{{0.6 / max(1, sum(length > 28 for length in longest)):.2f}\linewidth}}"
     return "".join(wrapped if length > 28 else "r" if place else "l" for place, length in enumerate(longest))
 
 
-def _pipes(cells: tuple[str, ...] | list[str], raw: bool = False) -> str:
+def _pipes(cells: Iterable[str], raw: bool = False) -> str:
     return "| " + " | ".join(cells if raw else map(escape_markdown, cells)) + " |"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +17,12 @@ FORBIDDEN = {
     "ablations": ({"reports", "pandas"}, "ablations runs studies; reports reads what it stored"),
     "reports": ({"torch", "torchvision", "sagan", "ablations", "optuna"}, "reports reads the store and trains nothing"),
 }
-# `reports.statistics` alone is for both sides: pure functions, so that a plan and its report speak of one test.
+# `reports.statistics` alone is for both sides: pure functions, so that a plan and its report use one test.
 SHARED = ("ablations/dry_run.py",)
 ONLY_IN = {
     "torch_fidelity": ("sagan/metrics/",),
     "optuna": ("ablations/storage.py", "ablations/queue.py", "ablations/search.py"),
-    "ruamel": ("ablations/document.py", "reports/"),
+    "ruamel": ("ablations/document.py", "reports/paper.py", "reports/statistics.py"),
     "yaml": (),
     "pydantic": ("ablations/study.py", "ablations/study_file.py"),
     "mlflow": tuple(f"ablations/{name}.py" for name in ("tracking", "cell_run", "outbox", "sharing"))
@@ -50,9 +51,28 @@ def test_the_statistics_are_all_that_both_sides_share() -> None:
     for path in SHARED:
         lines = [line for line in (ROOT / path).read_text().splitlines() if "from reports" in line]
         assert lines == ["from reports import statistics"]
-    own = {module.split(".")[0] for module in imported("reports/statistics.py")}
-    assert own <= {"__future__", "math", "re", "collections", "dataclasses", "functools", "importlib", "numpy", "scipy",
+    own = {module.split(".")[0] for module in imported("reports/statistics.py") if module != "reports.metrics"}
+    assert own <= {"__future__", "math", "collections", "dataclasses", "functools", "importlib", "numpy", "scipy",
                    "ruamel"}  # fmt: skip
+    assert set(imported("reports/metrics.py")) == {"__future__", "dataclasses"}
+
+
+def test_a_section_of_the_page_shows_results_and_knows_neither_the_store_nor_the_page() -> None:
+    sections = [path for path in sources() if path.startswith("reports/sections/")]
+    assert len(sections) > 5
+    for path in sections:
+        outside = {"reports.store", "reports.load", "reports.build", "reports.page", "reports.writers"}
+        assert not set(imported(path)) & outside, f"{path}: a section gets results and returns tables and figures"
+
+
+def test_the_imports_of_reports_have_no_cycle() -> None:
+    modules = {path.removesuffix(".py").replace("/", "."): path for path in sources() if path.startswith("reports/")}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        froms = [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.ImportFrom)]
+        named = {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+        graph[module] = (named | set(imported(path))) & modules.keys()
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(modules)  # raises CycleError
 
 
 @pytest.mark.parametrize("path", sources())

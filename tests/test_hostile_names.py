@@ -16,8 +16,8 @@ from ablations import tracking
 from ablations.cell_run import CellRun, storable
 from ablations.document import StudyError
 from ablations.study import read_study
+from reports.load import load_results
 from reports.store import Store
-from reports.unit import load_units
 from sagan import load_generator, sample
 from sagan.config import Config, DataConfig
 from sagan.data import open_dataset, survey
@@ -80,11 +80,11 @@ def test_scores_of_classes_of_any_name_reach_the_report(lab: tuple[tracking.Stor
     run.log(6, {"fid": 12.5, **{f"fid_class/{name}": float(label) for label, name in enumerate(CLASSES)}})
     assert run.finish("finished", 6) and run.is_sent
 
-    (unit,) = load_units(Store(writer.client.tracking_uri))
-    assert unit.finals.loc[0, "fid"] == 12.5
-    assert len(set(unit.classes)) == len(CLASSES)
-    assert [unit.finals.loc[0, f"fid_class/{name}"] for name in unit.classes] == list(range(len(CLASSES)))
-    assert unit.groups == {"odd": (0, 1)}
+    (results,) = load_results(Store(writer.client.tracking_uri))
+    assert results.finals.loc[0, "fid"] == 12.5
+    assert len(set(results.classes)) == len(CLASSES)
+    assert [results.finals.loc[0, f"fid_class/{name}"] for name in results.classes] == list(range(len(CLASSES)))
+    assert results.groups == {"odd": (0, 1)}
 
 
 def test_a_thousand_classes_cost_the_report_nothing_but_their_names(lab: tuple[tracking.Store, Path]) -> None:
@@ -97,8 +97,8 @@ def test_a_thousand_classes_cost_the_report_nothing_but_their_names(lab: tuple[t
     assert run.finish("finished", 6)
     tags = writer.client.get_run(run.run_id).data.tags
     assert "classes" not in tags, "MLflow would cut it short, and what is left is no JSON"
-    (unit,) = load_units(Store(writer.client.tracking_uri))
-    assert unit.finished("fid")["feat16"] == {0: 11.5}
+    (results,) = load_results(Store(writer.client.tracking_uri))
+    assert results.finished("fid")["feat16"] == {0: 11.5}
 
 
 def test_names_that_mlflow_takes_stay_as_they_are() -> None:

@@ -22,8 +22,8 @@ from ablations.run import main
 from ablations.study import read_study
 from ablations.tracking import Store
 from reports.build import main as build
+from reports.load import load_results
 from reports.store import Store as Reader
-from reports.unit import load_units
 
 WriteStudy = Callable[..., Path]
 HERE = Path(__file__).parent
@@ -67,13 +67,13 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_an_odd_folder_without_a_home_and_with_a_mad_clock_gets_its_runs_and_its_report(odd: Path) -> None:
     with contextlib.chdir(odd):
         assert build(["--format", "md,csv"]) == 0
-        (unit,) = load_units(Reader())
-    assert list(unit.cells["state"]) == ["finished", "finished"]
-    assert (unit.cells["seconds"] >= 0).all(), "a run that ended before it began"
-    assert [(picture.variant, picture.kind) for picture in unit.pictures] == [
+        (results,) = load_results(Reader())
+    assert list(results.cells["state"]) == ["finished", "finished"]
+    assert (results.cells["seconds"] >= 0).all(), "a run that ended before it began"
+    assert [(picture.variant, picture.kind) for picture in results.pictures] == [
         (variant, kind) for variant in ("none", "feat16") for kind in ("samples", "attention")
     ]
-    assert unit.question == "Does everything run from end to end?", "the plan was found"
+    assert results.question == "Does everything run from end to end?", "the plan was found"
     assert {path.name for path in odd.iterdir()} >= {"mlflow.db", "mlruns", "optuna.db", "runs", "reports"}
     assert {path.name for path in odd.parent.iterdir()} == {odd.name, "site"}, "nothing lies beside the folder"
     status, said = launch(odd)
@@ -141,8 +141,8 @@ def test_a_store_of_an_older_version_is_read_as_far_as_it_goes(old: Path) -> Non
         assert ("Nothing to run." in said) == ("--dry-run" not in options)
     with contextlib.chdir(old):
         assert build(["--format", "md"]) == 0
-        (unit,) = load_units(Reader())
-    assert list(unit.cells["state"]) == ["finished", "finished"]
+        (results,) = load_results(Reader())
+    assert list(results.cells["state"]) == ["finished", "finished"]
 
 
 def test_a_queue_of_an_older_version_is_worked_off(tmp_path: Path) -> None:

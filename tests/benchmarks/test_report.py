@@ -10,8 +10,8 @@ from statistics import median
 
 from benchmarks.results import Results
 
+from reports.load import load_results
 from reports.store import Store
-from reports.unit import load_units
 
 RUNS, METRICS, STEPS = 200, 20, 100
 SEEDS = 5
@@ -46,10 +46,10 @@ def test_reading_a_large_store(results: Results, tmp_path: Path) -> None:
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        (unit,) = load_units(Store(uri))
+        (loaded,) = load_results(Store(uri))
         seconds.append(time.perf_counter() - started)
-        assert len(unit.histories) == RUNS * METRICS * STEPS
-        assert all(len(values) == SEEDS for values in unit.finished("fid").values())
+        assert len(loaded.histories) == RUNS * METRICS * STEPS
+        assert all(len(values) == SEEDS for values in loaded.finished("fid").values())
     took = median(seconds)
     results.add(
         "report",

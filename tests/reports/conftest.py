@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from reports.unit import CELL_TAGS, Unit, Variant
+from reports.results import CELL_TAGS, Results, Variant
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
@@ -210,22 +210,22 @@ def fill(store: FakeStore) -> None:
                     store.cell(study, variant, seed, training(variant, seed), pictures=seed == 0)
 
 
-def make_unit(
+def make_results(
     fid: Mapping[str, Mapping[int, float]],
     *,
-    obstacles: Mapping[str, str] | None = None,
+    unsupported: Mapping[str, str] | None = None,
     states: Mapping[tuple[str, int], str] | None = None,
     **fields: Any,
-) -> Unit:
-    """A unit without a store: the final score of each variant and seed; cells that have none are missing."""
-    obstacles, states = obstacles or {}, states or {}
-    variants = tuple(Variant(name, obstacle=obstacles.get(name)) for name in fid)
+) -> Results:
+    """A results without a store: the final score of each variant and seed; cells that have none are missing."""
+    unsupported, states = unsupported or {}, states or {}
+    variants = tuple(Variant(name, unsupported=unsupported.get(name)) for name in fid)
     seeds = tuple(sorted({seed for values in fid.values() for seed in values}))
     rows = []
     for variant in variants:
         for seed in seeds:
             done = seed in fid[variant.name]
-            state = variant.obstacle or states.get((variant.name, seed)) or ("finished" if done else "missing")
+            state = variant.unsupported or states.get((variant.name, seed)) or ("finished" if done else "missing")
             measured = {"data_fingerprint": "data", "metric_fingerprint": FINGERPRINT} if done else {}
             rows.append({"variant": variant.name, "seed": seed, "state": state, "step": STEPS if done else None,
                          "steps": STEPS, "run_id": f"{variant.name}/{seed}" if done else None, "seconds": 60.0,
@@ -233,14 +233,14 @@ def make_unit(
                          **measured})  # fmt: skip
     finals = pd.DataFrame({"fid": [fid[row["variant"]].get(row["seed"], float("nan")) for row in rows]})
     histories = pd.DataFrame(columns=["variant", "seed", "key", "step", "value"])
-    unit = Unit("attention_position", "embedded", "embedded", "Where?", "table1", "none", variants, seeds,
+    results = Results("attention_position", "embedded", "embedded", "Where?", "table1", "none", variants, seeds,
                 pd.DataFrame(rows), finals, histories, (), (), {}, 0)  # fmt: skip
-    return replace(unit, **fields)
+    return replace(results, **fields)
 
 
-@pytest.fixture(scope="session", name="make_unit")
-def make_unit_fixture() -> Callable[..., Unit]:
-    return make_unit
+@pytest.fixture(scope="session", name="make_results")
+def make_results_fixture() -> Callable[..., Results]:
+    return make_results
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Made-up units of each kind of study, without a store: what the figures are drawn from."""
+"""Made-up loaded of each kind of study, without a store: what the figures are drawn from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from reports.unit import CELL_TAGS, Picture, Search, SearchTrial, Unit, Variant
+from reports.results import CELL_TAGS, Picture, Results, Search, SearchTrial, Variant
 
 FINGERPRINT = "embedded-v1@1a2b3c4d; 1200 samples; reference 6000 train; ema"
 CLASSES = ("stripes", "checks", "blobs", "twins", "rings", "frames")
@@ -22,7 +22,7 @@ RESIDUAL = ("none", *(f"{kind}{size}" for kind in ("feat", "residual", "residual
 SIZES = (8, 16, 32, 64)
 
 
-def unit(
+def results(
     levels: Mapping[str, float],
     *,
     seeds: Sequence[int] = (0, 1, 2),
@@ -31,7 +31,7 @@ def unit(
     pictures: Path | None = None,
     changes: Mapping[str, dict[str, Any]] | None = None,
     **fields: Any,
-) -> Unit:
+) -> Results:
     """Finished runs that reach `levels` ({variant: FD}) but for `ends` ({(variant, seed): (state, step)})."""
     ends, changes = ends or {}, changes or {}
     cells, finals, histories, drawn = [], [], [], []
@@ -56,33 +56,33 @@ def unit(
     values: dict[str, Any] = {
         "study": "made_up", "protocol": "embedded", "preset": "embedded", "question": "Which?", "paper": None,
         "baseline": baseline or next(iter(levels)), "seeds": tuple(seeds), "cells": pd.DataFrame(cells),
-        "variants": tuple(Variant(name, {}, changes.get(name, {}), _obstacle(ends, name)) for name in levels),
+        "variants": tuple(Variant(name, {}, changes.get(name, {}), _unsupported(ends, name)) for name in levels),
         "finals": pd.DataFrame(finals), "pictures": tuple(drawn), "classes": CLASSES, "groups": GROUPS, "launched": 0,
         "histories": pd.DataFrame(histories, columns=["variant", "seed", "key", "step", "value"]),
     }  # fmt: skip
-    return Unit(**{**values, **fields})
+    return Results(**{**values, **fields})
 
 
-def _obstacle(ends: Mapping[tuple[str, int], tuple[str, int]], variant: str) -> str | None:
+def _unsupported(ends: Mapping[tuple[str, int], tuple[str, int]], variant: str) -> str | None:
     states = [state for (name, _), (state, _) in ends.items() if name == variant]
     return next((state for state in states if state.startswith("needs")), None)
 
 
-def ladder(pictures: Path | None = None, **fields: Any) -> Unit:
+def ladder(pictures: Path | None = None, **fields: Any) -> Results:
     """The stabilisation study: the first rung collapses on every seed, the second on one."""
     ends = {("sn_d", seed): ("collapsed", 500 + 250 * seed) for seed in (0, 1, 2)}
     ends["sn_g_d", 2] = ("collapsed", 1500)
     levels = dict(zip(LADDER, (160.0, 34.0, 22.0), strict=True))
-    return unit(levels, ends=ends, pictures=pictures, design="ladder", paper="figure3", **fields)
+    return results(levels, ends=ends, pictures=pictures, design="ladder", paper="figure3", **fields)
 
 
-def recipe(**fields: Any) -> Unit:
+def recipe(**fields: Any) -> Results:
     levels = {"public": 34.0, "sn_cbn": 33.0, "sn_eps": 33.4, "bn_statistics": 24.0, "ema": 15.0, "init": 14.8,
               "h_flip": 12.6}  # fmt: skip
-    return unit(levels, design="ladder", paper="recipe_gap", **fields)
+    return results(levels, design="ladder", paper="recipe_gap", **fields)
 
 
-def rate_grid(**fields: Any) -> Unit:
+def rate_grid(**fields: Any) -> Results:
     """Four rates by four; two cells collapsed on every seed, one on one, one is missing."""
     rates = (1e-4, 2e-4, 4e-4, 8e-4)
     pairs = {f"g{lr_g:.0e}+d{lr_d:.0e}".replace("e-0", "e-"): (lr_g, lr_d) for lr_g in rates for lr_d in rates}
@@ -91,23 +91,23 @@ def rate_grid(**fields: Any) -> Unit:
     ends["g8e-4+d2e-4", 1] = ("diverged", 750)
     ends.update({("g8e-4+d8e-4", seed): ("missing", 0) for seed in (0, 1, 2)})
     changes = {name: {"optim.lr_g": lr_g, "optim.lr_d": lr_d} for name, (lr_g, lr_d) in pairs.items()}
-    return unit(levels, ends=ends, changes=changes, baseline="g1e-4+d4e-4", design="grid", factors=("lr_g", "lr_d"),
+    return results(levels, ends=ends, changes=changes, baseline="g1e-4+d4e-4", design="grid", factors=("lr_g", "lr_d"),
                 **fields)  # fmt: skip
 
 
-def residual(**fields: Any) -> Unit:
+def residual(**fields: Any) -> Results:
     """The paper's Table 1 whole, with two controls: thirteen variants, those at 64 impossible."""
     levels = {name: 11 - 0.02 * int("0" + name.lstrip("abcdefghijklmnopqrstuvwxyz_")) for name in RESIDUAL}
     ends = {(name, seed): ("needs 128 px", 0) for name in RESIDUAL if name.endswith("64") for seed in (0, 1, 2)}
-    return unit(levels, ends=ends, paper="table1", **fields)
+    return results(levels, ends=ends, paper="table1", **fields)
 
 
-def comparison(**fields: Any) -> Unit:
-    return unit({"acgan": 41.0, "sngan_projection": 27.0, "sagan": 18.0}, baseline="sngan_projection", paper="table2",
-                **fields)  # fmt: skip
+def comparison(**fields: Any) -> Results:
+    levels = {"acgan": 41.0, "sngan_projection": 27.0, "sagan": 18.0}
+    return results(levels, baseline="sngan_projection", paper="table2", **fields)
 
 
-def search(**fields: Any) -> Unit:
+def search(**fields: Any) -> Results:
     """Twelve trials, of which one failed, one collapsed and one still runs; the best is confirmed."""
     rng = np.random.default_rng(0)
     states = {3: "failed", 5: "collapsed", 11: "running"}
@@ -120,7 +120,7 @@ def search(**fields: Any) -> Unit:
     space = {"optim.lr_g": {"low": 1e-4, "high": 1e-3, "log": True}}
     shares = {"optim.lr_g": 0.71, "optim.lr_d": 0.24, "optim.d_steps": 0.05}
     found = Search("fid", space, trials, shares, "trial10")
-    return unit({"preset": 22.0, "best": 17.0}, design="search", search=found, **fields)
+    return results({"preset": 22.0, "best": 17.0}, design="search", search=found, **fields)
 
 
 def _scores(level: float, seed: int, step: int, rng: np.random.Generator, state: str) -> list[tuple[str, float, int]]:

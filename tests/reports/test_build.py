@@ -17,8 +17,9 @@ from typing import Any
 import made_studies
 import pytest
 
-from reports.build import FORMATS, folder_names, main, state_of, write_unit
-from reports.unit import Unit
+from reports.build import FORMATS, folder_names, main, write_study
+from reports.results import Results
+from reports.sections.cells import progress
 
 
 @pytest.fixture(scope="module")
@@ -96,42 +97,46 @@ class _Tags(html.parser.HTMLParser):
         assert not [name for name, _ in attrs if name.startswith("on")]
 
 
-def test_names_from_the_store_are_text_in_html(make_unit: Callable[..., Unit], tmp_path: Path) -> None:
+def test_names_from_the_store_are_text_in_html(make_results: Callable[..., Results], tmp_path: Path) -> None:
     nasty = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
-    unit = make_unit({"none": {0: 3.0, 1: 4.0}, nasty: {0: 2.0, 1: 2.5}}, question=nasty, protocol=nasty)
-    write_unit(unit, tmp_path / "s", frozenset({"html"}))
+    results = make_results({"none": {0: 3.0, 1: 4.0}, nasty: {0: 2.0, 1: 2.5}}, question=nasty, protocol=nasty)
+    write_study(results, tmp_path / "s", frozenset({"html"}))
     page = (tmp_path / "s" / "index.html").read_text(encoding="utf-8")
     tags = _Tags()
     tags.feed(page)
     assert "script" not in tags.seen and "&lt;script&gt;" in page
 
 
-def test_a_study_of_any_name_stays_inside_the_output_folder(make_unit: Callable[..., Unit]) -> None:
-    unit = make_unit({"none": {0: 1.0}})
-    units = [replace(unit, study=name) for name in ("../../etc", "..", "a/b", ".git")]
-    names = folder_names(units)
+def test_a_study_of_any_name_stays_inside_the_output_folder(make_results: Callable[..., Results]) -> None:
+    results = make_results({"none": {0: 1.0}})
+    loaded = [replace(results, study=name) for name in ("../../etc", "..", "a/b", ".git")]
+    names = folder_names(loaded)
     assert len(set(names)) == 4
     assert not [name for name in names if "/" in name or name.startswith(".")]
 
 
-def test_each_protocol_has_a_folder_of_its_own(make_unit: Callable[..., Unit]) -> None:
-    unit = make_unit({"none": {0: 1.0}})
-    shorter = replace(unit, protocol="embedded + optim.steps=500")
-    units = [shorter, unit, replace(unit, protocol="imagenet128", preset="imagenet128"),
-             replace(unit, protocol="embedded + optim.steps:500")]  # fmt: skip
-    names = folder_names(units)
+def test_each_protocol_has_a_folder_of_its_own(make_results: Callable[..., Results]) -> None:
+    results = make_results({"none": {0: 1.0}})
+    shorter = replace(results, protocol="embedded + optim.steps=500")
+    loaded = [shorter, results, replace(results, protocol="imagenet128", preset="imagenet128"),
+             replace(results, protocol="embedded + optim.steps:500")]  # fmt: skip
+    names = folder_names(loaded)
     assert names[:3] == ["attention_position@embedded-+-optim.steps=500", "attention_position",
                          "attention_position@imagenet128"]  # fmt: skip
     assert len(set(names)) == 4
     assert folder_names([shorter]) == ["attention_position"]
 
 
-def test_a_study_measured_in_two_ways_gets_two_sets_of_tables(make_unit: Callable[..., Unit], tmp_path: Path) -> None:
-    unit = make_unit({"none": {0: 1.0, 1: 2.0}, "feat32": {0: 900.0, 1: 901.0}})
-    inception = unit.cells["metric_fingerprint"].where(
-        unit.cells["variant"] == "none", "inception-v3@ff; 50000 samples"
+def test_a_study_measured_in_two_ways_gets_two_sets_of_tables(
+    make_results: Callable[..., Results], tmp_path: Path
+) -> None:
+    results = make_results({"none": {0: 1.0, 1: 2.0}, "feat32": {0: 900.0, 1: 901.0}})
+    inception = results.cells["metric_fingerprint"].where(
+        results.cells["variant"] == "none", "inception-v3@ff; 50000 samples"
     )
-    write_unit(replace(unit, cells=unit.cells.assign(metric_fingerprint=inception)), tmp_path / "s", frozenset(FORMATS))
+    write_study(
+        replace(results, cells=results.cells.assign(metric_fingerprint=inception)), tmp_path / "s", frozenset(FORMATS)
+    )
     first, second = (tmp_path / "s" / "table.md").read_text(encoding="utf-8").split("### Table 1, with our numbers")[1:]
     assert "900" not in first and "1.50" not in second
     assert "| FD embedded-v1 ↓ |" in first and "| FID ↓ |" in second
@@ -140,11 +145,11 @@ def test_a_study_measured_in_two_ways_gets_two_sets_of_tables(make_unit: Callabl
 
 @pytest.mark.parametrize("states", ["missing", "failed"])
 def test_a_study_with_no_result_gets_its_page_all_the_same(
-    make_unit: Callable[..., Unit], tmp_path: Path, states: str
+    make_results: Callable[..., Results], tmp_path: Path, states: str
 ) -> None:
-    unit = make_unit({"none": {0: 1.0}, "feat64": {}}, states={("none", 0): states},
-                     obstacles={"feat64": "needs 128 px"})  # fmt: skip
-    entry = write_unit(unit, tmp_path / "s", frozenset(FORMATS))
+    results = make_results({"none": {0: 1.0}, "feat64": {}}, states={("none", 0): states},
+                     unsupported={"feat64": "needs 128 px"})  # fmt: skip
+    entry = write_study(results, tmp_path / "s", frozenset(FORMATS))
     assert entry["headline"] == "No result yet: 0 of 1 cells are done."
     assert states in (tmp_path / "s" / "index.html").read_text(encoding="utf-8")
 
@@ -208,9 +213,9 @@ def test_building_one_study_keeps_the_others_in_the_gallery(scratch: Callable[[]
     assert page.count("feat8 is 11 % below none on one seed") == page.count("data:image/png") == 2
 
 
-def test_the_gallery_tells_trials_from_what_confirms_them(make_unit: Callable[..., Unit]) -> None:
-    unit = made_studies.search(make_unit)
-    assert state_of(unit) == "5 of 5 trials done; to confirm the best, 6 of 6 cells done: 6 finished"
+def test_the_gallery_tells_trials_from_what_confirms_them(make_results: Callable[..., Results]) -> None:
+    results = made_studies.search(make_results)
+    assert progress(results) == "5 of 5 trials done; to confirm the best, 6 of 6 cells done: 6 finished"
 
 
 def test_help_answers_without_loading_the_scientific_stack() -> None:
@@ -252,11 +257,13 @@ FRAMES = """<p id="found"></p>
 
 
 @pytest.fixture(scope="module")
-def every_page(built: Path, make_unit: Callable[..., Unit], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def every_page(
+    built: Path, make_results: Callable[..., Results], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
     """The pages of the test store and one of each kind of study."""
     folder = tmp_path_factory.mktemp("pages")
     for make in made_studies.ALL:
-        write_unit(make(make_unit), folder / make.__name__, frozenset({"html"}))
+        write_study(make(make_results), folder / make.__name__, frozenset({"html"}))
     return [*built.rglob("*.html"), *folder.rglob("*.html")]
 
 

@@ -15,11 +15,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from reports import classes, designs, figures, pictures, searches, stabilisation, style
-from reports.figures import FIGURES, Drawn
+from reports import figures, style
+from reports.comparison import compare, estimates
+from reports.figures import Drawn
+from reports.page import PAGE
 from reports.paper import published
-from reports.summary import compare, estimates
-from reports.unit import Unit
+from reports.results import Results
+from reports.sections import answer, geometry, grid, ladder, samples, search, training
 
 KINDS = ("ladder", "recipe", "rate_grid", "residual", "comparison", "search")
 
@@ -32,7 +34,7 @@ def look() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def units(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Unit]:
+def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
     painted = {kind: tmp_path_factory.mktemp(kind) for kind in ("ladder", "comparison")}
     return {kind: getattr(figure_store, kind)(pictures=painted.get(kind)) if kind in painted else
             getattr(figure_store, kind)() for kind in KINDS}  # fmt: skip
@@ -42,8 +44,8 @@ def geometric(values: dict[int, float]) -> float:
     return float(np.exp(np.mean(np.log(list(values.values())))))
 
 
-def one(draw: Callable[[Unit], Iterator[Drawn]], unit: Unit) -> Drawn:
-    (drawn,) = draw(unit)
+def one(draw: Callable[[Results], Iterator[Drawn]], results: Results) -> Drawn:
+    (drawn,) = draw(results)
     return drawn
 
 
@@ -58,8 +60,10 @@ SPECIAL = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_study_gets_its_figures_with_whole_labels_and_a_caption(kind: str, units: dict[str, Unit]) -> None:
-    drawn = [item for _, draw in FIGURES for item in draw(units[kind])]
+def test_each_kind_of_study_gets_its_figures_with_whole_labels_and_a_caption(
+    kind: str, studies: dict[str, Results]
+) -> None:
+    drawn = [item for section in PAGE for draw in section.figures for item in draw(studies[kind])]
     assert {item.name for item in drawn} & set().union(*SPECIAL.values()) == SPECIAL[kind]
     for item in drawn:
         assert re.search(r"n = \d|one seed|one run|, seed \d", item.caption), item.caption
@@ -94,18 +98,18 @@ def drawn_texts(figure: Figure) -> list[Text]:
     return [text for text in texts if text.get_visible() and text.get_text().strip()]
 
 
-def test_a_collapsed_run_ends_in_a_cross_at_its_last_score(units: dict[str, Unit]) -> None:
-    unit = units["ladder"]
-    ours = one(stabilisation.figure3, unit).figure.axes[:2]
-    last = unit.history("fid").groupby(["variant", "seed"]).last()["value"]
+def test_a_collapsed_run_ends_in_a_cross_at_its_last_score(studies: dict[str, Results]) -> None:
+    results = studies["ladder"]
+    ours = one(training.figure3, results).figure.axes[:2]
+    last = results.history("fid").groupby(["variant", "seed"]).last()["value"]
     ends = {(step, last[name, seed]) for (name, seed), step in
             {("sn_d", 0): 500, ("sn_d", 1): 750, ("sn_d", 2): 1000, ("sn_g_d", 2): 1500}.items()}  # fmt: skip
     crosses = {(line.get_xdata()[0], line.get_ydata()[0]) for line in ours[1].lines if line.get_marker() == "x"}
     assert crosses == ends
 
 
-def test_the_papers_curves_share_no_axes_with_ours(units: dict[str, Unit]) -> None:
-    axes = one(stabilisation.figure3, units["ladder"]).figure.axes
+def test_the_papers_curves_share_no_axes_with_ours(studies: dict[str, Results]) -> None:
+    axes = one(training.figure3, studies["ladder"]).figure.axes
     theirs = {record.value for table in ("figure3", "figure4") for record in published(table)}
     shown = [{float(value) for line in panel.lines for value in np.ravel(line.get_ydata())} for panel in axes]
     assert not shown[0] & theirs and not shown[1] & theirs
@@ -114,98 +118,98 @@ def test_the_papers_curves_share_no_axes_with_ours(units: dict[str, Unit]) -> No
 
 @pytest.mark.parametrize("kind, first", [("recipe", 0), ("ladder", 1)])
 def test_the_steps_of_a_waterfall_lead_from_its_first_total_to_its_last(
-    kind: str, first: int, units: dict[str, Unit]
+    kind: str, first: int, studies: dict[str, Results]
 ) -> None:
-    unit = units[kind]
-    means = [geometric(values) for values in unit.finished("fid").values() if values]
-    axes = one(designs.waterfall, unit).figure.axes[0]
+    results = studies[kind]
+    means = [geometric(values) for values in results.finished("fid").values() if values]
+    axes = one(ladder.waterfall, results).figure.axes[0]
     bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in axes.patches]
     assert np.allclose(bars, [(before, after, first + place + 1) for place, (before, after)
                               in enumerate(itertools.pairwise(means))])  # fmt: skip
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels[first] == unit.variants[first].name and labels[-1] == unit.variants[-1].name
+    assert labels[first] == results.variants[first].name and labels[-1] == results.variants[-1].name
 
 
-def test_a_rung_that_collapsed_is_named_and_has_no_bar(units: dict[str, Unit]) -> None:
-    drawn = one(designs.waterfall, units["ladder"])
+def test_a_rung_that_collapsed_is_named_and_has_no_bar(studies: dict[str, Results]) -> None:
+    drawn = one(ladder.waterfall, studies["ladder"])
     assert [text.get_text() for text in drawn.figure.axes[0].texts][0] == "3 collapsed"
     assert "1 of 3 collapsed" in drawn.figure.axes[0].texts[1].get_text()
     assert "n = 2 to 3" in drawn.caption
 
 
-def test_the_heat_map_of_rates_has_each_mean_in_its_place(units: dict[str, Unit]) -> None:
-    unit = units["rate_grid"]
-    axes = one(designs.rates, unit).figure.axes[0]
+def test_the_heat_map_of_rates_has_each_mean_in_its_place(studies: dict[str, Results]) -> None:
+    results = studies["rate_grid"]
+    axes = one(grid.rates, results).figure.axes[0]
     written = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text().split("\n")
                for text in axes.texts if not text.get_text().startswith("ratio")}  # fmt: skip
     rates = [1e-4, 2e-4, 4e-4, 8e-4]
-    for variant in unit.variants:
+    for variant in results.variants:
         place = 3 - rates.index(variant.changes["optim.lr_g"]), rates.index(variant.changes["optim.lr_d"])
-        scores = unit.finished("fid")[variant.name]
+        scores = results.finished("fid")[variant.name]
         assert written[place][0] == (f"{geometric(scores):.1f}" if scores else written[place][0])
     assert written[0, 0] == ["3", "collapsed"] and written[0, 3] == ["missing"]
     assert written[0, 1][1:] == ["1 of 3", "diverged"]
     assert sorted((int(patch.get_y()), int(patch.get_x())) for patch in axes.patches) == [(0, 0), (0, 1), (1, 0)]
 
 
-def test_the_lines_of_ratio_1_and_4_are_where_the_rates_have_that_ratio(units: dict[str, Unit]) -> None:
-    unit = units["rate_grid"]
-    lines = one(designs.rates, unit).figure.axes[0].lines
+def test_the_lines_of_ratio_1_and_4_are_where_the_rates_have_that_ratio(studies: dict[str, Results]) -> None:
+    results = studies["rate_grid"]
+    lines = one(grid.rates, results).figure.axes[0].lines
     for line, ratio in zip(lines, (1, 4), strict=True):
         x, y = np.array(line.get_xdata(), dtype=float), np.array(line.get_ydata(), dtype=float)
         lr_d, lr_g = 1e-4 * 2 ** (x - 0.5), 1e-4 * 2 ** (3.5 - y)
         assert np.allclose((lr_d / lr_g)[~np.isnan(x)], ratio)
 
 
-def test_a_grid_over_other_fields_gets_no_heat_map_of_rates(units: dict[str, Unit]) -> None:
-    unit = units["rate_grid"]
-    assert not list(designs.rates(replace(unit, design="one_at_a_time")))
-    switches = tuple(replace(variant, changes={"model.sn.g": True}) for variant in unit.variants)
-    assert not list(designs.rates(replace(unit, variants=switches)))
+def test_a_grid_over_other_fields_gets_no_heat_map_of_rates(studies: dict[str, Results]) -> None:
+    results = studies["rate_grid"]
+    assert not list(grid.rates(replace(results, design="one_at_a_time")))
+    switches = tuple(replace(variant, changes={"model.sn.g": True}) for variant in results.variants)
+    assert not list(grid.rates(replace(results, variants=switches)))
 
 
-def test_stages_show_each_score_at_its_step_and_how_a_run_ended(units: dict[str, Unit]) -> None:
-    unit = units["ladder"]
-    panels = one(pictures.stages, unit).figure.axes
-    history = unit.history("fid").set_index(["variant", "seed", "step"])["value"]
+def test_stages_show_each_score_at_its_step_and_how_a_run_ended(studies: dict[str, Results]) -> None:
+    results = studies["ladder"]
+    panels = one(samples.stages, results).figure.axes
+    history = results.history("fid").set_index(["variant", "seed", "step"])["value"]
     assert [panel.get_title() for panel in panels[:4]] == ["step 250", "step 750", "step 1,500", "step 2,000"]
     assert panels[6].get_xlabel() == f"{history['sn_g_d', 0, 1500]:.1f}"
     assert panels[1].texts[0].get_text() == "collapsed\nat 500" and not panels[1].images
 
 
-def test_attention_maps_are_those_of_the_last_layer_framed_in_their_points_colour(units: dict[str, Unit]) -> None:
-    drawn = list(pictures.attention(units["comparison"]))
+def test_attention_maps_are_those_of_the_last_layer_framed_in_their_points_colour(studies: dict[str, Results]) -> None:
+    drawn = list(samples.attention(studies["comparison"]))
     assert [item.name for item in drawn] == [f"attention_{name}_g32" for name in ("acgan", "sngan_projection", "sagan")]
     first, *maps = drawn[0].figure.axes[:4]
     dots = [to_rgb(line.get_color()) for line in first.lines]
     assert len(set(dots)) == 3 and dots == [to_rgb(panel.spines["top"].get_edgecolor()) for panel in maps]
 
 
-def test_class_differences_are_ratios_with_textures_and_geometry_apart(units: dict[str, Unit]) -> None:
-    unit = units["comparison"]
-    axes = one(classes.classes, unit).figure.axes[0]
+def test_class_differences_are_ratios_with_textures_and_geometry_apart(studies: dict[str, Results]) -> None:
+    results = studies["comparison"]
+    axes = one(geometry.classes, results).figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["texture", "geometry"]
-    own, baseline = (unit.finished("fid_class/rings")[name] for name in ("sagan", "sngan_projection"))
+    own, baseline = (results.finished("fid_class/rings")[name] for name in ("sagan", "sngan_projection"))
     ratio = geometric(own) / geometric(baseline)
     points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines
-              if line.get_color() == figures.looks(unit)["sagan"].colour]  # fmt: skip
+              if line.get_color() == figures.looks(results)["sagan"].colour]  # fmt: skip
     assert any(abs(x - ratio) < 1e-9 and 3.5 < y < 4.5 for x, y in points)
 
 
-def test_a_searchs_best_line_only_falls_and_ends_at_the_best_trial(units: dict[str, Unit]) -> None:
-    unit = units["search"]
-    assert unit.search is not None
-    best, trials, *ended = one(searches.history, unit).figure.axes[0].lines
-    values = [trial.value for trial in unit.search.trials if trial.value is not None]
+def test_a_searchs_best_line_only_falls_and_ends_at_the_best_trial(studies: dict[str, Results]) -> None:
+    results = studies["search"]
+    assert results.search is not None
+    best, trials, *ended = one(search.history, results).figure.axes[0].lines
+    values = [trial.value for trial in results.search.trials if trial.value is not None]
     assert (np.diff(best.get_ydata()) <= 0).all() and best.get_ydata()[-1] == min(values)
     assert list(trials.get_ydata()) == values
     assert [list(line.get_xdata()) for line in ended] == [[3], [5], [11]]
 
 
-def test_importances_are_drawn_as_given_the_largest_on_top(units: dict[str, Unit]) -> None:
-    axes = one(searches.importances, units["search"]).figure.axes[0]
+def test_importances_are_drawn_as_given_the_largest_on_top(studies: dict[str, Results]) -> None:
+    axes = one(search.importances, studies["search"]).figure.axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.05, 0.24, 0.71]
-    assert not list(searches.importances(replace(units["search"], search=None)))
+    assert not list(search.importances(replace(studies["search"], search=None)))
 
 
 PLANS = {
@@ -250,17 +254,17 @@ def lab(colour: str, sight: str) -> np.ndarray:
 
 
 @pytest.fixture
-def relations() -> Unit:
+def relations() -> Results:
     """Three variants by relation_error, from 0.1 to 2, with FD beside it."""
-    unit = figure_store.unit({"none": 40.0, "feat16": 6.0, "feat32": 2.5})
-    history = unit.histories[unit.histories["key"] == "fid"].assign(key="relation_error")
+    results = figure_store.results({"none": 40.0, "feat16": 6.0, "feat32": 2.5})
+    history = results.histories[results.histories["key"] == "fid"].assign(key="relation_error")
     history["value"] = history["value"].clip(lower=2.0) / 20
-    finals = unit.finals.assign(relation_error=unit.finals["fid"].clip(lower=2.0) / 20)
-    return replace(unit, finals=finals, histories=pd.concat([unit.histories, history]), metric="relation_error")
+    finals = results.finals.assign(relation_error=results.finals["fid"].clip(lower=2.0) / 20)
+    return replace(results, finals=finals, histories=pd.concat([results.histories, history]), metric="relation_error")
 
 
-def test_a_positive_primary_metric_is_drawn_by_its_logarithm_and_never_below_zero(relations: Unit) -> None:
-    drawn = one(figures.seeds, relations)
+def test_a_positive_primary_metric_is_drawn_by_its_logarithm_and_never_below_zero(relations: Results) -> None:
+    drawn = one(answer.seeds, relations)
     (axes,) = drawn.figure.axes
     assert axes.get_xscale() == "log" and axes.get_xlabel() == "relation error ↓"
     rows = estimates(relations, "relation_error")
@@ -270,18 +274,18 @@ def test_a_positive_primary_metric_is_drawn_by_its_logarithm_and_never_below_zer
         assert row is not None and 0 < segment[:, 0].min() == pytest.approx(row.low)
         assert segment[:, 0].max() == pytest.approx(row.high)
     assert "bar: geometric mean; whiskers: 95 % t interval of the logarithm. n = 3, last step" in drawn.caption
-    differences = one(figures.differences, relations)
+    differences = one(answer.differences, relations)
     (axes,) = differences.figure.axes
     assert axes.get_xscale() == "log" and [1, 1] in [list(line.get_xdata()) for line in axes.lines]
     assert axes.get_xlabel() == "relation error\nover that of none (left is better)"
     assert differences.caption.startswith("Ratio of geometric means; whiskers: simultaneous 95 % interval over 2 comp")
-    first, second, *_ = figures.curves(relations)
+    first, second, *_ = training.scores(relations)
     assert (first.name, second.name) == ("curve_relation_error", "curve_fid")
     assert first.figure.axes[0].get_yscale() == "log"
 
 
-def test_differences_of_groups_stand_on_the_axis_that_their_scale_asks_for(relations: Unit) -> None:
-    drawn = one(classes.geometry_texture, relations)
+def test_differences_of_groups_stand_on_the_axis_that_their_scale_asks_for(relations: Results) -> None:
+    drawn = one(geometry.groups, relations)
     (axes,) = drawn.figure.axes
     assert axes.get_xscale() == "log" and [1, 1] in [list(line.get_xdata()) for line in axes.lines]
     gaps = [row.gap.value for group in figure_store.GROUPS for row in compare(relations, f"fid_group/{group}")]
@@ -291,14 +295,14 @@ def test_differences_of_groups_stand_on_the_axis_that_their_scale_asks_for(relat
 
 
 def test_one_seed_has_no_whiskers_to_explain() -> None:
-    unit = figure_store.unit({"none": 20.0, "feat16": 18.0}, seeds=(0,))
-    for draw in (figures.seeds, figures.differences, classes.geometry_texture, classes.classes):
-        assert "whiskers" not in one(draw, unit).caption
+    results = figure_store.results({"none": 20.0, "feat16": 18.0}, seeds=(0,))
+    for draw in (answer.seeds, answer.differences, geometry.groups, geometry.classes):
+        assert "whiskers" not in one(draw, results).caption
 
 
-def test_groups_of_one_class_each_are_not_drawn_twice(relations: Unit) -> None:
+def test_groups_of_one_class_each_are_not_drawn_twice(relations: Results) -> None:
     single = replace(relations, classes=("grain", "twins"), groups={"texture": (0,), "geometry": (1,)})
-    assert not list(classes.classes(single)) and list(classes.geometry_texture(single))
+    assert not list(geometry.classes(single)) and list(geometry.groups(single))
 
 
 @pytest.mark.parametrize("low, high", [(34.3, 34.5), (0.97, 1.02), (0.4, 0.75), (0.2, 2.1), (1e-3, 20.0)])

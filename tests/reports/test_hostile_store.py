@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from reports.build import folder_names, main
+from reports.load import load_results
+from reports.results import Results
 from reports.store import Store
-from reports.unit import Unit, load_units
-from reports.writers import Row, Section, Table, latex
+from reports.tables import Block, Row, Table
+from reports.writers import latex
 
 STUDIES = ("../../evil", "index.html")
 NAMES = (
@@ -153,17 +155,19 @@ def test_no_name_ends_a_cell_or_starts_html_in_markdown(built: Path) -> None:
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines.splitlines()}) == 1
 
 
-def test_folders_of_any_studies_are_different_names_below_out(make_unit: Callable[..., Unit]) -> None:
+def test_folders_of_any_studies_are_different_names_below_out(make_results: Callable[..., Results]) -> None:
     names = (*STUDIES, *NAMES, "", "...", "-", "a b", "a:b", "con\n.", "y" * 47, "x" * 399)
-    units = [replace(make_unit({"none": {}}), study=name, protocol=other) for name in names for other in (name, "p")]
-    folders = folder_names(units)
-    assert len(set(folders)) == len(units)
+    loaded = [
+        replace(make_results({"none": {}}), study=name, protocol=other) for name in names for other in (name, "p")
+    ]
+    folders = folder_names(loaded)
+    assert len(set(folders)) == len(loaded)
     assert all(re.fullmatch(r"[A-Za-z0-9_=+,@-][A-Za-z0-9._=+,@-]{0,110}", folder) for folder in folders)
 
 
 def test_a_row_that_begins_with_a_bracket_is_a_row() -> None:
     rows = (Row(("[1000pt]", "1")), Row(("*", "2")))
-    text = latex(Table("t", "[t]", ("[a]", "b"), (Section(None, rows),)))
+    text = latex(Table("t", "[t]", ("[a]", "b"), (Block(None, rows),)))
     assert "{[}1000pt]" in text and "\n{*} & 2" in text and "\n{[}a] & b" in text
 
 
@@ -177,9 +181,9 @@ def test_a_document_that_is_none_of_ours_counts_as_absent(scratch: Callable[[], 
         path.write_bytes(content.encode(errors="surrogateescape"))
         path.with_name("search.json").write_bytes(content.encode(errors="surrogateescape"))
     fake.cell("s", "feat8", 3, [("fid", 1.0, 5)])
-    (unit,) = load_units(Store(fake.uri))
-    assert [variant.name for variant in unit.variants] == ["feat8"] and unit.seeds == (3,)
-    assert unit.search is None
+    (results,) = load_results(Store(fake.uri))
+    assert [variant.name for variant in results.variants] == ["feat8"] and results.seeds == (3,)
+    assert results.search is None
 
 
 def test_a_plan_with_half_a_character_is_shown_all_the_same(scratch: Callable[[], Any], tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from ablations import tracking
 from ablations.cell_run import CellRun
 from ablations.study import read_study
+from reports.load import load_results
 from reports.store import Store
-from reports.unit import load_units
 
 SMOKE = Path(__file__).parents[2] / "studies" / "smoke.yaml"
 
@@ -40,18 +40,18 @@ def test_a_launch_and_its_cells_come_back_as_the_tracker_wrote_them(
     failed = CellRun(writer.client, experiment, launch, feat16, {}, tmp_path / "failed")
     failed.fail("Traceback\nValueError: no")
 
-    (unit,) = load_units(Store())
-    assert (unit.study, unit.protocol, unit.baseline) == (study.name, study.protocol, study.baseline)
-    assert (unit.question, unit.paper) == (study.question, study.paper)
-    assert [variant.name for variant in unit.variants] == ["none", "feat16"]
-    assert list(unit.cells["state"]) == ["finished", "failed"]
-    assert unit.finished("fid") == {"none": {none.seed: pytest.approx(12.5)}, "feat16": {}}
-    assert unit.fingerprint == "embedded-v1@1a2b; 32 samples"
-    assert unit.cells.loc[1, "error"] == "ValueError: no"
-    assert unit.cells.loc[0, ["step", "steps"]].tolist() == [6, none.config.optim.steps]
-    assert [(picture.kind, picture.name, picture.step, picture.tile_px) for picture in unit.pictures] == [
+    (results,) = load_results(Store())
+    assert (results.study, results.protocol, results.baseline) == (study.name, study.protocol, study.baseline)
+    assert (results.question, results.paper) == (study.question, study.paper)
+    assert [variant.name for variant in results.variants] == ["none", "feat16"]
+    assert list(results.cells["state"]) == ["finished", "failed"]
+    assert results.finished("fid") == {"none": {none.seed: pytest.approx(12.5)}, "feat16": {}}
+    assert results.fingerprint == "embedded-v1@1a2b; 32 samples"
+    assert results.cells.loc[1, "error"] == "ValueError: no"
+    assert results.cells.loc[0, ["step", "steps"]].tolist() == [6, none.config.optim.steps]
+    assert [(picture.kind, picture.name, picture.step, picture.tile_px) for picture in results.pictures] == [
         ("samples", "samples", 6, 8),
         ("attention", "g16", 6, 8),
     ]
-    with np.load(unit.pictures[1].path) as loaded:
+    with np.load(results.pictures[1].path) as loaded:
         assert all(np.array_equal(loaded[key], value) for key, value in arrays.items())

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from reports.load import load_results
 from reports.store import Store
-from reports.unit import load_units
 
 
 def test_histories_are_what_mlflows_client_reads(store: Any) -> None:
@@ -88,12 +88,12 @@ def test_no_password_is_shown() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_units_through_the_client_of_a_server_equal_those_by_sql(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_through_the_client_of_a_server_equal_those_by_sql(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from reports import store as module
 
-    by_sql = load_units(Store(store.uri))[0]
+    by_sql = load_results(Store(store.uri))[0]
     reader = Store(store.uri)
     monkeypatch.setattr(reader, "_source", module._Server(store.uri))  # the client takes a database just as well
-    by_client = load_units(reader)[0]
+    by_client = load_results(reader)[0]
     assert by_client.cells.equals(by_sql.cells)
     assert by_client.finals[sorted(by_client.finals)].equals(by_sql.finals[sorted(by_sql.finals)])

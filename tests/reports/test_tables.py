@@ -12,12 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports import paper_tables, plan_tables, statistics, style, tables
-from reports.columns import caption
+from reports import format, statistics
+from reports.comparison import compare, estimates, tidy
+from reports.page import PAGE
 from reports.paper import published
-from reports.summary import answer, compare, estimates, headline, seen, tidy
-from reports.unit import Unit
-from reports.writers import Row, Section, Table, latex, markdown
+from reports.results import Results
+from reports.sections import cells, paper_tables, variants
+from reports.sections.answer import answer, headline, what_could_be_seen
+from reports.tables import Block, Row, Table, caption
+from reports.writers import latex, markdown
 
 INCEPTION = "inception-v3@ffff; 50000 samples"
 
@@ -31,9 +34,9 @@ def scores() -> dict[str, dict[int, float]]:
     }
 
 
-def test_table1_puts_the_papers_numbers_apart_beneath_ours(make_unit: Callable[..., Unit]) -> None:
-    unit = make_unit(scores(), obstacles={"feat64": "needs 128 px"})
-    table = paper_tables.table1(unit)
+def test_table1_puts_the_papers_numbers_apart_beneath_ours(make_results: Callable[..., Results]) -> None:
+    results = make_results(scores(), unsupported={"feat64": "needs 128 px"})
+    table = paper_tables.table1(results)
     assert table is not None
     assert markdown(replace(table, notes=())) == (
         "### Table 1, with our numbers\n"
@@ -57,16 +60,18 @@ def test_table1_puts_the_papers_numbers_apart_beneath_ours(make_unit: Callable[.
         ("imagenette-1a2b3c4d@1a2b3c4d; 200 samples", "FD imagenette-1a2b3c4d"),
     ],
 )
-def test_only_inception_features_are_headed_fid(make_unit: Callable[..., Unit], fingerprint: str, name: str) -> None:
-    unit = make_unit(scores())
-    unit = replace(unit, cells=unit.cells.assign(metric_fingerprint=fingerprint))
-    assert f"{name} ↓" in tables.variants(unit).columns
-    assert f"show {name} lowered by" in headline(unit)
+def test_only_inception_features_are_headed_fid(
+    make_results: Callable[..., Results], fingerprint: str, name: str
+) -> None:
+    results = make_results(scores())
+    results = replace(results, cells=results.cells.assign(metric_fingerprint=fingerprint))
+    assert f"{name} ↓" in variants.scores(results).columns
+    assert f"show {name} lowered by" in headline(results)
 
 
-def test_every_cell_and_every_loss_is_accounted_for_in_the_outcomes(make_unit: Callable[..., Unit]) -> None:
-    unit = make_unit(scores(), obstacles={"feat64": "needs 128 px"}, states={("none", 1): "collapsed"})
-    outcome = {row.cells[0]: row.cells[-1] for row in tables.variants(unit).sections[0].rows}
+def test_every_cell_and_every_loss_is_accounted_for_in_the_outcomes(make_results: Callable[..., Results]) -> None:
+    results = make_results(scores(), unsupported={"feat64": "needs 128 px"}, states={("none", 1): "collapsed"})
+    outcome = {row.cells[0]: row.cells[-1] for row in variants.scores(results).blocks[0].rows}
     assert outcome == {
         "none": "2 finished, 1 collapsed at step 1,000",
         "feat32": "3 finished",
@@ -75,9 +80,9 @@ def test_every_cell_and_every_loss_is_accounted_for_in_the_outcomes(make_unit: C
     }
 
 
-def test_a_collapsed_cell_enters_no_mean(make_unit: Callable[..., Unit]) -> None:
-    unit = make_unit({"none": {0: 10.0, 1: 20.0, 2: 900.0}}, states={("none", 2): "collapsed"})
-    row = estimates(unit, "fid")["none"]
+def test_a_collapsed_cell_enters_no_mean(make_results: Callable[..., Results]) -> None:
+    results = make_results({"none": {0: 10.0, 1: 20.0, 2: 900.0}}, states={("none", 2): "collapsed"})
+    row = estimates(results, "fid")["none"]
     assert row is not None and row.n == 2 and row.mean == pytest.approx((10 * 20) ** 0.5)
 
 
@@ -98,13 +103,13 @@ def test_a_collapsed_cell_enters_no_mean(make_unit: Callable[..., Unit]) -> None
     ],
 )  # fmt: skip
 def test_the_headline_claims_what_the_seeds_show_and_no_more(
-    make_unit: Callable[..., Unit], fid: dict[str, dict[int, float]], sentence: str
+    make_results: Callable[..., Results], fid: dict[str, dict[int, float]], sentence: str
 ) -> None:
-    assert headline(make_unit(fid)).removeprefix("So far (2 of 2 cells): ") == sentence
+    assert headline(make_results(fid)).removeprefix("So far (2 of 2 cells): ") == sentence
 
 
 def test_the_page_says_what_could_have_been_seen_by_its_own_spread_or_by_what_else_is_known(
-    make_unit: Callable[..., Unit], monkeypatch: pytest.MonkeyPatch
+    make_results: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped: dict[str, float] = {}
     monkeypatch.setattr(statistics, "shipped_noise", lambda preset, metric: shipped.get(metric))
@@ -116,61 +121,61 @@ def test_the_page_says_what_could_have_been_seen_by_its_own_spread_or_by_what_el
         size = f"FD embedded-v1 lowered by {lowered:.0f} % or raised by {raised:.0f} %, or more"
         return f"With 80 % power, {n} seeds per variant and 1 comparison show {size}, {by}."
 
-    unit = make_unit({"none": {0: 20.0, 1: 25.0, 2: 24.0}, "feat8": {0: 19.0, 1: 26.0, 2: 22.0}})
-    variances = [np.var(np.log(list(own.values())), ddof=1) for own in unit.finished("fid").values()]
+    results = make_results({"none": {0: 20.0, 1: 25.0, 2: 24.0}, "feat8": {0: 19.0, 1: 26.0, 2: 22.0}})
+    variances = [np.var(np.log(list(own.values())), ddof=1) for own in results.finished("fid").values()]
     own = expected(3, float(np.sqrt(np.mean(variances))), "by its own spread over seeds")
-    evidence = tables.evidence(unit)
-    assert evidence is not None and evidence.notes[-1] == seen(unit) == own
-    begun = make_unit({"none": {0: 20.0}, "feat8": {0: 19.0, 1: 21.0, 2: 18.0}})
+    evidence = variants.evidence(results)
+    assert evidence is not None and evidence.notes[-1] == what_could_be_seen(results) == own
+    begun = make_results({"none": {0: 20.0}, "feat8": {0: 19.0, 1: 21.0, 2: 18.0}})
     begun = replace(begun, finals=begun.finals.where(begun.cells["seed"] == 0))
-    assert seen(begun) is None
+    assert what_could_be_seen(begun) is None
     shipped["fid"] = 0.4
-    assert seen(begun) == expected(3, 0.4, "by the spread that the preset is known to have")
+    assert what_could_be_seen(begun) == expected(3, 0.4, "by the spread that the preset is known to have")
     begun = replace(begun, noise={"fid": 0.2})
-    assert seen(begun) == expected(3, 0.2, "by the spread of this preset's other studies")
+    assert what_could_be_seen(begun) == expected(3, 0.2, "by the spread of this preset's other studies")
 
 
-def test_a_baseline_that_always_collapses_is_an_answer(make_unit: Callable[..., Unit]) -> None:
-    sentence = headline(made_studies.spectral_norm(make_unit))
+def test_a_baseline_that_always_collapses_is_an_answer(make_results: Callable[..., Results]) -> None:
+    sentence = headline(made_studies.spectral_norm(make_results))
     assert sentence.endswith("Collapsed or diverged: 3 of 3 runs of sn_d.")  # the ladder's other step has its answer
     ended = {("none", seed): "collapsed" for seed in range(3)}
-    sentence = headline(make_unit({"none": {}, "feat8": {0: 9.0, 1: 9.0, 2: 9.0}, "feat32": {0: 8.0}}, states=ended))
+    sentence = headline(make_results({"none": {}, "feat8": {0: 9.0, 1: 9.0, 2: 9.0}, "feat32": {0: 8.0}}, states=ended))
     assert "All 3 runs of none collapsed or diverged, so no difference to it can be taken; " in sentence
     assert "of the others feat32 scores lowest" in sentence
 
 
-def test_collapsed_runs_are_named_with_the_answer(make_unit: Callable[..., Unit]) -> None:
+def test_collapsed_runs_are_named_with_the_answer(make_results: Callable[..., Results]) -> None:
     fid = {"none": {0: 24.0, 1: 26.0, 2: 25.0, 3: 25.5}, "feat32": {0: 20.0, 1: 22.1, 2: 20.9, 3: 900.0}}
-    sentence = headline(make_unit(fid, states={("feat32", 3): "collapsed"}))
+    sentence = headline(make_results(fid, states={("feat32", 3): "collapsed"}))
     assert sentence.startswith("feat32 lowers FD embedded-v1 by 16 % against none")
     assert sentence.endswith("Collapsed or diverged: 1 of 4 runs of feat32.")
 
 
-def test_a_lucky_single_seed_does_not_hide_what_three_show(make_unit: Callable[..., Unit]) -> None:
+def test_a_lucky_single_seed_does_not_hide_what_three_show(make_results: Callable[..., Results]) -> None:
     fid = {"none": {0: 24.0, 1: 26.0, 2: 25.0}, "feat32": {0: 20.0, 1: 22.1, 2: 20.9}, "feat8": {0: 3.0}}
-    assert "feat32 lowers" in headline(make_unit(fid)) and "feat8" not in headline(make_unit(fid))
+    assert "feat32 lowers" in headline(make_results(fid)) and "feat8" not in headline(make_results(fid))
 
 
-def test_two_seeds_claim_nothing_by_picking_among_several_variants(make_unit: Callable[..., Unit]) -> None:
+def test_two_seeds_claim_nothing_by_picking_among_several_variants(make_results: Callable[..., Results]) -> None:
     fid = {"none": {0: 24.0, 1: 26.0}, "feat32": {0: 22.0, 1: 24.1}, "feat8": {0: 25.0, 1: 26.0}}
-    assert headline(make_unit(fid)).startswith("No difference shown with n = 2 per variant.")
+    assert headline(make_results(fid)).startswith("No difference shown with n = 2 per variant.")
 
 
-def test_a_search_claims_what_its_confirmation_found_and_not_what_it_saw(make_unit: Callable[..., Unit]) -> None:
-    sentence = headline(made_studies.search(make_unit))
+def test_a_search_claims_what_its_confirmation_found_and_not_what_it_saw(make_results: Callable[..., Results]) -> None:
+    sentence = headline(made_studies.search(make_results))
     assert re.match(r"trial01 \(best of 5 trials\) lowers FD embedded-v1 by 16 % against official", sentence)
-    waiting = headline(made_studies.search(make_unit, confirmed=False))
+    waiting = headline(made_studies.search(make_results, confirmed=False))
     assert waiting.startswith("Nothing confirmed yet: 5 trials are done")
 
 
-def test_a_claim_made_by_picking_among_many_is_taken_back(make_unit: Callable[..., Unit]) -> None:
+def test_a_claim_made_by_picking_among_many_is_taken_back(make_results: Callable[..., Results]) -> None:
     none, lucky = {0: 24.0, 1: 26.0, 2: 25.0}, {0: 20.3, 1: 22.9, 2: 21.6}
     others = {f"v{k}": {0: 25.0 + 2 * k, 1: 25.0, 2: 25.5 - 2 * k} for k in range(4)}
-    assert "lucky lowers" in headline(make_unit({"none": none, "lucky": lucky}))
-    assert headline(make_unit({"none": none, "lucky": lucky, **others})).startswith("No difference")
+    assert "lucky lowers" in headline(make_results({"none": none, "lucky": lucky}))
+    assert headline(make_results({"none": none, "lucky": lucky, **others})).startswith("No difference")
 
 
-def random_study(make_unit: Callable[..., Unit], rng: np.random.Generator) -> Unit:
+def random_study(make_results: Callable[..., Results], rng: np.random.Generator) -> Results:
     """Of any number of variants, scored by a metric of either scale and direction, with effects of any size."""
     n = int(rng.integers(2, 5))
     names = ["none", *(f"v{k}" for k in range(rng.integers(1, 5)))]
@@ -179,10 +184,10 @@ def random_study(make_unit: Callable[..., Unit], rng: np.random.Generator) -> Un
         name: {seed: float(np.exp(3 + effect + rng.normal(0, 0.2))) for seed in range(n)}
         for name, effect in zip(names, effects, strict=True)
     }
-    unit = make_unit(fid)
+    results = make_results(fid)
     metric = str(rng.choice(["fid", "relation_error", "is", "coverage"]))
     contrasts = ((names[-1], "none"), ("none", names[1])) if rng.random() < 0.2 and len(names) > 2 else ()
-    return replace(unit, finals=unit.finals.rename(columns={"fid": metric}), metric=metric, contrasts=contrasts)
+    return replace(results, finals=results.finals.rename(columns={"fid": metric}), metric=metric, contrasts=contrasts)
 
 
 def claims(sentence: str) -> dict[tuple[str, str], str]:
@@ -198,19 +203,19 @@ def claims(sentence: str) -> dict[tuple[str, str], str]:
 
 
 @pytest.mark.parametrize("studies", [150, pytest.param(2000, marks=pytest.mark.slow)])
-def test_no_sentence_contradicts_its_table(make_unit: Callable[..., Unit], studies: int) -> None:
+def test_no_sentence_contradicts_its_table(make_results: Callable[..., Results], studies: int) -> None:
     rng = np.random.default_rng(11)
     shown = 0
     for _ in range(studies):
-        unit = random_study(make_unit, rng)
-        rows = compare(unit, unit.metric)
+        results = random_study(make_results, rng)
+        rows = compare(results, results.metric)
         expected = {
             (row.variant, row.reference): "lowers" if row.gap.value < 0 else "raises"
             for row in rows
             if row.gap.p is not None and row.gap.p < 0.05
         }
-        assert claims(answer(rows, unit)) == expected, answer(rows, unit)
-        assert bool(expected) == (not headline(unit).startswith("No difference shown"))
+        assert claims(answer(rows, results)) == expected, answer(rows, results)
+        assert bool(expected) == (not headline(results).startswith("No difference shown"))
         for row in rows:
             assert row.gap.low is not None and row.gap.high is not None
             assert (row.gap.low > 0 or row.gap.high < 0) == ((row.variant, row.reference) in expected)
@@ -218,26 +223,26 @@ def test_no_sentence_contradicts_its_table(make_unit: Callable[..., Unit], studi
     assert shown > studies / 4
 
 
-def relations_study(make_unit: Callable[..., Unit]) -> Unit:
+def relations_study(make_results: Callable[..., Results]) -> Results:
     """A study by relation_error, which FD contradicts."""
-    unit = make_unit({
+    results = make_results({
         "none": {0: 0.8, 1: 1.0, 2: 1.25, 3: 0.9}, "feat8": {0: 0.7, 1: 1.2, 2: 1.0, 3: 0.9},
         "feat32": {0: 0.2, 1: 0.25, 2: 0.24, 3: 0.19}, "feat64": {},
-    }, obstacles={"feat64": "needs 128 px"})  # fmt: skip
-    error = unit.finals["fid"]
+    }, unsupported={"feat64": "needs 128 px"})  # fmt: skip
+    error = results.finals["fid"]
     more = {"fid": 20 - 10 * error, "is": 1 + error, "relation_correlation": 1 - error / 2, "relation_spread": error}
-    return replace(unit, finals=pd.DataFrame({"relation_error": error, **more}), metric="relation_error")
+    return replace(results, finals=pd.DataFrame({"relation_error": error, **more}), metric="relation_error")
 
 
 def test_the_primary_metric_comes_first_and_the_others_are_said_to_be_secondary(
-    make_unit: Callable[..., Unit],
+    make_results: Callable[..., Results],
 ) -> None:
-    table = tables.variants(relations_study(make_unit))
+    table = variants.scores(relations_study(make_results))
     assert table.columns == (
         *("variant", "relation error ↓", "difference to none", "seeds", "FD embedded-v1 ↓", "IS embedded-v1 ↑"),
         *("relation correlation ↑", "outcome"),
     )
-    rows = {row.cells[0]: row for row in table.sections[0].rows}
+    rows = {row.cells[0]: row for row in table.blocks[0].rows}
     assert [name for name, row in rows.items() if row.bold] == ["feat32"]
     assert rows["none"].cells[1] == "0.97 (0.72 to 1.32)" and rows["none"].cells[2] == "–"
     assert re.fullmatch(r"−78 % \(−\d\d to −\d\d\)", rows["feat32"].cells[2])
@@ -246,25 +251,27 @@ def test_the_primary_metric_comes_first_and_the_others_are_said_to_be_secondary(
         table.notes
     )
     assert "intervals over 2 comparisons; p" in str(table.notes)  # none of a variant that cannot be built
-    assert headline(relations_study(make_unit)).startswith("feat32 lowers relation error by 78 % against none")
+    assert headline(relations_study(make_results)).startswith("feat32 lowers relation error by 78 % against none")
 
 
-def test_the_table_as_a_file_says_role_scale_and_reference_of_every_comparison(make_unit: Callable[..., Unit]) -> None:
-    unit = relations_study(make_unit)
-    frame = tidy(unit).set_index(["metric", "variant"])
-    assert list(tidy(unit).columns) == [
+def test_the_table_as_a_file_says_role_scale_and_reference_of_every_comparison(
+    make_results: Callable[..., Results],
+) -> None:
+    results = relations_study(make_results)
+    frame = tidy(results).set_index(["metric", "variant"])
+    assert list(tidy(results).columns) == [
         *("study", "protocol", "variant", "metric", "role", "scale", "mean", "low95", "high95", "sd", "n", "planned"),
         *("metric_fingerprint", "reference", "difference", "difference_low95", "difference_high95", "p_adjusted"),
         "probability_of_improvement",
     ]
     roles = frame["role"].groupby(level="metric").unique().map(list)
-    assert roles.to_dict() == {key: ["primary" if key == "relation_error" else "secondary"] for key in unit.finals}
+    assert roles.to_dict() == {key: ["primary" if key == "relation_error" else "secondary"] for key in results.finals}
     assert frame["scale"].groupby(level="metric").first().to_dict() == {
         **dict.fromkeys(("relation_error", "fid"), "log"),
         **dict.fromkeys(("is", "relation_correlation", "relation_spread"), "linear"),
     }
     row, base = frame.loc[("relation_error", "feat32")], frame.loc[("relation_error", "none")]
-    logs = {name: np.log(list(own.values())) for name, own in unit.finished("relation_error").items() if own}
+    logs = {name: np.log(list(own.values())) for name, own in results.finished("relation_error").items() if own}
     assert row["mean"] == pytest.approx(np.exp(logs["feat32"].mean()))
     assert row["sd"] == pytest.approx(logs["feat32"].std(ddof=1))
     assert row["difference"] == pytest.approx(np.exp(logs["feat32"].mean() - logs["none"].mean()) - 1)
@@ -274,15 +281,15 @@ def test_the_table_as_a_file_says_role_scale_and_reference_of_every_comparison(m
     assert "feat64" not in frame.index.get_level_values("variant")
 
 
-def test_where_higher_is_better_so_is_a_higher_probability_of_improvement(make_unit: Callable[..., Unit]) -> None:
-    unit = make_unit({"none": {0: 1.0, 1: 1.1, 2: 1.2}, "feat32": {0: 2.0, 1: 2.1, 2: 2.2}})
-    unit = replace(unit, finals=unit.finals.rename(columns={"fid": "is"}))
-    assert [row.improvement for row in compare(unit, "is")] == [1.0]
+def test_where_higher_is_better_so_is_a_higher_probability_of_improvement(make_results: Callable[..., Results]) -> None:
+    results = make_results({"none": {0: 1.0, 1: 1.1, 2: 1.2}, "feat32": {0: 2.0, 1: 2.1, 2: 2.2}})
+    results = replace(results, finals=results.finals.rename(columns={"fid": "is"}))
+    assert [row.improvement for row in compare(results, "is")] == [1.0]
 
 
 def test_names_from_the_store_are_text_in_latex_and_markdown() -> None:
     nasty = r"\input{/etc/passwd} 100% $x_1$ & <b>|`*"
-    table = Table("t", nasty, ("", nasty), (Section(nasty, (Row((nasty, "±−↓"), frozenset({1})),)),), (nasty,))
+    table = Table("t", nasty, ("", nasty), (Block(nasty, (Row((nasty, "±−↓"), frozenset({1})),)),), (nasty,))
     text = latex(table)
     assert r"\input" not in text and r"\textbackslash{}input\{/etc/passwd\} 100\% \$x\_1\$ \& $<$b$>$" in text
     assert text.count(r"\\") == 3  # one a row: nothing from a name ends one
@@ -291,78 +298,89 @@ def test_names_from_the_store_are_text_in_latex_and_markdown() -> None:
     assert "<b>" not in markdown(table).replace(r"\<b\>", "")
 
 
-def every_table(make_unit: Callable[..., Unit]) -> Iterator[Table]:
-    units = [make_unit(scores(), obstacles={"feat64": "needs 128 px"}), *(make(make_unit) for make in made_studies.ALL)]
-    for unit in units:
-        yield from (found for _, make in tables.TABLES if (found := make(unit)) is not None)
-    assert plan_tables.grid in {make for _, make in tables.TABLES}
+def tables_of(results: Results) -> list[Table]:
+    made = (make(results) for section in PAGE for make in section.tables)
+    return [table for table in made if table is not None]
 
 
-def test_latex_tables_hold_nothing_that_plain_latex_cannot_set(make_unit: Callable[..., Unit]) -> None:
-    for table in every_table(make_unit):
+def every_table(make_results: Callable[..., Results]) -> Iterator[Table]:
+    loaded = [
+        make_results(scores(), unsupported={"feat64": "needs 128 px"}),
+        *(make(make_results) for make in made_studies.ALL),
+    ]
+    for results in loaded:
+        yield from tables_of(results)
+
+
+def test_latex_tables_hold_nothing_that_plain_latex_cannot_set(make_results: Callable[..., Results]) -> None:
+    for table in every_table(make_results):
         assert latex(table).isascii(), table.name
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
-def test_latex_tables_compile_against_booktabs(make_unit: Callable[..., Unit], tmp_path: Path) -> None:
+def test_latex_tables_compile_against_booktabs(make_results: Callable[..., Results], tmp_path: Path) -> None:
     # \clearpage: LaTeX holds few floats at a time.
-    body = "\\clearpage\n".join(latex(table) for table in every_table(make_unit))
+    body = "\\clearpage\n".join(latex(table) for table in every_table(make_results))
     source = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "t.tex").write_text(source, encoding="utf-8")
     subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
 
 
-def test_every_row_has_a_cell_for_every_column(make_unit: Callable[..., Unit]) -> None:
-    for table in every_table(make_unit):
-        assert {len(row.cells) for part in table.sections for row in part.rows} == {len(table.columns)}, table.name
+def test_every_row_has_a_cell_for_every_column(make_results: Callable[..., Results]) -> None:
+    for table in every_table(make_results):
+        assert {len(row.cells) for part in table.blocks for row in part.rows} == {len(table.columns)}, table.name
 
 
-def test_the_best_of_a_run_stands_beside_the_last_step_and_in_no_other_table(make_unit: Callable[..., Unit]) -> None:
-    unit = made_studies.with_metrics(
-        make_unit({"none": {0: 20.0, 1: 22.0}, "feat32": {0: 19.0, 1: 21.0}}),
+def test_the_best_of_a_run_stands_beside_the_last_step_and_in_no_other_table(
+    make_results: Callable[..., Results],
+) -> None:
+    results = made_studies.with_metrics(
+        make_results({"none": {0: 20.0, 1: 22.0}, "feat32": {0: 19.0, 1: 21.0}}),
         best__fid=lambda fid: fid - 7,
         best__step=lambda fid: 100 * fid,
     )
-    table = tables.best_of_run(unit)
+    table = variants.best_of_run(results)
     assert table is not None
-    assert [row.cells for row in table.sections[0].rows] == [
+    assert [row.cells for row in table.blocks[0].rows] == [
         ("none", "21.0 (11.4 to 38.4)", "14.0 (5.6 to 34.7)", "2,100"),
         ("feat32", "20.0 (10.6 to 37.7)", "13.0 (4.9 to 34.5)", "2,000"),
     ]
-    others = [found for _, make in tables.TABLES if (found := make(unit)) is not None and found.name != table.name]
+    others = [other for other in tables_of(results) if other.name != table.name]
     assert not any(
-        "14.0" in cell for other in others for part in other.sections for row in part.rows for cell in row.cells
+        "14.0" in cell for other in others for part in other.blocks for row in part.rows for cell in row.cells
     )
-    assert tables.best_of_run(make_unit(scores())) is None
+    assert variants.best_of_run(make_results(scores())) is None
 
 
-def test_shared_cells_are_marked_and_counted(make_unit: Callable[..., Unit]) -> None:
-    unit = made_studies.shared(make_unit({"none": {0: 1.0, 1: 2.0}, "sagan": {0: 1.0}}), "attention_position", "none")
-    none, sagan = tables.cells(unit).sections[0].rows
+def test_shared_cells_are_marked_and_counted(make_results: Callable[..., Results]) -> None:
+    results = made_studies.shared(
+        make_results({"none": {0: 1.0, 1: 2.0}, "sagan": {0: 1.0}}), "attention_position", "none"
+    )
+    none, sagan = cells.cells(results).blocks[0].rows
     assert none.cells == ("none", *["finished, shared with attention_position"] * 2)
     assert sagan.cells == ("sagan", "finished", "missing")
-    assert "2 of the 3 cells are shared with attention_position" in caption(unit)
-    assert "shared" not in caption(make_unit({"none": {0: 1.0}}))
+    assert "2 of the 3 cells are shared with attention_position" in caption(results)
+    assert "shared" not in caption(make_results({"none": {0: 1.0}}))
 
 
-def test_a_single_seed_is_said_to_have_no_interval(make_unit: Callable[..., Unit]) -> None:
-    assert "n = 1. One seed has no interval." in caption(make_unit({"none": {0: 1.0}, "feat8": {0: 2.0}}))
-    assert "A figure without brackets is one seed's, which has no interval." in caption(make_unit(scores()))
-    assert "no interval" not in caption(make_unit({"none": {0: 1.0, 1: 2.0}}))
+def test_a_single_seed_is_said_to_have_no_interval(make_results: Callable[..., Results]) -> None:
+    assert "n = 1. One seed has no interval." in caption(make_results({"none": {0: 1.0}, "feat8": {0: 2.0}}))
+    assert "A figure without brackets is one seed's, which has no interval." in caption(make_results(scores()))
+    assert "no interval" not in caption(make_results({"none": {0: 1.0, 1: 2.0}}))
 
 
-def test_what_a_variant_takes_is_counted_once_and_measured_over_seeds(make_unit: Callable[..., Unit]) -> None:
-    unit = made_studies.with_metrics(
-        make_unit({"none": {0: 1.0, 1: 3.0}, "feat8": {}}),
+def test_what_a_variant_takes_is_counted_once_and_measured_over_seeds(make_results: Callable[..., Results]) -> None:
+    results = made_studies.with_metrics(
+        make_results({"none": {0: 1.0, 1: 3.0}, "feat8": {}}),
         num_params_g=lambda fid: 884_213.0,
         flops_per_image=lambda fid: 66_500_000.0,
         images_per_sec=lambda fid: 10 * fid,
     )
-    unit = replace(unit, finals=unit.finals.where(unit.cells["run_id"].notna()))
-    table = tables.costs(unit)
+    results = replace(results, finals=results.finals.where(results.cells["run_id"].notna()))
+    table = variants.costs(results)
     assert table is not None
     assert table.columns == ("variant", "parameters of G", "operations per image, G + D", "images/s ↑")
-    assert [row.cells for row in table.sections[0].rows] == [
+    assert [row.cells for row in table.blocks[0].rows] == [
         ("none", "884 k", "66.5 M", "20.0"),
         ("feat8", "–", "–", "–"),
     ]
@@ -383,4 +401,4 @@ def test_the_papers_best_figures_are_the_ones_its_text_speaks_of() -> None:
     [([123.4, 12.0], 3, 1), ([0.0123], 3, 4), ([5.0], 3, 2), ([], 3, 0), ([0.0], 3, 0), ([2500.0], 3, 0)],
 )
 def test_decimals_show_three_digits_of_the_smallest_value(values: list[float], digits: int, decimals: int) -> None:
-    assert style.decimals(values, digits) == decimals
+    assert format.decimals(values, digits) == decimals

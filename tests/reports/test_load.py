@@ -8,39 +8,39 @@ import pandas as pd
 import pytest
 
 from ablations.plan import show
-from reports.measures import by_measure
+from reports.load import final_scores, load_results
+from reports.results import Results, Variant, by_measurement
 from reports.store import Store
-from reports.unit import Unit, Variant, _finals, load_units
 from sagan.config import flatten, override
 from sagan.presets import PRESETS
 
 
-def only(fake: Any) -> Unit:
-    (unit,) = load_units(Store(fake.uri))
-    return unit
+def only(fake: Any) -> Results:
+    (results,) = load_results(Store(fake.uri))
+    return results
 
 
-def state(unit: Unit, variant: str, seed: int) -> str:
-    cells = unit.cells
+def state(results: Results, variant: str, seed: int) -> str:
+    cells = results.cells
     return str(cells.loc[(cells["variant"] == variant) & (cells["seed"] == seed), "state"].item())
 
 
 def test_every_planned_cell_has_its_state(store: Any) -> None:
-    unit = only(store)
-    assert len(unit.cells) == 5 * 3
-    assert state(unit, "feat32", 1) == "finished"
-    assert state(unit, "feat8", 2) == "collapsed"
-    assert state(unit, "feat16", 2) == "running"
-    assert state(unit, "feat64", 0) == "needs 128 px"
+    results = only(store)
+    assert len(results.cells) == 5 * 3
+    assert state(results, "feat32", 1) == "finished"
+    assert state(results, "feat8", 2) == "collapsed"
+    assert state(results, "feat16", 2) == "running"
+    assert state(results, "feat64", 0) == "needs 128 px"
 
 
 def test_a_launch_with_no_cells_yet_shows_them_all_missing(scratch: Callable[[], Any]) -> None:
     fake = scratch()
     fake.launch("s", ("none", "feat8", "feat64"), (0, 1))
-    unit = only(fake)
-    assert [state(unit, name, 1) for name in ("none", "feat8", "feat64")] == ["missing", "missing", "needs 128 px"]
-    assert unit.finished("fid") == {"none": {}, "feat8": {}, "feat64": {}}
-    assert unit.baseline == "none" and unit.question.startswith("Which feature map")
+    results = only(fake)
+    assert [state(results, name, 1) for name in ("none", "feat8", "feat64")] == ["missing", "missing", "needs 128 px"]
+    assert results.finished("fid") == {"none": {}, "feat8": {}, "feat64": {}}
+    assert results.baseline == "none" and results.question.startswith("Which feature map")
 
 
 def test_failed_and_interrupted_cells_are_told_apart(scratch: Callable[[], Any]) -> None:
@@ -48,17 +48,17 @@ def test_failed_and_interrupted_cells_are_told_apart(scratch: Callable[[], Any])
     fake.launch("s", ("none", "feat8"), (0,))
     fake.cell("s", "none", 0, [("fid", 9.0, 100)], outcome=None, status="FAILED", error="ValueError: no")
     fake.cell("s", "feat8", 0, [("fid", 9.0, 100)], outcome=None, status="KILLED")
-    unit = only(fake)
-    assert (state(unit, "none", 0), state(unit, "feat8", 0)) == ("failed", "interrupted")
-    assert unit.finished("fid") == {"none": {}, "feat8": {}}
+    results = only(fake)
+    assert (state(results, "none", 0), state(results, "feat8", 0)) == ("failed", "interrupted")
+    assert results.finished("fid") == {"none": {}, "feat8": {}}
 
 
 def test_the_last_good_value_of_a_collapsed_cell_is_kept_but_not_averaged(store: Any) -> None:
-    unit = only(store)
-    place = unit.cells.index[(unit.cells["variant"] == "feat8") & (unit.cells["seed"] == 2)][0]
-    assert unit.cells.loc[place, "step"] == 420
-    assert 0 < unit.finals.loc[place, "fid"] < 1000
-    assert set(unit.finished("fid")["feat8"]) == {0, 1}
+    results = only(store)
+    place = results.cells.index[(results.cells["variant"] == "feat8") & (results.cells["seed"] == 2)][0]
+    assert results.cells.loc[place, "step"] == 420
+    assert 0 < results.finals.loc[place, "fid"] < 1000
+    assert set(results.finished("fid")["feat8"]) == {0, 1}
 
 
 def test_a_finished_cell_without_a_last_evaluation_has_no_final_score(scratch: Callable[[], Any]) -> None:
@@ -66,9 +66,9 @@ def test_a_finished_cell_without_a_last_evaluation_has_no_final_score(scratch: C
     fake.launch("s", ("none",), (0, 1))
     fake.cell("s", "none", 0, [("fid", 90.0, 200), ("loss_d", 1.0, 390)], last_step="400")
     fake.cell("s", "none", 1, [("fid", 50.0, 400), ("loss_d", 1.0, 390)], last_step="400")
-    unit = only(fake)
-    assert unit.finished("fid") == {"none": {1: 50.0}}
-    assert unit.finished("loss_d") == {"none": {0: 1.0, 1: 1.0}}
+    results = only(fake)
+    assert results.finished("fid") == {"none": {1: 50.0}}
+    assert results.finished("loss_d") == {"none": {0: 1.0, 1: 1.0}}
 
 
 def test_a_cell_that_was_run_twice_counts_once_and_with_its_outcome(scratch: Callable[[], Any]) -> None:
@@ -76,38 +76,38 @@ def test_a_cell_that_was_run_twice_counts_once_and_with_its_outcome(scratch: Cal
     fake.launch("s", ("none",), (0,))
     fake.cell("s", "none", 0, [("fid", 7.0, 100)])
     fake.cell("s", "none", 0, [("fid", 99.0, 50)], outcome=None, status="KILLED")
-    unit = only(fake)
-    assert unit.finished("fid") == {"none": {0: 7.0}}
-    assert set(unit.histories["value"]) == {7.0}
+    results = only(fake)
+    assert results.finished("fid") == {"none": {0: 7.0}}
+    assert set(results.histories["value"]) == {7.0}
 
 
 def test_runs_of_an_earlier_config_are_left_out_and_the_report_says_so(scratch: Callable[[], Any]) -> None:
     fake = scratch()
     fake.launch("s", ("none",), (0,))
     fake.cell("s", "none", 0, [("fid", 7.0, 100)], config_digest="an earlier one")
-    unit = only(fake)
-    assert state(unit, "none", 0) == "missing"
-    assert unit.notes == ("1 run of an earlier config is left out: the study file has changed since.",)
+    results = only(fake)
+    assert state(results, "none", 0) == "missing"
+    assert results.notes == ("1 run of an earlier config is left out: the study file has changed since.",)
 
 
-def test_launches_of_one_protocol_are_one_unit_and_other_protocols_are_another(scratch: Callable[[], Any]) -> None:
+def test_launches_of_one_protocol_are_one_result_and_other_protocols_are_another(scratch: Callable[[], Any]) -> None:
     fake = scratch()
     fake.launch("s", ("none", "feat8"), (0,))
     fake.launch("s", ("none", "feat16"), (0, 1))
     fake.launch("s", ("none",), (0,), protocol="embedded + optim.steps=500")
-    one, other = load_units(Store(fake.uri))
+    one, other = load_results(Store(fake.uri))
     assert {variant.name for variant in one.variants} == {"none", "feat8", "feat16"}
     assert one.seeds == (0, 1)
     assert other.protocol == "embedded + optim.steps=500" and len(other.cells) == 1
 
 
-def test_numbers_of_different_fingerprints_never_share_a_unit(scratch: Callable[[], Any]) -> None:
+def test_numbers_of_different_fingerprints_never_share_a_part(scratch: Callable[[], Any]) -> None:
     fake = scratch()
     fake.launch("s", ("none", "feat8"), (0, 1))
     fake.cell("s", "none", 0, [("fid", 1.0, 100)])
     fake.cell("s", "none", 1, [("fid", 2.0, 100)])
     fake.cell("s", "feat8", 0, [("fid", 3.0, 100)], metric_fingerprint="inception-v3@ffff; 50000 samples")
-    one, other = by_measure(only(fake))
+    one, other = by_measurement(only(fake))
     assert one.finished("fid") == {"none": {0: 1.0, 1: 2.0}, "feat8": {}}
     assert other.finished("fid") == {"none": {}, "feat8": {0: 3.0}}
     assert one.fingerprint.startswith("embedded-v1") and other.fingerprint.startswith("inception")
@@ -117,8 +117,8 @@ def test_numbers_of_different_fingerprints_never_share_a_unit(scratch: Callable[
 
 
 def test_results_have_the_rows_of_the_cells(store: Any) -> None:
-    unit = only(store)
-    joined = unit.cells.join(unit.finals)
+    results = only(store)
+    joined = results.cells.join(results.finals)
     row = joined[(joined["variant"] == "feat32") & (joined["seed"] == 0)].iloc[0]
     run = store.client().get_run(row["run_id"])
     assert row["fid"] == run.data.metrics["fid"]
@@ -131,12 +131,15 @@ def test_a_shared_cell_shows_the_pictures_of_the_run_that_trained_it(scratch: Ca
     fake.launch("attention_where", ("none", "both"), (0,))
     fake.cell("attention_where", "both", 0, [("fid", 9.0, 100)], shared_run=trained,
               shared_study="attention_position")  # fmt: skip
-    alone = load_units(Store(fake.uri), "attention_where")
-    for (unit,) in (alone, [unit for unit in load_units(Store(fake.uri)) if unit.study == "attention_where"]):
-        assert {(item.variant, item.kind) for item in unit.pictures} == {("both", "samples"), ("both", "attention")}
-        assert all(picture.path.is_file() for picture in unit.pictures)
-        assert unit.finished("fid") == {"none": {}, "both": {0: 9.0}}
-        assert unit.cells.set_index("variant")["shared_study"].dropna().to_dict() == {"both": "attention_position"}
+    alone = load_results(Store(fake.uri), "attention_where")
+    for (results,) in (
+        alone,
+        [results for results in load_results(Store(fake.uri)) if results.study == "attention_where"],
+    ):
+        assert {(item.variant, item.kind) for item in results.pictures} == {("both", "samples"), ("both", "attention")}
+        assert all(picture.path.is_file() for picture in results.pictures)
+        assert results.finished("fid") == {"none": {}, "both": {0: 9.0}}
+        assert results.cells.set_index("variant")["shared_study"].dropna().to_dict() == {"both": "attention_position"}
 
 
 def test_trials_of_a_search_are_read_but_never_compared(scratch: Callable[[], Any]) -> None:
@@ -164,15 +167,15 @@ def test_trials_of_a_search_are_read_but_never_compared(scratch: Callable[[], An
     assert not set(confirmed.histories["variant"]) & {"trial00", "trial01", "trial02"}
 
 
-def test_a_unit_has_the_design_of_its_newest_plan_and_the_params_of_its_runs(scratch: Callable[[], Any]) -> None:
+def test_results_have_the_design_of_its_newest_plan_and_the_params_of_its_runs(scratch: Callable[[], Any]) -> None:
     fake = scratch()
     fake.launch("s", ("none", "feat8"), (0,))
     assert (only(fake).design, only(fake).factors) == ("one_at_a_time", ())
     fake.launch("s", ("none", "feat8"), (0,), design="ladder", factors=["recipe"])
     fake.cell("s", "feat8", 0, [("fid", 9.0, 100)])
-    unit = only(fake)
-    assert (unit.design, unit.factors) == ("ladder", ("recipe",))
-    assert [variant.params for variant in unit.variants] == [{}, {"optim.steps": "1000"}]
+    results = only(fake)
+    assert (results.design, results.factors) == ("ladder", ("recipe",))
+    assert [variant.params for variant in results.variants] == [{}, {"optim.steps": "1000"}]
 
 
 @pytest.mark.parametrize(("ttur", "rates"), [(True, (7e-4, 1.4e-3)), (False, (1e-3, 1e-3))])
@@ -187,10 +190,10 @@ def test_a_score_is_the_mean_of_the_last_evaluations_that_the_config_says() -> N
     points = [("fid", 100, 9.0), ("fid", 200, 8.0), ("fid", 300, 2.0), ("kid", 200, 3.0), ("kid", 300, 1.0),
               ("recall", 300, 0.5), ("best/fid", 300, 2.0), ("loss_d", 300, 7.0)]  # fmt: skip
     frame = pd.DataFrame([{"run_id": "r", "key": key, "step": step, "value": value} for key, step, value in points])
-    found = _finals(pd.DataFrame([run]), frame).iloc[0]
+    found = final_scores(pd.DataFrame([run]), frame).iloc[0]
     assert found["fid"] == pytest.approx(4.0) and found["kid"] == 2.0  # geometric where it is compared as a ratio
     assert pd.isna(found["recall"]) and (found["best/fid"], found["loss_d"]) == (2.0, 7.0)
-    alone = _finals(pd.DataFrame([{**run, "endpoint": 1}]), frame).iloc[0]
+    alone = final_scores(pd.DataFrame([{**run, "endpoint": 1}]), frame).iloc[0]
     assert (alone["fid"], alone["recall"]) == (2.0, 0.5)
 
 
@@ -199,9 +202,9 @@ def test_fid_stands_in_where_no_run_of_an_old_store_has_the_primary_metric(scrat
     fake.launch("s", ("none", "feat8"), (0,), metric="relation_error")
     assert only(fake).metric == "relation_error"
     fake.cell("s", "none", 0, [("fid", 9.0, 1000)])
-    unit = only(fake)
-    assert unit.metric == "fid"
-    assert unit.notes == ("No run has the primary metric relation_error; fid stands in its place.",)
+    results = only(fake)
+    assert results.metric == "fid"
+    assert results.notes == ("No run has the primary metric relation_error; fid stands in its place.",)
     fake.cell("s", "feat8", 0, [("fid", 9.0, 1000), ("relation_error", 0.4, 1000)])
     assert (only(fake).metric, only(fake).notes) == ("relation_error", ())
 
@@ -213,6 +216,6 @@ def test_noise_of_other_studies_is_that_of_runs_as_long_and_measured_alike(scrat
         for seed, value in enumerate(found):
             tags = {"metric_fingerprint": "inception@1"} if study == "otherwise" else {}
             fake.cell(study, "none", seed, [("fid", value, 1000)], **tags)
-    noise = {unit.study: unit.noise for unit in load_units(Store(fake.uri))}
+    noise = {results.study: results.noise for results in load_results(Store(fake.uri))}
     assert noise["mine"] == {"fid": pytest.approx(np.std(np.log([2.0, 8.0]), ddof=1))}
     assert noise["otherwise"] == {}

@@ -1,4 +1,4 @@
-"""What the networks draw and look at: the figures made of images."""
+"""What the networks draw and look at: sample grids, samples over training, attention maps."""
 
 from __future__ import annotations
 
@@ -11,78 +11,73 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from reports import style
-from reports.figures import ENDINGS, Drawn, figure, looks, new_axes
+from reports import format, style
+from reports.figures import Drawn, bare, looks, new_axes
 from reports.paper import published
-from reports.unit import Picture, Unit
+from reports.results import ENDED_EARLY, Picture, Results
 
 QUERY_COLOURS = ("#e6550d", "#00b894", "#3d9bff", "#ffd23f")
-MOST_STAGES = 9  # rows that fit a page
+MOST_VARIANTS = 9  # rows of `stages` that fit a page
 
 
-@figure("Samples")
-def samples(unit: Unit) -> Iterator[Drawn]:
+def samples(results: Results) -> Iterator[Drawn]:
     """The same z and labels in every variant, so that only the network differs."""
-    for picture in _last_pictures(unit, "samples"):
+    for picture in _last_pictures(results, "samples"):
         image = plt.imread(picture.path)
         height, width = image.shape[:2]
-        rows = height // picture.tile_px if picture.tile_px else len(unit.classes)
+        rows = height // picture.tile_px if picture.tile_px else len(results.classes)
         fig, axes = new_axes(height=0.3 + 2.75 * height / width)
         axes.imshow(image)
-        axes.grid(visible=False)
-        axes.set_xticks([])
-        if rows == len(unit.classes):
-            axes.set_yticks((np.arange(rows) + 0.5) * height / rows - 0.5, unit.classes)
+        bare(axes)
+        if rows == len(results.classes):
+            axes.set_yticks((np.arange(rows) + 0.5) * height / rows - 0.5, results.classes)
         axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        score = unit.finals.loc[unit.cells["run_id"].notna() & (unit.cells["variant"] == picture.variant)
-                                & (unit.cells["seed"] == picture.seed)]  # fmt: skip
-        value = score[unit.metric].dropna() if unit.metric in score else pd.Series(dtype=float)
+        score = results.finals.loc[results.cells["run_id"].notna() & (results.cells["variant"] == picture.variant)
+                                   & (results.cells["seed"] == picture.seed)]  # fmt: skip
+        value = score[results.metric].dropna() if results.metric in score else pd.Series(dtype=float)
         text = picture.variant
         if len(value):
             size = float(value.to_numpy()[0])
-            text += f"   {style.label(unit.metric, unit.fingerprint)} {style.number(size, style.decimals([size]))}"
-        axes.set_title(text, loc="left", color=looks(unit)[picture.variant].colour)
+            text += f"   {results.label()} {format.number(size, format.decimals([size]))}"
+        axes.set_title(text, loc="left", color=looks(results)[picture.variant].colour)
         caption = f"{picture.variant}, one seed ({picture.seed}), step {picture.step:,}; same z in every variant."
         yield Drawn(f"samples_{picture.variant}", caption, fig)
 
 
-@figure("Samples")
-def stages(unit: Unit) -> Iterator[Drawn]:
+def stages(results: Results) -> Iterator[Drawn]:
     """The paper's Figure 4: one row per variant, samples at steps spread over the run, each with its score beneath."""
-    taken = _one_seed(unit, "samples")
+    taken = _one_seed(results, "samples")
     steps = sorted({picture.step for picture in taken})
-    rows = [item.name for item in unit.variants if any(picture.variant == item.name for picture in taken)]
-    if len(steps) < 2 or len(rows) > MOST_STAGES:
+    rows = [item.name for item in results.variants if any(picture.variant == item.name for picture in taken)]
+    if len(steps) < 2 or len(rows) > MOST_VARIANTS:
         return
     chosen = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, min(4, len(steps)))]
     at = {(picture.variant, picture.step): picture for picture in taken}
     seed = taken[0].seed
-    history = unit.history(unit.metric)
+    history = results.history(results.metric)
     history = history[history["seed"] == seed]
     scores = dict(zip(zip(history["variant"], history["step"], strict=True), history["value"], strict=True))
-    digits = style.decimals([scores[key] for key in at if key in scores and key[1] in chosen])
+    digits = format.decimals([scores[key] for key in at if key in scores and key[1] in chosen])
     height = 0.15 + len(rows) * (style.COLUMN / len(chosen) + 0.1)
     fig, panels = plt.subplots(len(rows), len(chosen), squeeze=False, figsize=(style.COLUMN, height))
     for name, line in zip(rows, panels, strict=True):
         folded = re.sub(r"(.{8,}?[_+])", r"\1\n", name, count=1) if len(name) > 16 else name
-        line[0].set_ylabel(folded, color=looks(unit)[name].colour)
+        line[0].set_ylabel(folded, color=looks(results)[name].colour)
         for step, axes in zip(chosen, line, strict=True):
             picture, score = at.get((name, step)), scores.get((name, step))
             if picture is None:
-                _no_picture(axes, unit, name, seed, step)
+                _no_picture(axes, results, name, seed, step)
                 continue
-            axes.imshow(_few_tiles(plt.imread(picture.path), picture.tile_px, len(unit.classes)))
-            axes.set_xlabel("" if score is None else style.number(score, digits), labelpad=2)
+            axes.imshow(_few_tiles(plt.imread(picture.path), picture.tile_px, len(results.classes)))
+            axes.set_xlabel("" if score is None else format.number(score, digits), labelpad=2)
     for axes, step in zip(panels[0], chosen, strict=True):
         axes.set_title(f"step {step:,}", fontsize=7, pad=3)
     for axes in panels.ravel():
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        axes.grid(visible=False)
-    score_name = style.label(unit.metric, unit.fingerprint)
-    caption = f"Samples at steps of the run, {score_name} beneath; one seed ({seed}), same z and labels everywhere."
-    yield Drawn("stages", caption + _published_stages(unit), fig)
+        bare(axes)
+    caption = (
+        f"Samples at steps of the run, {results.label()} beneath; one seed ({seed}), same z and labels everywhere."
+    )
+    yield Drawn("stages", caption + _published_stages(results), fig)
 
 
 def _few_tiles(image: np.ndarray, tile: int | None, classes: int) -> np.ndarray:
@@ -93,19 +88,21 @@ def _few_tiles(image: np.ndarray, tile: int | None, classes: int) -> np.ndarray:
     return np.concatenate([image[row * tile : (row + 1) * tile, : columns * tile] for row in kept])
 
 
-def _no_picture(axes: Axes, unit: Unit, variant: str, seed: int, step: int) -> None:
+def _no_picture(axes: Axes, results: Results, variant: str, seed: int, step: int) -> None:
     """How a run ended that has no picture of a step."""
-    cell = unit.cells[(unit.cells["variant"] == variant) & (unit.cells["seed"] == seed)].iloc[0]
-    ended = cell["state"] in ENDINGS and cell["step"] < step
+    cells = results.of(variant)
+    cell = cells[cells["seed"] == seed].iloc[0]
+    ended = cell["state"] in ENDED_EARLY and cell["step"] < step
     text = f"{cell['state']}\nat {int(cell['step']):,}" if ended else "no picture"
     axes.text(0.5, 0.5, text, ha="center", va="center", color="#5f6670", transform=axes.transAxes)
     axes.set_box_aspect(1)
 
 
-def _published_stages(unit: Unit) -> str:
-    records = published("figure4") if unit.paper == "figure3" else ()
-    if not records:
+def _published_stages(results: Results) -> str:
+    """The scores beneath the paper's Figure 4, as a sentence for the caption of the stabilisation study."""
+    if results.paper != "figure3":
         return ""
+    records = published("figure4")
     listed = []
     for name in dict.fromkeys(record.variant for record in records):
         scores = [f"{record.value:g} at {(record.step or 0) // 1000}k" for record in records if record.variant == name]
@@ -113,28 +110,27 @@ def _published_stages(unit: Unit) -> str:
     return f" The paper's Figure 4, FID on {records[0].dataset}: {'; '.join(listed)}."
 
 
-@figure("Attention")
-def attention(unit: Unit) -> Iterator[Drawn]:
+def attention(results: Results) -> Iterator[Drawn]:
     """The paper's Figure 5: what a query point looks at in G's last attention layer, its map of weights over the keys.
 
     The map is coarser than the queries where keys are pooled.
     """
     last: dict[str, Picture] = {}
-    for picture in _last_pictures(unit, "attention"):
+    for picture in _last_pictures(results, "attention"):
         if _side(picture) > (_side(last[picture.variant]) if picture.variant in last else 0):
             last[picture.variant] = picture
     for picture in last.values():
         with np.load(picture.path, allow_pickle=False) as arrays:
             images, queries, maps = arrays["images"], arrays["queries"], arrays["maps"]
         side = _side(picture)
-        shown = np.unique(np.linspace(0, len(images) - 1, min(len(images), 4)).round().astype(int))
+        chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), 4)).round().astype(int))
         count = min(len(queries), len(QUERY_COLOURS))
-        size = (style.COLUMN, 0.25 + style.COLUMN * len(shown) / (count + 1))
-        fig, panels = plt.subplots(len(shown), count + 1, squeeze=False, figsize=size)
-        for image, weights, axes in zip(images[shown], maps[shown], panels, strict=True):
+        size = (style.COLUMN, 0.25 + style.COLUMN * len(chosen) / (count + 1))
+        fig, panels = plt.subplots(len(chosen), count + 1, squeeze=False, figsize=size)
+        for image, weights, axes in zip(images[chosen], maps[chosen], panels, strict=True):
             _attention_row(axes, image, queries[:count], weights, side)
         title = f"{picture.variant}   {picture.name[:1].upper()} at {side} × {side}"
-        fig.suptitle(title, x=0.01, ha="left", fontsize=8, color=looks(unit)[picture.variant].colour)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=8, color=looks(results)[picture.variant].colour)
         caption = (
             f"{picture.variant}, seed {picture.seed}, step {picture.step:,}: query points on the sample, then what "
             f"each looks at, framed in its colour: weights over {maps.shape[-2]} × {maps.shape[-1]} keys."
@@ -142,37 +138,12 @@ def attention(unit: Unit) -> Iterator[Drawn]:
         yield Drawn(f"attention_{picture.variant}_{picture.name}", caption, fig)
 
 
-def _side(picture: Picture) -> int:
-    """Of the query grid: 32 for the map named "g32"; 0 for a name without a number."""
-    found = re.search(r"\d+", picture.name)
-    return int(found.group()) if found else 0
-
-
-def _last_pictures(unit: Unit, kind: str) -> list[Picture]:
-    """The last picture of each variant (and map), all of one seed."""
-    last = {(picture.variant, picture.name): picture for picture in _one_seed(unit, kind)}
-    order = [item.name for item in unit.variants]
-    return sorted(last.values(), key=lambda item: (order.index(item.variant), item.name))
-
-
-def _one_seed(unit: Unit, kind: str) -> list[Picture]:
-    """The pictures of the seed that most variants have, by step."""
-    pictures = [picture for picture in unit.pictures if picture.kind == kind]
-    if not pictures:
-        return []
-    variants_of = {seed: {item.variant for item in pictures if item.seed == seed} for seed in unit.seeds}
-    seed = max(unit.seeds, key=lambda seed: (len(variants_of[seed]), -seed))
-    return sorted((picture for picture in pictures if picture.seed == seed), key=lambda item: item.step)
-
-
 def _attention_row(axes: np.ndarray, image: np.ndarray, queries: np.ndarray, maps: np.ndarray, side: int) -> None:
     """One sample: the image with its query points, then the image in grey under each point's map, in its frame."""
     height, width = image.shape[:2]
     box = (-0.5, width - 0.5, height - 0.5, -0.5)
     for panel in axes:
-        panel.set(xticks=[], yticks=[])
-        panel.grid(visible=False)
-        panel.spines[:].set_visible(False)
+        bare(panel)
     axes[0].imshow(image)
     grey = 0.35 * image.mean(axis=2) / 255
     for panel, (row, column), weights, colour in zip(axes[1:], queries, maps, QUERY_COLOURS, strict=False):
@@ -185,3 +156,26 @@ def _attention_row(axes: np.ndarray, image: np.ndarray, queries: np.ndarray, map
         panel.imshow(veil, extent=box, interpolation="nearest")
         panel.plot(*spot, "o", color=colour, ms=3.5, mec="white", mew=0.7)
         panel.spines[:].set(visible=True, color=colour, linewidth=2)
+
+
+def _side(picture: Picture) -> int:
+    """Of the query grid: 32 for the map named "g32"; 0 for a name without a number."""
+    found = re.search(r"\d+", picture.name)
+    return int(found.group()) if found else 0
+
+
+def _last_pictures(results: Results, kind: str) -> list[Picture]:
+    """The last picture of each variant (and map), all of one seed."""
+    last = {(picture.variant, picture.name): picture for picture in _one_seed(results, kind)}
+    order = [item.name for item in results.variants]
+    return sorted(last.values(), key=lambda item: (order.index(item.variant), item.name))
+
+
+def _one_seed(results: Results, kind: str) -> list[Picture]:
+    """The pictures of the seed that most variants have, by step."""
+    pictures = [picture for picture in results.pictures if picture.kind == kind]
+    if not pictures:
+        return []
+    variants_of = {seed: {item.variant for item in pictures if item.seed == seed} for seed in results.seeds}
+    seed = max(results.seeds, key=lambda seed: (len(variants_of[seed]), -seed))
+    return sorted((picture for picture in pictures if picture.seed == seed), key=lambda item: item.step)

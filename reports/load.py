@@ -1,0 +1,262 @@
+"""From stored runs to results: which runs count, the state of every planned cell, and the score of each."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.metrics import LOGGED_IN_TRAINING
+from reports.results import CELL_TAGS, Picture, Results, Search, SearchTrial, Variant
+from reports.statistics import on_log_scale, pooled_sd, run_score
+from reports.store import Run, Store, printable
+
+TRIAL = re.compile(r"trial\d+")  # how the variants of a search's trials are called
+_STATES = {"RUNNING": "running", "SCHEDULED": "running", "FAILED": "failed", "KILLED": "interrupted"}
+
+
+def load_results(store: Store, study: str | None = None) -> list[Results]:
+    """Every (study, protocol) in the store, or those of one study, in the order of their first launch.
+
+    One whose only launch died before it wrote its plan has nothing to show, and is left out.
+    """
+    stored = store.runs()
+    by_id = {run.id: run for run in stored}
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in stored:
+        name = run.tags.get("study", run.experiment)
+        if study in (None, name):
+            groups.setdefault((name, run.tags.get("protocol", run.tags.get("preset", ""))), []).append(run)
+    cell_runs = [run for group in groups.values() for run in group if run.tags["kind"] == "cell"]
+    histories = store.histories(cell_runs)
+    found = (_one_study(store, *key, group, histories, by_id) for key, group in groups.items())
+    loaded = [results for results in found if results is not None]
+    return [replace(results, noise=_noise(results, loaded)) for results in loaded]
+
+
+def _noise(results: Results, loaded: list[Results]) -> dict[str, float]:
+    """Sd over seeds of the log of the primary metric, pooled over the preset's other studies.
+
+    Over variants that were measured as this study's and trained for as many steps: others have another noise.
+    """
+    if not on_log_scale(results.metric):
+        return {}
+    steps = set(results.cells["steps"].dropna())
+    groups = []
+    for other in loaded:
+        alike = other is not results and other.preset == results.preset
+        if not alike or (results.fingerprint and other.fingerprint != results.fingerprint):
+            continue
+        for name, own in other.finished(results.metric).items():
+            trained = set(other.of(name)["steps"].dropna())
+            if own and min(own.values()) > 0 and (not steps or trained <= steps):
+                groups.append(list(own.values()))
+    sd = pooled_sd(groups, log=True)
+    return {} if sd is None else {results.metric: sd}
+
+
+def _one_study(
+    store: Store, study: str, protocol: str, runs: list[Run], histories: pd.DataFrame, by_id: dict[str, Run]
+) -> Results | None:
+    """`runs` are the launches and cells of one study at one protocol; `by_id` has every run of the store."""
+    launches = [run for run in reversed(runs) if run.tags["kind"] == "launch"]
+    plans = [plan for launch in launches if (plan := store.document(launch, "plan.json")) and _is_plan(plan)]
+    searches = (found for launch in launches if (found := store.document(launch, "search.json")) is not None)
+    design = str(plans[0].get("design") or "one_at_a_time") if plans else "one_at_a_time"
+    all_cell_runs = [run for run in runs if run.tags["kind"] == "cell"]
+    cell_runs = [run for run in all_cell_runs if "variant" in run.tags and _natural(run, "seed") is not None]
+    unnamed = len(all_cell_runs) - len(cell_runs)
+    variants = _variants(plans, cell_runs)
+    if design == "search":  # its trials choose what is compared; they are not compared themselves
+        variants = tuple(variant for variant in variants if not TRIAL.fullmatch(variant.name))
+        cell_runs = [run for run in cell_runs if not TRIAL.fullmatch(run.tags["variant"])]
+    seeds = sorted({seed for plan in plans for seed in plan["seeds"]} | {int(run.tags["seed"]) for run in cell_runs})
+    if not variants or not seeds:
+        return None
+    newest = plans[0] if plans else {**runs[-1].tags, "question": ""}
+    counted, notes = _counted(cell_runs, variants)
+    if unnamed:
+        notes = (*notes, f"{unnamed} runs are left out: their tags name no variant, or no seed.")
+
+    points = histories[histories["run_id"].isin([run.id for run in counted.values()])].copy()
+    for place, name in enumerate(("variant", "seed")):
+        points[name] = points["run_id"].map({run.id: cell[place] for cell, run in counted.items()})
+    cells = pd.DataFrame(
+        [_cell(variant, seed, counted.get((variant.name, seed)), points) for variant in variants for seed in seeds]
+    )
+    finals = final_scores(cells, points)
+    metric = str(newest.get("metric") or "fid")
+    if metric not in finals and "fid" in finals:
+        notes = (*notes, f"No run has the primary metric {metric}; fid stands in its place.")
+        metric = "fid"
+    classes, groups = _classes(next((run.tags for run in counted.values() if "classes" in run.tags), {}))
+    return Results(
+        study=study,
+        protocol=protocol,
+        preset=runs[-1].tags.get("preset", ""),
+        question=str(newest.get("question") or ""),
+        paper=newest.get("paper") or None,
+        baseline=str(newest.get("baseline") or ""),
+        variants=variants,
+        seeds=tuple(seeds),
+        cells=cells,
+        finals=finals,
+        histories=points[["variant", "seed", "key", "step", "value"]],
+        pictures=tuple(
+            picture
+            for cell, run in counted.items()
+            for picture in _pictures(store, cell, by_id.get(run.tags.get("shared_run", ""), run))
+        ),
+        classes=classes,
+        groups=groups,
+        launched=runs[0].start,
+        notes=notes,
+        design=design,
+        factors=tuple(newest.get("factors") or ()),
+        search=_search(next(searches, None)),
+        metric=metric,
+        contrasts=_contrasts(newest.get("contrasts")),
+    )
+
+
+def _contrasts(stored: Any) -> tuple[tuple[str, str], ...]:
+    """() too for what no version of ours has written."""
+    pairs = stored if isinstance(stored, list) else []
+    named = (pair for pair in pairs if isinstance(pair, list) and len(pair) == 2)
+    return tuple((one, other) for one, other in named if isinstance(one, str) and isinstance(other, str))
+
+
+def _is_plan(plan: dict[str, Any]) -> bool:
+    """Whether it has what every version of ours has written."""
+    variants, seeds = plan.get("variants"), plan.get("seeds")
+    if not isinstance(variants, list) or not isinstance(seeds, list):
+        return False
+    named = all(isinstance(variant, dict) and isinstance(variant.get("name"), str) for variant in variants)
+    return named and all(type(seed) is int for seed in seeds)
+
+
+def _search(stored: dict[str, Any] | None) -> Search | None:
+    """None too for one that no version of ours has written."""
+    if stored is None:
+        return None
+    try:
+        trials = tuple(SearchTrial(**trial) for trial in stored["trials"])
+        return Search(stored["objective"], stored["fields"], trials, stored["importances"], stored["best"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _classes(tags: dict[str, str]) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """Class names, and {group: labels}; empty where no tags say them, or the store cut them short."""
+    try:
+        classes = tuple(map(str, json.loads(tags.get("classes", "[]"))))
+        groups = json.loads(tags.get("groups", "{}"))
+        known = range(len(classes))
+        return classes, {name: tuple(label for label in found if label in known) for name, found in groups.items()}
+    except (ValueError, TypeError, AttributeError):
+        return (), {}
+
+
+def _natural(run: Run, tag: str) -> int | None:
+    """A tag's whole number from 0; None where there is none."""
+    text = run.tags.get(tag, "")
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Variant, ...]:
+    """The union over plans, newest first; variants that only runs know of (a launch without a plan) come last.
+
+    What a plan cannot say yet, the config of a search's best, is that of the newest run.
+    """
+    variants: dict[str, Variant] = {}
+    for plan in plans:
+        for entry in plan["variants"]:
+            stored = {key: entry[key] for key in ("factors", "changes", "config_digest") if key in entry}
+            variant = Variant(entry["name"], unsupported=entry.get("obstacle"), **stored)
+            variants.setdefault(variant.name, variant)
+    for run in reversed(cell_runs):
+        variant = variants.setdefault(run.tags["variant"], Variant(run.tags["variant"]))
+        digest = variant.config_digest or run.tags.get("config_digest")
+        if not variant.params and run.tags.get("config_digest") == digest:
+            variants[variant.name] = replace(variant, config_digest=digest, params=run.params)
+    return tuple(variants.values())
+
+
+def _counted(cell_runs: list[Run], variants: Iterable[Variant]) -> tuple[dict[tuple[str, int], Run], tuple[str, ...]]:
+    """One run per cell: of the planned config, one with an outcome before one without, then the newest.
+
+    Also a note on the runs that are left out.
+    """
+    digests = {variant.name: variant.config_digest for variant in variants}
+    counted: dict[tuple[str, int], Run] = {}
+    outdated = 0
+    for run in sorted(cell_runs, key=lambda run: ("outcome" in run.tags, run.end or run.start)):
+        if digests[run.tags["variant"]] in (None, run.tags.get("config_digest")):
+            counted[run.tags["variant"], int(run.tags["seed"])] = run
+        else:
+            outdated += 1
+    if not outdated:
+        return counted, ()
+    runs = "1 run of an earlier config is" if outdated == 1 else f"{outdated} runs of earlier configs are"
+    return counted, (f"{runs} left out: the study file has changed since.",)
+
+
+def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) -> dict[str, Any]:
+    """One row of `Results.cells`; `run` is None where the cell has not started."""
+    row: dict[str, Any] = {"variant": variant.name, "seed": seed}
+    if run is None:
+        empty = dict.fromkeys(("step", "steps", "endpoint", "run_id", "seconds", *CELL_TAGS))
+        return {**row, "state": variant.unsupported or "missing", **empty}
+    reached = points.loc[points["run_id"] == run.id, "step"].max()
+    last, steps = _natural(run, "last_step"), run.params.get("optim.steps", "")
+    endpoint = run.params.get("eval.endpoint", "1")  # runs of earlier versions were scored by the last alone
+    return {
+        **row,
+        "state": run.tags.get("outcome") or _STATES.get(run.status, "interrupted"),
+        "step": last if last is not None else None if pd.isna(reached) else int(reached),
+        "steps": int(steps) if steps.isdecimal() else None,
+        "endpoint": int(endpoint) if re.fullmatch("[1-9][0-9]{0,8}", endpoint) else 1,
+        "run_id": run.id,
+        "seconds": None if run.end is None else (run.end - run.start) / 1000,
+        **{tag: run.tags.get(tag) for tag in CELL_TAGS},
+    }
+
+
+def final_scores(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """`Results.finals`: the scores of finished cells, the last finite values of the others.
+
+    A finished cell whose last evaluations gave no value, or fewer than its `endpoint`, has no score: those before
+    belong to other steps than those of the cells that it is compared with.
+    """
+    ends = cells[cells["state"] == "finished"].set_index("run_id")["step"]
+    known = points[points["value"].notna()]
+    logged = known["key"].str.startswith(LOGGED_IN_TRAINING)
+    end = known["run_id"].map(ends)
+    at_end = known["step"] == end.fillna(known["step"])
+    last = known[logged | at_end].drop_duplicates(["run_id", "key"], keep="last").set_index(["run_id", "key"])["value"]
+    averaged = cells[(cells["state"] == "finished") & (cells["endpoint"] > 1)].set_index("run_id")["endpoint"]
+    scored = known[~logged & ~known["key"].str.startswith("best/") & known["run_id"].isin(averaged.index)]
+    for pair, found in scored.groupby(["run_id", "key"], sort=False):
+        if pair in last.index:
+            run_id, key = map(str, pair)
+            count = int(averaged.loc[run_id])
+            values = found["value"].to_list()[-count:]
+            last.loc[pd.IndexSlice[run_id, key]] = run_score(key, values) if len(values) == count else np.nan
+    wide = last.unstack("key") if len(last) else pd.DataFrame()
+    return wide.reindex(cells["run_id"]).reset_index(drop=True).rename_axis(columns=None)
+
+
+def _pictures(store: Store, cell: tuple[str, int], run: Run) -> list[Picture]:
+    tile = _natural(run, "tile_px")
+    found = []
+    for kind in ("samples", "attention"):
+        for path in store.artifacts(run, kind):
+            step = path.stem.removeprefix("step_")
+            if step.isdecimal():
+                found.append(Picture(*cell, kind, printable(path.parent.name), int(step), path, tile))
+    return found

@@ -1,0 +1,182 @@
+"""The answer: the headline in sentences, every seed as a point, and the comparisons with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from reports import format
+from reports.comparison import Comparison, compare, estimates, is_log, smallest_visible
+from reports.figures import (
+    Drawn,
+    basis,
+    difference_axis,
+    difference_row,
+    ended_as,
+    log_axis,
+    looks,
+    name_rows,
+    new_axes,
+    whiskers,
+    whiskers_of,
+)
+from reports.metrics import lower_is_better
+from reports.results import ENDED_EARLY, Results
+from reports.statistics import changed
+
+
+def headline(results: Results) -> str:
+    """The answer, by the primary metric and the same comparisons as the tables; says so where there is none.
+
+    Every comparison that the test shows is named, the better ones first. Of a search it is what the confirmation on
+    fresh seeds found.
+    """
+    done = int(results.cells["state"].isin(["finished", *ENDED_EARLY]).sum())
+    planned = sum(variant.unsupported is None for variant in results.variants) * len(results.seeds)
+    rows = compare(results, results.metric)
+    if results.design == "search" and not rows:
+        tried = sum(trial.state != "running" for trial in results.search.trials) if results.search else 0
+        trials = f"{format.counted(tried, 'trial')} {'is' if tried == 1 else 'are'} done"
+        return f"Nothing confirmed yet: {trials}; a search answers when its best has run on fresh seeds."
+    if done == 0:
+        return f"No result yet: 0 of {planned} cells are done."
+    so_far = "" if done == planned else f"So far ({done} of {planned} cells): "
+    if rows:
+        return f"{so_far}{answer(rows, results)}{_ended_early(results)}"
+    without = _without_baseline(results)
+    if without:
+        return so_far + without
+    yet = "" if done == planned else " yet"
+    return f"No answer{yet}: no seed has finished both for {results.baseline} and for another variant."
+
+
+def answer(rows: list[Comparison], results: Results) -> str:
+    """What these comparisons by the primary metric show, in a sentence or two."""
+    shown = [row for row in rows if row.gap.shown]
+    if shown:
+        return _differences_shown(shown, results)
+    if all(row.gap.p is None for row in rows):
+        return _one_seed_each(rows, results)
+    counts = [len(own) for own in results.finished(results.metric).values() if own]
+    sentence = f"No difference shown with n = {format.span(counts)} per variant."
+    if found := smallest_visible(results):
+        size = changed(found[0], found[1])
+        sentence += f" With 80 % power, this design would show {results.label()} {size}."
+    return sentence
+
+
+def _differences_shown(shown: list[Comparison], results: Results) -> str:
+    """ "feat16 lowers FD by 31 % against none (95 % interval 12 to 46 %), n = 8; feat8 raises it by ..."."""
+    sign = -1 if lower_is_better(results.metric) is False else 1
+    counts, references = {row.gap.n for row in shown}, {row.reference for row in shown}
+    clauses = []
+    for place, row in enumerate(sorted(shown, key=lambda row: sign * row.gap.value)):
+        first = not place
+        verb = "lowers" if row.gap.value < 0 else "raises"
+        against = f" against {row.reference}" if first or len(references) > 1 else ""
+        interval = f"{'95 % interval ' if first else ''}{format.gap_size_interval(row.gap)}"
+        n = f", n = {row.gap.n}" if first or len(counts) > 1 else ""
+        clauses.append(f"{_name(row, results)} {verb} {results.label() if first else 'it'} by "
+                       f"{format.gap_size(row.gap)}{against} ({interval}){n}")  # fmt: skip
+    return f"{'; '.join(clauses)}."
+
+
+def _one_seed_each(rows: list[Comparison], results: Results) -> str:
+    """The best variant by one seed each, and that this shows nothing."""
+    sign = -1 if lower_is_better(results.metric) is False else 1
+    best = min(rows, key=lambda row: sign * row.gap.value)
+    than = "below" if best.gap.value < 0 else "above"
+    return (
+        f"By {results.label()}, {_name(best, results)} is {format.gap_size(best.gap)} {than} {best.reference} on one "
+        "seed; one seed shows no interval."
+    )
+
+
+def _name(row: Comparison, results: Results) -> str:
+    """The variant; of a search, which trial its best is and of how many."""
+    if results.search is not None and results.search.best is not None and row.variant == "best":
+        return f"{results.search.best} (best of {len(results.search.trials)} trials)"
+    return row.variant
+
+
+def _without_baseline(results: Results) -> str:
+    """The answer where every run of the baseline collapsed or diverged but others finished; "" elsewhere."""
+    states = results.of(results.baseline)["state"]
+    scored = {name: found for name, found in estimates(results, results.metric).items() if found}
+    if not scored or not len(states) or not states.isin(ENDED_EARLY).all():
+        return ""
+    lower = lower_is_better(results.metric) is not False
+    top = (min if lower else max)(scored, key=lambda name: scored[name].mean)
+    found = scored[top]
+    score = format.interval(found.mean, found.low, found.high, format.decimals([found.mean]))
+    runs = "Its only run" if len(states) == 1 else f"All {len(states)} runs"
+    return (
+        f"{runs} of {results.baseline} collapsed or diverged, so no difference to it can be taken; of the others {top} "
+        f"scores {'lowest' if lower else 'highest'}, {score} {results.label()}, n = {found.n}."
+    )
+
+
+def _ended_early(results: Results) -> str:
+    """Which runs a reader must know to be missing from the means."""
+    found = []
+    for variant in results.variants:
+        states = results.of(variant.name)["state"]
+        if ended := int(states.isin(ENDED_EARLY).sum()):
+            found.append(f"{ended} of {len(states)} runs of {variant.name}")
+    return f" Collapsed or diverged: {', '.join(found)}." if found else ""
+
+
+def what_could_be_seen(results: Results) -> str | None:
+    """The smallest difference that the design can show, as a sentence; None where nothing is known of its noise."""
+    found = smallest_visible(results)
+    if found is None:
+        return None
+    size, log, origin = found
+    comparisons = format.counted(len(results.pairs), "comparison")
+    n = f"{len(results.seeds)} seeds per variant" if len(results.seeds) > 1 else "one seed per variant"
+    return f"With 80 % power, {n} and {comparisons} show {results.label()} {changed(size, log)}, {origin}."
+
+
+def seeds(results: Results) -> Iterator[Drawn]:
+    """Every seed as a point: with a handful of seeds the points are the distribution."""
+    rows = estimates(results, results.metric)
+    if not any(rows.values()):
+        return
+    values, log = results.finished(results.metric), is_log(results, results.metric)
+    fig, axes = new_axes(height=0.55 + 0.3 * len(rows))
+    names = []
+    for place, variant in enumerate(results.variants):
+        look, row = looks(results)[variant.name], rows[variant.name]
+        fewer = row is not None and row.n != len(results.seeds)
+        names.append(f"{variant.name}\nn = {row.n}" if row and fewer else variant.name)
+        if row is None:
+            text = variant.unsupported or ended_as(results, variant.name) or "nothing finished"
+            axes.text(0.02, place, text, transform=axes.get_yaxis_transform(), va="center", color="#5f6670")
+            continue
+        whiskers(axes, row.mean, row.low, row.high, place, color=look.colour, capsize=2, lw=1.2)
+        axes.plot(row.mean, place, "|", color=look.colour, ms=13, mew=2)
+        points = list(values[variant.name].values())
+        axes.plot(points, [place] * len(points), look.marker, color=look.colour, ms=4.5, mec="white", mew=0.6)
+    name_rows(axes, names)
+    if log:
+        log_axis(axes, "x")
+    axes.set_xlabel(results.label(arrow=True))
+    parts = ["One point per training seed", f"bar: {'geometric mean' if log else 'mean'}"]
+    if any(row and row.low is not None for row in rows.values()):
+        parts.append(f"whiskers: 95 % t interval{' of the logarithm' if log else ''}")
+    yield Drawn("seeds", f"{'; '.join(parts)}. {basis(results, results.metric)}", fig)
+
+
+def differences(results: Results) -> Iterator[Drawn]:
+    """The study's comparisons, with simultaneous intervals."""
+    found = compare(results, results.metric)
+    if not found:
+        return
+    one_reference = all(row.reference == results.baseline for row in found)
+    fig, axes = new_axes(height=0.55 + 0.3 * len(found))
+    for place, row in enumerate(found):
+        difference_row(axes, results, row, place)
+    name_rows(axes, [row.variant if one_reference else f"{row.variant}\n− {row.reference}" for row in found])
+    difference_axis(axes, results, results.metric, results.baseline if one_reference else "the other")
+    what = "Ratio of geometric means" if found[0].gap.log else "Difference of means"
+    caption = f"{what}{whiskers_of(found, format.counted(len(results.pairs), 'comparison'))}."
+    yield Drawn("differences", f"{caption} {basis(results, results.metric)}", fig)

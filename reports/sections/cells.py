@@ -1,0 +1,42 @@
+"""Every planned cell and how far it is: as a table, and counted in a sentence."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports import format
+from reports.results import ENDED_EARLY, Results
+from reports.tables import Block, Row, Table
+
+
+def cells(results: Results) -> Table:
+    """One row per variant, one column per seed; beneath it the notes on runs that are left out."""
+    found = {(row["variant"], row["seed"]): row for row in results.cells.to_dict("records")}
+
+    def text(variant: str, seed: int) -> str:
+        row = found[variant, seed]
+        shared = "" if pd.isna(row["shared_study"]) else f", shared with {row['shared_study']}"
+        if pd.isna(row["step"]) or row["state"] == "finished":
+            return f"{row['state']}{shared}"
+        of = "" if pd.isna(row["steps"]) else f" of {format.number(row['steps'], 0)}"
+        return f"{row['state']} at {format.number(row['step'], 0)}{of}{shared}"
+
+    rows = (Row((item.name, *(text(item.name, seed) for seed in results.seeds))) for item in results.variants)
+    columns = ("variant", *(f"seed {seed}" for seed in results.seeds))
+    return Table("cells", "Cells", columns, (Block(None, tuple(rows)),), results.notes)
+
+
+def progress(results: Results) -> str:
+    """ "10 of 12 cells done: 9 finished, 1 collapsed; 1 running, 1 missing; 3 cannot run at this scale"."""
+    states = [state for variant in results.variants if not variant.unsupported
+              for state in results.of(variant.name)["state"]]  # fmt: skip
+    done = ("finished", *ENDED_EARLY)
+    counts = {state: states.count(state) for state in (*done, *sorted(set(states) - set(done)))}
+    listed = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    impossible = sum(variant.unsupported is not None for variant in results.variants) * len(results.seeds)
+    rest = f"; {impossible} cannot run at this scale" if impossible else ""
+    of_search = ""
+    if results.search is not None:
+        tried = sum(trial.state != "running" for trial in results.search.trials)
+        of_search = f"{tried} of {len(results.search.trials)} trials done; to confirm the best, "
+    return f"{of_search}{sum(counts[state] for state in done)} of {len(states)} cells done: {listed}{rest}"

@@ -1,0 +1,77 @@
+"""Scores over training, and the paper's Figure 3: how spectral norm and two learning rates keep training stable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from reports import style
+from reports.figures import Drawn, basis, crosses, curves, legend, looks, new_axes, shown
+from reports.metrics import METRICS
+from reports.paper import Published, published
+from reports.results import Results
+
+
+def scores(results: Results) -> Iterator[Drawn]:
+    """Scores over training, with every seed as a thin line."""
+    for key in dict.fromkeys((results.metric, *(key for key, metric in METRICS.items() if metric.as_curve))):
+        names = shown(results, results.history(key))
+        if not names:
+            continue
+        fig, axes = new_axes(height=2.2, legend=names)
+        bands = len(names) <= 6  # more would hide each other
+        curves(axes, results, key, bands)
+        axes.set_ylabel(results.label(key, arrow=True))
+        legend(fig, results, names)
+        name = results.label(key)
+        caption = f"{name[0].upper()}{name[1:]} while training. Thin: a seed; thick: mean over seeds"
+        caption += "; band: lowest to highest seed." if bands else "."
+        yield Drawn(f"curve_{key}", f"{caption}{crosses(results)} {basis(results, key)}", fig)
+
+
+def figure3(results: Results) -> Iterator[Drawn]:
+    """Our IS and FID curves side by side, and on axes of their own what the paper's were."""
+    keys = ("is", "fid")
+    if results.paper != "figure3" or all(results.history(key).empty for key in keys):
+        return
+    fig, (ours, theirs) = plt.subplots(2, 2, figsize=(style.COLUMN, 3.7), height_ratios=(1.5, 1))
+    for key, axes in zip(keys, ours, strict=True):
+        curves(axes, results, key, band=False)
+        axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], integer=True))
+        axes.set_title(results.label(key, arrow=True), loc="left")
+    records = [*published("figure3"), *published("figure4")]
+    for key, axes in zip(keys, theirs, strict=True):
+        _published_points(axes, results, [record for record in records if record.metric == key])
+        axes.set_title(f"the paper's {key.upper()}", loc="left")
+    legend(fig, results, shown(results, results.history("fid")), markers=True)
+    caption = (
+        f"Above, ours. Thin: a seed; thick: mean over seeds.{crosses(results)} {basis(results, 'fid')} Below, the "
+        f"paper's Figures 3 and 4 on their own axes: {records[0].dataset}, one run; filled points are printed there, "
+        "open ones are read off its curves by eye."
+    )
+    yield Drawn("figure3", caption, fig)
+
+
+def _published_points(axes: Axes, results: Results, records: list[Published]) -> None:
+    """The points of each variant, joined in order of steps; on a logarithmic axis of steps, in thousands."""
+    drawn = looks(results)
+    for name in dict.fromkeys(record.variant for record in records):
+        look = drawn.get(name, style.Look(style.BASELINE_COLOUR, "x", "-"))
+        points = sorted((record.step or 0, record.value, record.certainty) for record in records
+                        if record.variant == name)  # fmt: skip
+        axes.plot([step / 1000 for step, *_ in points], [value for _, value, _ in points], color=look.colour, lw=0.7)
+        for step, value, certainty in points:
+            axes.plot(step / 1000, value, look.marker, color=look.colour, ms=4,
+                      mfc=look.colour if certainty == "printed" else "white")  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks([10, 100, 1000], ["10k", "100k", "1M"])
+    axes.set_xlim(7, 1400)
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlabel("generator step")
+    if records and records[0].metric == "fid":
+        axes.set_yscale("log")
+        axes.set_yticks([25, 50, 100, 200], ["25", "50", "100", "200"])
+        axes.yaxis.set_minor_formatter("")

@@ -1,0 +1,167 @@
+"""The table of scores, one row per variant, and what stands behind it: certainty, noise, costs, the best of a run."""
+
+from __future__ import annotations
+
+from reports import format, metrics
+from reports.comparison import against_baseline, compare, estimates, is_log, means
+from reports.format import ABSENT, number_or_absent
+from reports.results import Results
+from reports.sections.answer import what_could_be_seen
+from reports.tables import (
+    Block,
+    Row,
+    Table,
+    best,
+    caption,
+    intervals_note,
+    outcomes,
+    score_texts,
+    seeds_finished,
+    taken_at,
+)
+
+BESIDE = 3  # metrics beside the primary one: more fit no page, and all are in the table of every metric
+
+
+def scores(results: Results) -> Table:
+    """One row per variant: the scores, the difference to the baseline and how its runs ended."""
+    beside = [key for key, metric in metrics.METRICS.items()
+              if metric.in_scores and key in results.finals and key != results.metric]  # fmt: skip
+    keys = (results.metric, *beside[:BESIDE])
+    texts = [score_texts(results, key) for key in keys]
+    found = against_baseline(results, results.metric)
+    one_reference = all(reference == results.baseline for _, reference in results.pairs)
+    top = best(results.metric, means(results, results.metric).values())
+    rows = []
+    for place, variant in enumerate(results.variants):
+        score, *others = (of_metric[variant.name] for of_metric in texts)
+        gap = found[variant.name].gap if variant.name in found else None
+        cells = (variant.name, score, *((format.gap(gap),) if one_reference else ()),
+                 seeds_finished(results, variant), *others, outcomes(results, variant))  # fmt: skip
+        rows.append(Row(cells, frozenset({1}) if place in top else frozenset()))
+    score, *others = (results.label(key, arrow=True) for key in keys)
+    difference = (f"difference to {results.baseline}",) if one_reference else ()
+    secondary = "; the others are secondary, and no p-value is corrected for looking at them" if others else ""
+    return Table(
+        name="variants",
+        title="Scores",
+        columns=("variant", score, *difference, "seeds", *others, "outcome"),
+        blocks=(Block(None, tuple(rows)),),
+        notes=(
+            caption(results),
+            f"{results.label()} is the primary metric, by which the study answers{secondary}.",
+            *((intervals_note(results, results.metric),) if one_reference else ()),
+            "Only finished cells enter a mean: a collapsed or diverged one is counted under outcome, never averaged.",
+        ),
+    )
+
+
+def evidence(results: Results) -> Table | None:
+    """How sure the comparisons are, one row each."""
+    rows = [
+        Row((row.variant, row.reference, format.gap(row.gap), str(row.gap.n), format.p_value(row.gap.p),
+             number_or_absent(row.improvement, 2)))
+        for row in compare(results, results.metric)
+    ]  # fmt: skip
+    if not rows:
+        return None
+    could_be_seen = what_could_be_seen(results)
+    return Table(
+        name="evidence",
+        title="How sure",
+        columns=("variant", "against", f"difference in {results.label()}", "seeds", "p, adjusted", "P(better)"),
+        blocks=(Block(None, tuple(rows)),),
+        notes=(
+            f"By the primary metric, {taken_at(results)}. {intervals_note(results, results.metric)} Seeds: of the side "
+            "that has fewer. P(better) is the chance that a run of the variant scores better than a run of the other.",
+            *((could_be_seen,) if could_be_seen else ()),
+        ),
+    )
+
+
+def spread(results: Results) -> Table | None:
+    """The noise of each variant: over training seeds, and of one run's score over samples."""
+    spreads = {name: row.sd if row else None for name, row in estimates(results, results.metric).items()}
+    if all(value is None for value in spreads.values()):
+        return None
+    sampling = means(results, "fid_se")
+    columns, errors = [spreads], ""
+    if results.metric == "fid" and any(value is not None for value in sampling.values()):
+        columns.append(sampling)
+        errors = (" The sampling error is that of one run's score, from its finite number of samples; it says nothing "
+                  "about another training seed and enters no interval here.")  # fmt: skip
+    digits = [format.decimals((value for value in column.values() if value), digits=2) for column in columns]
+    rows = [
+        Row((name, *(number_or_absent(column[name], count) for column, count in zip(columns, digits, strict=True))))
+        for name in spreads
+    ]
+    of = f"the log of {results.label()}" if is_log(results, results.metric) else results.label()
+    return Table(
+        name="spread",
+        title="Noise",
+        columns=("variant", f"sd over seeds of {of}", "sampling error")[: 1 + len(columns)],
+        blocks=(Block(None, tuple(rows)),),
+        notes=(f"Between training seeds of one variant.{errors}",),
+    )
+
+
+def costs(results: Results) -> Table | None:
+    """What a variant takes: two that differ in size or work are not compared by their idea alone."""
+    counted = ("num_params_g", "num_params_d", "flops_per_image")
+    keys = [key for key in (*counted, "images_per_sec", "peak_memory_mib") if key in results.finals]
+    if not keys:
+        return None
+
+    def text(variant: str, key: str) -> str:
+        if key not in counted:  # differs from machine to machine more than from seed to seed: no interval
+            return measured[key][variant].partition(" (")[0]
+        found = results.finals.loc[results.cells["variant"] == variant, key].dropna()
+        return format.count(float(found.to_numpy()[0])) if len(found) else ABSENT
+
+    measured = {key: score_texts(results, key) for key in keys if key not in counted}
+    rows = (Row((variant.name, *(text(variant.name, key) for key in keys))) for variant in results.variants)
+    return Table(
+        name="costs",
+        title="Costs",
+        columns=("variant", *(results.label(key, arrow=True) for key in keys)),
+        blocks=(Block(None, tuple(rows)),),
+        notes=("Parameters and operations are counted; images/s and memory are means over seeds, as measured.",),
+    )
+
+
+def best_of_run(results: Results) -> Table | None:
+    """The other checkpoint rule, apart from the default and labelled."""
+    if not any(estimates(results, "best/fid").values()):
+        return None
+    keys = [key for key in ("best/fid", "best/is", "best/intra_fid") if key in results.finals]
+    texts = [score_texts(results, key) for key in ("fid", *keys)]
+    steps = means(results, "best/step")
+    top = best("best/fid", means(results, "best/fid").values())
+    rows = [
+        Row((name, *(column[name] for column in texts), number_or_absent(steps[name], 0)),
+            frozenset({2}) if place in top else frozenset())
+        for place, name in enumerate(steps)
+    ]  # fmt: skip
+    fid = results.label("fid")
+    labels = (results.label(key.removeprefix("best/"), arrow=True) for key in keys)
+    return Table(
+        name="best_of_run",
+        title="Best of run, scored again",
+        columns=("variant", f"{fid}, last step ↓", *(f"best of run: {label}" for label in labels), "at step (mean)"),
+        blocks=(Block(None, tuple(rows)),),
+        notes=(
+            "Every other table is of the last step's weights, which no score has chosen. Here each run's weights are "
+            f"those of its evaluation with the lowest {fid}, scored again on fresh samples after the last step, so "
+            "that the samples that chose them do not flatter them. In brackets: 95 % t interval over training seeds.",
+        ),
+    )
+
+
+def every_metric(results: Results) -> Table | None:
+    """All that was measured on samples at the last step, for who looks for a figure not shown above."""
+    left_out = (*metrics.LOGGED_IN_TRAINING, "best/")
+    keys = [key for key in sorted(results.finals.columns) if not key.startswith(left_out)]
+    rows = [Row((results.label(key, arrow=True), *score_texts(results, key).values())) for key in keys]
+    columns = ("metric", *(variant.name for variant in results.variants))
+    blocks = (Block(None, tuple(rows)),)
+    return Table("every_metric", "Every metric", columns, blocks, (caption(results),)) if rows else None
