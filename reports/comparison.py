@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reports import statistics
-from reports.metrics import lower_is_better
+from reports.metrics import metric
 from reports.results import ENDED_EARLY, Results
 from reports.statistics import Estimate, Gap
 
@@ -49,7 +49,7 @@ def compare(results: Results, key: str) -> list[Comparison]:
     values = {name: list(own.values()) for name, own in results.finished(key).items()}
     pairs = results.pairs
     gaps = statistics.compare(values, [statistics.pair(*names) for names in pairs], is_log(results, key))
-    lower = lower_is_better(key)
+    lower = metric(key).lower
     rows = []
     for (variant, reference), gap in zip(pairs, gaps, strict=True):
         if gap is None:

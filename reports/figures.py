@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from reports import format, style
 from reports.comparison import Comparison, is_log
-from reports.metrics import extractor_of, lower_is_better
+from reports.metrics import extractor_of, metric
 from reports.results import ENDED_EARLY, Results
 from reports.statistics import on_log_scale
 
@@ -179,7 +179,7 @@ def difference_axis(axes: Axes, results: Results, key: str, reference: str, meas
         log_axis(axes, "x")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    lower, measure = lower_is_better(key), measure or results.label(key)
+    lower, measure = metric(key).lower, measure or results.label(key)
     side = "" if lower is None else f" ({'left' if lower else 'right'} is better)"
     text = f"{measure} over that of {reference}{side}" if log else f"difference to {reference} in {measure}{side}"
     axes.set_xlabel(text if len(text) < 45 else text.replace(" over ", "\nover ", 1).replace(" in ", "\nin ", 1))

@@ -7,7 +7,7 @@ its own name, without a better direction, compared by differences. Nothing but d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # What is logged while training; everything else is measured on samples, at evaluations.
 LOGGED_IN_TRAINING = ("loss_", "logit_", "gamma/", "attention_", "sigma_max/", "num_params_", "flops_",
@@ -67,19 +67,26 @@ METRICS = {
 }
 
 
-def _find(key: str) -> tuple[Metric | None, str]:
-    """A metric and what its heading has after it; None for a key that METRICS does not know.
+def metric(key: str) -> Metric:
+    """The metric of a key as it is logged, also of one class ("relation_error/twins") and of best weights ("best/fid").
 
-    "relation_error/twins" is the relation error of one class, "best/fid" the FID of a run's best weights.
+    A key that METRICS does not know has itself as its heading, and no direction.
     """
     if key in METRICS:
-        return METRICS[key], ""
+        return METRICS[key]
     plain = key.removeprefix("best/")
     of_best = ", best of run" if plain != key else ""
-    if plain in METRICS:
-        return METRICS[plain], of_best
     family, _, member = plain.partition("/")
-    return (METRICS.get(family), f", {member}{of_best}") if member else (None, "")
+    if plain in METRICS:
+        return replace(METRICS[plain], heading=METRICS[plain].heading + of_best)
+    if member and family in METRICS:
+        return replace(METRICS[family], heading=f"{METRICS[family].heading}, {_literal(member)}{of_best}")
+    return Metric(_literal(key.replace("_", " ")))
+
+
+def _literal(text: str) -> str:
+    """A text from a store as a part of a heading, in which its braces stand for nothing."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def heading(key: str, fingerprint: str, arrow: bool = False) -> str:
@@ -87,35 +94,14 @@ def heading(key: str, fingerprint: str, arrow: bool = False) -> str:
 
     Only real Inception features earn the names FID, KID and IS.
     """
-    metric, suffix = _find(key)
-    if metric is None:
-        return key.replace("_", " ")
-    extractor = extractor_of(fingerprint)
+    found, extractor = metric(key), extractor_of(fingerprint)
     names = {"fd": "FID", "kd": "KID", "is": "IS"}
     if not extractor.startswith("inception"):
         names = {name: f"{name.upper()} {extractor}".strip() for name in names}
-    text = metric.heading.format(**names) + suffix
-    return text + {True: " ↓", False: " ↑", None: ""}[metric.lower] if arrow else text
+    text = found.heading.format(**names)
+    return text + {True: " ↓", False: " ↑", None: ""}[found.lower] if arrow else text
 
 
 def extractor_of(fingerprint: str) -> str:
     """The first word of "embedded-v1@1a2b3c4d; 2000 samples; ..."."""
     return fingerprint.partition(";")[0].partition("@")[0].strip()
-
-
-def lower_is_better(key: str) -> bool | None:
-    """None where neither is."""
-    metric, _ = _find(key)
-    return metric.lower if metric else None
-
-
-def is_ratio(key: str) -> bool:
-    """Whether a metric is compared by its logarithm, where all of its values are above 0."""
-    metric, _ = _find(key)
-    return metric is not None and metric.ratio
-
-
-def scale(key: str) -> float:
-    """What a value is multiplied with before it is printed."""
-    metric, _ = _find(key)
-    return metric.scale if metric else 1.0

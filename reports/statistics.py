@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from reports.metrics import is_ratio
+from reports.metrics import metric
 
 SIGNIFICANT = 0.05  # chance of any false claim among a study's comparisons
 POWER = 0.8
@@ -53,7 +53,7 @@ Contrast = Mapping[str, float]  # weights of the variants' means, adding up to 0
 
 def on_log_scale(key: str) -> bool:
     """Whether a metric is compared by its logarithm, where all of its values are above 0 (reports/metrics.py)."""
-    return is_ratio(key)
+    return metric(key).ratio
 
 
 def run_score(key: str, values: Sequence[float]) -> float:

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from reports import format, metrics
+from reports import format
 from reports.comparison import estimates, is_log
 from reports.format import ABSENT
+from reports.metrics import metric
 from reports.results import Results, Variant
 
 
@@ -77,7 +78,7 @@ def taken_at(results: Results) -> str:
 
 def intervals_note(results: Results, key: str) -> str:
     """What p and the intervals of comparisons are; for the notes of a table that has some."""
-    lower = metrics.lower_is_better(key)
+    lower = metric(key).lower
     better = "" if lower is None else " Below zero is better." if lower else " Above zero is better."
     return (
         f"Differences are of means over seeds{', in per cent' if is_log(results, key) else ''}, with simultaneous 95 % "
@@ -89,7 +90,7 @@ def intervals_note(results: Results, key: str) -> str:
 def score_texts(results: Results, key: str) -> dict[str, str]:
     """{variant: "10.5 (9.3 to 11.9)"}; a variant without a score says why in the row of the primary score or of FD."""
     rows = estimates(results, key)
-    scale = metrics.scale(key)
+    scale = metric(key).scale
     found = [row for row in rows.values() if row]
     half_widths = (scale * (row.mean - row.low) for row in found if row.low is not None)
     sizes = [scale * row.mean for row in found]
@@ -131,7 +132,7 @@ def seeds_finished(results: Results, variant: Variant) -> str:
 def best(key: str, figures: Iterable[float | None], offset: int = 0) -> frozenset[int]:
     """Where the best of two or more figures stands; `offset` is the place of the first."""
     found = {place: figure for place, figure in enumerate(figures) if figure is not None}
-    lower = metrics.lower_is_better(key)
+    lower = metric(key).lower
     if len(found) < 2 or lower is None:
         return frozenset()
     top = (min if lower else max)(found.values())

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from reports import format
+from reports import figures, format
 from reports.comparison import Comparison, compare, estimates, is_log, smallest_visible
-from reports.figures import (
-    Drawn,
-    basis,
-    difference_axis,
-    difference_row,
-    ended_as,
-    log_axis,
-    looks,
-    name_rows,
-    new_axes,
-    whiskers,
-    whiskers_of,
-)
-from reports.metrics import lower_is_better
+from reports.figures import Drawn
+from reports.metrics import metric
 from reports.results import ENDED_EARLY, Results
 from reports.statistics import changed
 
@@ -66,7 +54,7 @@ def answer(rows: list[Comparison], results: Results) -> str:
 
 def _differences_shown(shown: list[Comparison], results: Results) -> str:
     """ "feat16 lowers FD by 31 % against none (95 % interval 12 to 46 %), n = 8; feat8 raises it by ..."."""
-    sign = -1 if lower_is_better(results.metric) is False else 1
+    sign = -1 if metric(results.metric).lower is False else 1
     counts, references = {row.gap.n for row in shown}, {row.reference for row in shown}
     clauses = []
     for place, row in enumerate(sorted(shown, key=lambda row: sign * row.gap.value)):
@@ -82,7 +70,7 @@ def _differences_shown(shown: list[Comparison], results: Results) -> str:
 
 def _one_seed_each(rows: list[Comparison], results: Results) -> str:
     """The best variant by one seed each, and that this shows nothing."""
-    sign = -1 if lower_is_better(results.metric) is False else 1
+    sign = -1 if metric(results.metric).lower is False else 1
     best = min(rows, key=lambda row: sign * row.gap.value)
     than = "below" if best.gap.value < 0 else "above"
     return (
@@ -104,7 +92,7 @@ def _without_baseline(results: Results) -> str:
     scored = {name: found for name, found in estimates(results, results.metric).items() if found}
     if not scored or not len(states) or not states.isin(ENDED_EARLY).all():
         return ""
-    lower = lower_is_better(results.metric) is not False
+    lower = metric(results.metric).lower is not False
     top = (min if lower else max)(scored, key=lambda name: scored[name].mean)
     found = scored[top]
     score = format.interval(found.mean, found.low, found.high, format.decimals([found.mean]))
@@ -142,28 +130,28 @@ def seeds(results: Results) -> Iterator[Drawn]:
     if not any(rows.values()):
         return
     values, log = results.finished(results.metric), is_log(results, results.metric)
-    fig, axes = new_axes(height=0.55 + 0.3 * len(rows))
+    fig, axes = figures.new_axes(height=0.55 + 0.3 * len(rows))
     names = []
     for place, variant in enumerate(results.variants):
-        look, row = looks(results)[variant.name], rows[variant.name]
+        look, row = figures.looks(results)[variant.name], rows[variant.name]
         fewer = row is not None and row.n != len(results.seeds)
         names.append(f"{variant.name}\nn = {row.n}" if row and fewer else variant.name)
         if row is None:
-            text = variant.unsupported or ended_as(results, variant.name) or "nothing finished"
+            text = variant.unsupported or figures.ended_as(results, variant.name) or "nothing finished"
             axes.text(0.02, place, text, transform=axes.get_yaxis_transform(), va="center", color="#5f6670")
             continue
-        whiskers(axes, row.mean, row.low, row.high, place, color=look.colour, capsize=2, lw=1.2)
+        figures.whiskers(axes, row.mean, row.low, row.high, place, color=look.colour, capsize=2, lw=1.2)
         axes.plot(row.mean, place, "|", color=look.colour, ms=13, mew=2)
         points = list(values[variant.name].values())
         axes.plot(points, [place] * len(points), look.marker, color=look.colour, ms=4.5, mec="white", mew=0.6)
-    name_rows(axes, names)
+    figures.name_rows(axes, names)
     if log:
-        log_axis(axes, "x")
+        figures.log_axis(axes, "x")
     axes.set_xlabel(results.label(arrow=True))
     parts = ["One point per training seed", f"bar: {'geometric mean' if log else 'mean'}"]
     if any(row and row.low is not None for row in rows.values()):
         parts.append(f"whiskers: 95 % t interval{' of the logarithm' if log else ''}")
-    yield Drawn("seeds", f"{'; '.join(parts)}. {basis(results, results.metric)}", fig)
+    yield Drawn("seeds", f"{'; '.join(parts)}. {figures.basis(results, results.metric)}", fig)
 
 
 def differences(results: Results) -> Iterator[Drawn]:
@@ -172,11 +160,11 @@ def differences(results: Results) -> Iterator[Drawn]:
     if not found:
         return
     one_reference = all(row.reference == results.baseline for row in found)
-    fig, axes = new_axes(height=0.55 + 0.3 * len(found))
+    fig, axes = figures.new_axes(height=0.55 + 0.3 * len(found))
     for place, row in enumerate(found):
-        difference_row(axes, results, row, place)
-    name_rows(axes, [row.variant if one_reference else f"{row.variant}\n− {row.reference}" for row in found])
-    difference_axis(axes, results, results.metric, results.baseline if one_reference else "the other")
+        figures.difference_row(axes, results, row, place)
+    figures.name_rows(axes, [row.variant if one_reference else f"{row.variant}\n− {row.reference}" for row in found])
+    figures.difference_axis(axes, results, results.metric, results.baseline if one_reference else "the other")
     what = "Ratio of geometric means" if found[0].gap.log else "Difference of means"
-    caption = f"{what}{whiskers_of(found, format.counted(len(results.pairs), 'comparison'))}."
-    yield Drawn("differences", f"{caption} {basis(results, results.metric)}", fig)
+    caption = f"{what}{figures.whiskers_of(found, format.counted(len(results.pairs), 'comparison'))}."
+    yield Drawn("differences", f"{caption} {figures.basis(results, results.metric)}", fig)

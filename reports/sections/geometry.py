@@ -12,21 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 
-from reports import format, style
+from reports import figures, format, style, tables
 from reports.comparison import against_baseline, estimates, is_log
-from reports.figures import (
-    Drawn,
-    basis,
-    difference_axis,
-    difference_row,
-    legend,
-    name_rows,
-    new_axes,
-    whiskers_of,
-)
+from reports.figures import Drawn
 from reports.paper import published
 from reports.results import Results
-from reports.tables import Block, Row, Table, caption, intervals_note, score_texts
+from reports.tables import Block, Row, Table
 
 MOST_CLASSES = 20  # more fit no column
 VARIANTS_PER_PANEL = 4
@@ -41,7 +32,7 @@ def groups_table(results: Results) -> Table | None:
     for key in keys:
         columns += [results.label(key, arrow=True), f"to {results.baseline}"]
         found = against_baseline(results, key)
-        for row, (name, text) in zip(cells, score_texts(results, key).items(), strict=True):
+        for row, (name, text) in zip(cells, tables.score_texts(results, key).items(), strict=True):
             row += [text, format.gap(found[name].gap if name in found else None)]
     members = "; ".join(
         f"{name}: {', '.join(results.classes[label] for label in labels)}" for name, labels in results.groups.items()
@@ -51,7 +42,7 @@ def groups_table(results: Results) -> Table | None:
         title="Geometry against texture",
         columns=tuple(columns),
         blocks=(Block(None, tuple(Row(tuple(row)) for row in cells)),),
-        notes=(caption(results), f"{members}. Secondary metrics. {intervals_note(results, keys[0])}"),
+        notes=(tables.caption(results), f"{members}. Secondary metrics. {tables.intervals_note(results, keys[0])}"),
     )
 
 
@@ -62,21 +53,21 @@ def groups(results: Results) -> Iterator[Drawn]:
     if len(found) < 2 or not any(found.values()):
         return
     others = [item.name for item in results.variants if any(item.name in rows for rows in found.values())]
-    fig, axes = new_axes(height=0.75 + 0.4 * len(others))
+    fig, axes = figures.new_axes(height=0.75 + 0.4 * len(others))
     marks = dict(zip(found, (("o", None), ("s", "white"), ("^", None), ("D", "white")), strict=False))
     for offset, (key, (marker, face)) in enumerate(marks.items()):
         for name, row in found[key].items():
             place = others.index(name) + 0.52 * ((offset + 0.5) / len(marks) - 0.5)
-            difference_row(axes, results, row, place, marker, face)
-    name_rows(axes, others, margin=0.5)
-    difference_axis(axes, results, next(iter(found)), results.baseline, f"{results.label('fid')} of a group")
+            figures.difference_row(axes, results, row, place, marker, face)
+    figures.name_rows(axes, others, margin=0.5)
+    figures.difference_axis(axes, results, next(iter(found)), results.baseline, f"{results.label('fid')} of a group")
     dark = "#4a515b"
     handles = [Line2D([], [], marker=marker, ls="", color=dark, mfc=face or dark, ms=5, label=key.partition("/")[2])
                for key, (marker, face) in marks.items()]  # fmt: skip
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.3)
     rows = [row for of_key in found.values() for row in of_key.values()]
-    text = f"By group of classes{whiskers_of(rows, 'the variants of a group')}. Secondary."
-    yield Drawn("geometry_texture", f"{text} {basis(results, next(iter(found)))}", fig)
+    text = f"By group of classes{figures.whiskers_of(rows, 'the variants of a group')}. Secondary."
+    yield Drawn("geometry_texture", f"{text} {figures.basis(results, next(iter(found)))}", fig)
 
 
 def classes(results: Results) -> Iterator[Drawn]:
@@ -92,19 +83,20 @@ def classes(results: Results) -> Iterator[Drawn]:
     panels = math.ceil(len(variants) / VARIANTS_PER_PANEL)
     for number, chosen in enumerate(np.array_split(variants, panels), 1):
         chosen = chosen.tolist()
-        fig, axes = new_axes(height=0.6 + (0.16 + 0.1 * len(chosen)) * len(names), legend=chosen)
+        fig, axes = figures.new_axes(height=0.6 + (0.16 + 0.1 * len(chosen)) * len(names), legend=chosen)
         for place, name in enumerate(names):
             for variant, row in found[name].items():
                 if variant in chosen:
                     y = place + 0.7 * ((chosen.index(variant) + 0.5) / len(chosen) - 0.5)
-                    difference_row(axes, results, row, y, size=4)
-        name_rows(axes, names, margin=0.5)
+                    figures.difference_row(axes, results, row, y, size=4)
+        figures.name_rows(axes, names, margin=0.5)
         _group_bands(axes, results, names)
-        difference_axis(axes, results, key, results.baseline, f"{results.label('fid')} of a class")
-        legend(fig, results, chosen, dashes=False, markers=True)
+        figures.difference_axis(axes, results, key, results.baseline, f"{results.label('fid')} of a class")
+        figures.legend(fig, results, chosen, dashes=False, markers=True)
         rows = [row for of_class in found.values() for row in of_class.values()]
-        text = f"Class by class{whiskers_of(rows, 'the variants of a class')}. Secondary. {basis(results, key)}"
-        yield Drawn("classes" if panels == 1 else f"classes_{number}", text, fig)
+        text = f"Class by class{figures.whiskers_of(rows, 'the variants of a class')}. Secondary."
+        name = "classes" if panels == 1 else f"classes_{number}"
+        yield Drawn(name, f"{text} {figures.basis(results, key)}", fig)
 
 
 def class_scores(results: Results) -> Iterator[Drawn]:
@@ -118,7 +110,7 @@ def class_scores(results: Results) -> Iterator[Drawn]:
     )
     if table.empty or table.shape[1] > MOST_CLASSES:
         return
-    fig, axes = new_axes(height=0.9 + 0.26 * len(table))
+    fig, axes = figures.new_axes(height=0.9 + 0.26 * len(table))
     values = table.to_numpy()
     digits = min(format.decimals(values.ravel()), 1 if values.max() >= 10 else 2)
     norm = LogNorm() if values.max() > 10 * values.min() > 0 else None
@@ -130,7 +122,7 @@ def class_scores(results: Results) -> Iterator[Drawn]:
     axes.set_ylabel("")
     mean = "geometric mean" if all(is_log(results, key) for key in keys.values()) else "mean"
     text = f"Class by class: {mean} over training seeds; lighter is better. Secondary."
-    yield Drawn("class_scores", f"{text} {basis(results, next(iter(keys.values())))}", fig)
+    yield Drawn("class_scores", f"{text} {figures.basis(results, next(iter(keys.values())))}", fig)
 
 
 def published_classes(results: Results) -> Iterator[Drawn]:
@@ -142,11 +134,11 @@ def published_classes(results: Results) -> Iterator[Drawn]:
     names = list(dict.fromkeys(name for _, name in score))
     gaps = np.array([score["sagan", name] - score["sngan_projection", name] for name in names])
     textures = {"stone wall", "geyser", "valley", "coral fungus"}
-    fig, axes = new_axes(height=0.5 + 0.17 * len(names))
+    fig, axes = figures.new_axes(height=0.5 + 0.17 * len(names))
     axes.axvline(0, color=style.BASELINE_COLOUR, lw=1)
     axes.barh(range(len(names)), gaps, height=0.6, color=["white" if name in textures else "#9aa1ab" for name in names],
               edgecolor="#5f6670", lw=0.8)  # fmt: skip
-    name_rows(axes, names)
+    figures.name_rows(axes, names)
     axes.set_xlabel("the paper's SAGAN minus its SNGAN-projection,\nintra-class FID (left is better)")
     origin = f"{records[0].source}, Figure 6; {records[0].dataset}, one run, so no interval."
     yield Drawn("published_classes", f"Filled: geometry, open: texture. {origin}", fig)

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
-from reports import format, statistics
+from reports import figures, format, statistics, tables
 from reports.comparison import is_log, means
-from reports.figures import Drawn, basis, ended_as, new_axes
+from reports.figures import Drawn
 from reports.format import ABSENT
-from reports.metrics import lower_is_better
+from reports.metrics import metric
 from reports.results import Results
-from reports.tables import Block, Row, Table, caption, score_texts
+from reports.tables import Block, Row, Table
 
 RATES = ("optim.lr_g", "optim.lr_d")
 RATIOS = (1, 4)  # of D's rate to G's: equal ones, and the paper's TTUR
@@ -30,16 +30,16 @@ def grid(results: Results) -> Table | None:
     crossed = (item for item in results.variants if {down, across} <= item.factors.keys())
     at = {(item.factors[down], item.factors[across]): item for item in crossed}
     levels, columns = (list(dict.fromkeys(pair[place] for pair in at)) for place in (0, 1))
-    texts, figures = score_texts(results, results.metric), means(results, results.metric)
-    top = (min if lower_is_better(results.metric) is not False else max)(
-        (figure for figure in figures.values() if figure is not None), default=None
+    texts, averages = tables.score_texts(results, results.metric), means(results, results.metric)
+    top = (min if metric(results.metric).lower is not False else max)(
+        (mean for mean in averages.values() if mean is not None), default=None
     )
     rows = []
     for level in levels:
         found = [at.get((level, other)) for other in columns]
-        bold = {place for place, item in enumerate(found, 1) if item and top is not None and figures[item.name] == top}
+        bold = {place for place, item in enumerate(found, 1) if item and top is not None and averages[item.name] == top}
         rows.append(Row((level, *(texts[item.name] if item else ABSENT for item in found)), frozenset(bold)))
-    notes = [caption(results)]
+    notes = [tables.caption(results)]
     rates = {item.rates for item in results.variants if item.params}
     if len(rates) == 1 and (rate := next(iter(rates))[0]) is not None and rates == {(rate, rate)}:
         notes.append(f"All variants train with lr_G = lr_D = {rate:g}; the paper does not publish the equal rate that "
@@ -104,10 +104,10 @@ def rates(results: Results) -> Iterator[Drawn]:
     columns = sorted({lr_d for _, lr_d in pairs.values()})
     scores, texts = np.full((len(rows), len(columns)), np.nan), np.full((len(rows), len(columns)), "", dtype=object)
     digits = min(2, format.decimals(value for found in values.values() for value in found.values()))
-    fig, axes = new_axes(height=0.7 + 0.46 * len(rows))
+    fig, axes = figures.new_axes(height=0.7 + 0.46 * len(rows))
     for name, (lr_g, lr_d) in pairs.items():
         place = rows.index(lr_g), columns.index(lr_d)
-        state = ended_as(results, name).replace(" collapsed", "\ncollapsed").replace(" diverged", "\ndiverged")
+        state = figures.ended_as(results, name).replace(" collapsed", "\ncollapsed").replace(" diverged", "\ndiverged")
         if values[name]:
             scores[place] = averages[name]
             texts[place] = "\n".join(filter(None, (format.number(scores[place], digits), state)))
@@ -121,13 +121,13 @@ def rates(results: Results) -> Iterator[Drawn]:
     axes.set_xlabel("learning rate of D")
     axes.set_ylabel("learning rate of G")
     mean = "geometric mean" if is_log(results, results.metric) else "mean"
-    better = "darker" if lower_is_better(results.metric) is False else "lighter"
+    better = "darker" if metric(results.metric).lower is False else "lighter"
     caption = f"{results.label()}, {mean} over the seeds that finished; {better} is better."
     if results.any_ended_early:
         caption += " Hatched: runs that collapsed or diverged."
     if drawn:
         caption += f" Lines: D's rate is {' or '.join(map(str, drawn))} times G's."
-    yield Drawn("rates", f"{caption} {basis(results, results.metric)}", fig)
+    yield Drawn("rates", f"{caption} {figures.basis(results, results.metric)}", fig)
 
 
 def _rates(results: Results) -> dict[str, tuple[float, float]] | None:

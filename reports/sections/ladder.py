@@ -8,24 +8,13 @@ from dataclasses import replace
 
 from matplotlib.axes import Axes
 
-from reports import format
+from reports import figures, format, tables
 from reports.comparison import Comparison, compare, estimates, is_log, means
-from reports.figures import Drawn, basis, ended_as, log_axis, looks, name_rows, new_axes, whiskers
+from reports.figures import Drawn
 from reports.paper import Published, published
 from reports.results import Results
 from reports.statistics import Estimate
-from reports.tables import (
-    Block,
-    Row,
-    Table,
-    best,
-    caption,
-    intervals_note,
-    outcomes,
-    score_texts,
-    seeds_finished,
-    setting,
-)
+from reports.tables import Block, Row, Table
 
 
 def ladder(results: Results) -> Table | None:
@@ -33,15 +22,20 @@ def ladder(results: Results) -> Table | None:
     if results.design != "ladder":
         return None
     gaps = {row.variant: row.gap for row in compare(results, results.metric)}
-    texts, top = score_texts(results, results.metric), best(results.metric, means(results, results.metric).values())
+    texts, top = (
+        tables.score_texts(results, results.metric),
+        tables.best(results.metric, means(results, results.metric).values()),
+    )
     rows = []
     for place, item in enumerate(results.variants):
         above = results.variants[place - 1].changes if place else {}
-        new = (f"{field} = {setting(value)}" for field, value in item.changes.items() if above.get(field) != value)
+        new = (
+            f"{field} = {tables.setting(value)}" for field, value in item.changes.items() if above.get(field) != value
+        )
         adds = ", ".join(new) if place else "where the ladder starts"
         gap = gaps.get(item.name)
         cells = (item.name, adds, texts[item.name], format.gap(gap), format.p_value(gap.p if gap else None),
-                 seeds_finished(results, item), outcomes(results, item))  # fmt: skip
+                 tables.seeds_finished(results, item), tables.outcomes(results, item))  # fmt: skip
         rows.append(Row(cells, frozenset({2}) if place in top else frozenset()))
     blocks = [Block(None, tuple(rows))]
     if ends := _published_ends(results):
@@ -54,7 +48,7 @@ def ladder(results: Results) -> Table | None:
         title="Step by step",
         columns=("rung", "adds", results.label(arrow=True), "to the rung above", "p, adjusted", "seeds", "outcome"),
         blocks=tuple(blocks),
-        notes=(caption(results), f"{intervals_note(results, results.metric)} {order}"),
+        notes=(tables.caption(results), f"{tables.intervals_note(results, results.metric)} {order}"),
     )
 
 
@@ -65,9 +59,9 @@ def waterfall(results: Results) -> Iterator[Drawn]:
         return
     steps = {row.variant: row for row in compare(results, results.metric)}
     names, scored = [variant.name for variant in results.variants], list(totals)
-    fig, axes = new_axes(height=0.6 + 0.32 * (len(names) + 1))
+    fig, axes = figures.new_axes(height=0.6 + 0.32 * (len(names) + 1))
     for place, variant in enumerate(results.variants):
-        name, ended = variant.name, ended_as(results, variant.name)
+        name, ended = variant.name, figures.ended_as(results, variant.name)
         if name not in totals:
             _write_beside(axes, place, variant.unsupported or ended or "no result")
         elif name in steps and steps[name].reference in totals:
@@ -77,15 +71,15 @@ def waterfall(results: Results) -> Iterator[Drawn]:
             _draw_total(axes, results, totals[name], name, place, ended)
     _draw_total(axes, results, totals[scored[-1]], scored[-1], len(names))
     first = names.index(scored[0])
-    name_rows(axes, [*names[: first + 1], *(f"→ {name}" for name in names[first + 1 :]), scored[-1]])
+    figures.name_rows(axes, [*names[: first + 1], *(f"→ {name}" for name in names[first + 1 :]), scored[-1]])
     log = is_log(results, results.metric)
     if log:
-        log_axis(axes, "x")
+        figures.log_axis(axes, "x")
     axes.set_xlabel(results.label(arrow=True))
     caption = (
         f"From the first rung to the last. Bar: what a step changes in the {'geometric ' if log else ''}mean, with its "
         f"simultaneous 95 % interval over {format.counted(len(results.pairs), 'step')}; diamond: mean of a rung, 95 % "
-        f"t interval. {basis(results, results.metric)}"
+        f"t interval. {figures.basis(results, results.metric)}"
     )
     if ends := _published_ends(results):
         listed = ", ".join(f"{_recipe(end)} {end.value:g}" for end in ends)
@@ -105,8 +99,8 @@ def _recipe(end: Published) -> str:
 
 
 def _draw_total(axes: Axes, results: Results, total: Estimate, name: str, place: int, ended: str = "") -> None:
-    colour = looks(results)[name].colour
-    whiskers(axes, total.mean, total.low, total.high, place, fmt="D", color=colour, ms=4.5, lw=1.2, capsize=2)
+    colour = figures.looks(results)[name].colour
+    figures.whiskers(axes, total.mean, total.low, total.high, place, fmt="D", color=colour, ms=4.5, lw=1.2, capsize=2)
     axes.plot(total.mean, place, "D", color=colour, ms=4.5)
     _write_beside(axes, place, format.number(total.mean, format.decimals([total.mean])), ended)
 
@@ -114,10 +108,10 @@ def _draw_total(axes: Axes, results: Results, total: Estimate, name: str, place:
 def _draw_step(axes: Axes, results: Results, totals: dict[str, Estimate], row: Comparison, place: int) -> None:
     """A bar from the mean of the rung before to this one's, and a line down to where the next begins."""
     before, level = totals[row.reference].mean, totals[row.variant].mean
-    axes.barh(place, level - before, left=before, height=0.5, color=looks(results)[row.variant].colour)
+    axes.barh(place, level - before, left=before, height=0.5, color=figures.looks(results)[row.variant].colour)
     low, high = (None if end is None else before * math.exp(end) if row.gap.log else before + end
                  for end in (row.gap.low, row.gap.high))  # fmt: skip
-    whiskers(axes, level, low, high, place, color="#2b3038", lw=0.9, capsize=2)
+    figures.whiskers(axes, level, low, high, place, color="#2b3038", lw=0.9, capsize=2)
     axes.plot([level, level], [place + 0.25, place + 0.75], color="#9aa1ab", lw=0.7)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from reports import format
-from reports.figures import Drawn, curve, legend, looks, new_axes, seed_lines, shown, step_axis
+from reports import figures, format
+from reports.figures import Drawn
 from reports.results import Results
 
 # Name of the figure, how its keys begin, the label of its axis, and its caption.
@@ -27,19 +27,19 @@ def diagnostics(results: Results) -> Iterator[Drawn]:
         ]
         if history.empty:
             continue
-        names = shown(results, history)
-        fig, axes = new_axes(height=2.0, legend=names)
+        names = figures.shown(results, history)
+        fig, axes = figures.new_axes(height=2.0, legend=names)
         for variant in names:
             for key, lines in history[history["variant"] == variant].groupby("key", sort=False):
                 second = str(key).removeprefix(prefix).startswith(("d", "fake"))
-                look = replace(looks(results)[variant], dash="--" if second else "-")
+                look = replace(figures.looks(results)[variant], dash="--" if second else "-")
                 if name == "gamma":  # its sign is arbitrary, so a mean over seeds would say nothing
-                    seed_lines(axes, lines, look, set(), thin=False)
+                    figures.seed_lines(axes, lines, look, set(), thin=False)
                 else:
-                    curve(axes, lines, look, set(), band=False)
-        step_axis(axes)
+                    figures.curve(axes, lines, look, set(), band=False)
+        figures.step_axis(axes)
         axes.set_ylabel(label)
-        legend(fig, results, names, dashes=False)
+        figures.legend(fig, results, names, dashes=False)
         which = "Solid: real, dashed: fake" if name == "logits" else "Solid: G, dashed: D"
         lines_are = "One line per seed" if name == "gamma" else "Thin: a seed; thick: mean over seeds"
         n = format.span(history.groupby("variant")["seed"].nunique())

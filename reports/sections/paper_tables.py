@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reports import format, metrics
+from reports import format, metrics, tables
 from reports.comparison import compare, means
 from reports.format import ABSENT
 from reports.paper import Published, published
 from reports.results import Results, Variant
-from reports.tables import (
-    Block,
-    Row,
-    Table,
-    best,
-    caption,
-    intervals_note,
-    outcomes,
-    score_texts,
-    seeds_finished,
-    taken_at,
-)
+from reports.tables import Block, Row, Table
 
 NEVER_FIGURES = (
     "The paper's figures are another data set, budget and feature extractor: compare the order of the variants, never "
@@ -58,8 +47,8 @@ def _beside_published(
         columns=("", *(NAMES.get(item.name, item.name) for item in columns)),
         blocks=(Block(_our_heading(results), _our_rows(results, columns, keys)), theirs),
         notes=(
-            caption(results),
-            f"{NEVER_FIGURES} They are best over the run; ours: {taken_at(results)}.{remark} "
+            tables.caption(results),
+            f"{NEVER_FIGURES} They are best over the run; ours: {tables.taken_at(results)}.{remark} "
             f"Source: {records[0].source}, {title}.",
         ),
     )
@@ -76,7 +65,7 @@ def reimplementations(results: Results) -> Table | None:
         named[records[0].source] = None
         values = {(record.metric, record.variant): record.value for record in records}
         figures = [values.get((key, model)) for key in ("fid", "is") for model in ("sngan", "sagan")]
-        bold = best("fid", figures[:2], 1) | best("is", figures[2:], 3)
+        bold = tables.best("fid", figures[:2], 1) | tables.best("is", figures[2:], 3)
         texts = (format.number_or_absent(figure, 2) for figure in figures)
         rows.append(Row((f"{records[0].dataset}: {records[0].protocol}", *texts), bold))
     return Table(
@@ -100,7 +89,7 @@ def figure4(results: Results) -> Table | None:
     ours = (
         Row(("learning rate, G / D", *rates)),
         *_our_rows(results, variants, ("fid", "is")),
-        Row(("outcome", *(outcomes(results, item) for item in variants))),
+        Row(("outcome", *(tables.outcomes(results, item) for item in variants))),
     )
     theirs: list[Row] = []
     for step in sorted({record.step for record in records if record.step is not None}):
@@ -122,7 +111,7 @@ def figure4(results: Results) -> Table | None:
             Block("paper: ImageNet 128 px, one run, no interval", tuple(theirs), published=True),
         ),
         notes=(
-            caption(results),
+            tables.caption(results),
             f"{rate}The study is run without attention and with one D step a G step.",
             f"{NEVER_FIGURES} Source: {records[0].source}, Figure 4.",
         ),
@@ -135,7 +124,7 @@ def attention_against_residual(results: Results) -> Table | None:
     kinds = [kind for kind in CONTROLS if any(kind in row for row in places.values())]
     if not kinds:
         return None
-    texts = score_texts(results, results.metric)
+    texts = tables.score_texts(results, results.metric)
     gaps = {(row.variant, row.reference): row.gap for row in compare(results, results.metric)}
     columns, rows = ["at", "self-attention"], []
     for kind in kinds:
@@ -153,7 +142,7 @@ def attention_against_residual(results: Results) -> Table | None:
         title="Attention against a residual block in its place",
         columns=tuple(columns),
         blocks=(Block(results.label(arrow=True), tuple(rows)),),
-        notes=(caption(results), intervals_note(results, results.metric)),
+        notes=(tables.caption(results), tables.intervals_note(results, results.metric)),
     )
 
 
@@ -175,11 +164,11 @@ def _our_heading(results: Results) -> str:
 
 def _our_rows(results: Results, columns: Sequence[Variant], keys: Sequence[str]) -> tuple[Row, ...]:
     """The study's primary metric first, where the paper's table does not have it."""
-    rows = [Row(("seeds finished", *(seeds_finished(results, item) for item in columns)))]
+    rows = [Row(("seeds finished", *(tables.seeds_finished(results, item) for item in columns)))]
     for key in dict.fromkeys((*([results.metric] if results.metric not in keys else []), *keys)):
-        texts, figures = score_texts(results, key), means(results, key)
+        texts, figures = tables.score_texts(results, key), means(results, key)
         if key in (results.metric, "fid") or any(figure is not None for figure in figures.values()):
-            top = best(key, [figures[item.name] for item in columns], 1)
+            top = tables.best(key, [figures[item.name] for item in columns], 1)
             rows.append(Row((results.label(key, arrow=True), *(texts[item.name] for item in columns)), top))
     return tuple(rows)
 
@@ -192,5 +181,5 @@ def _published_rows(
         values = {record.variant: record.value for record in records if record.metric == key}
         figures = [values.get(item.name) for item in columns]
         texts = (format.number_or_absent(figure, 2) for figure in figures)
-        rows.append(Row((metrics.heading(key, "inception", arrow=True) + suffix, *texts), best(key, figures, 1)))
+        rows.append(Row((metrics.heading(key, "inception", arrow=True) + suffix, *texts), tables.best(key, figures, 1)))
     return tuple(rows)

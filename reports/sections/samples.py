@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from reports import format, style
-from reports.figures import Drawn, bare, looks, new_axes
+from reports import figures, format, style
+from reports.figures import Drawn
 from reports.paper import published
 from reports.results import ENDED_EARLY, Picture, Results
 
@@ -26,9 +26,9 @@ def samples(results: Results) -> Iterator[Drawn]:
         image = plt.imread(picture.path)
         height, width = image.shape[:2]
         rows = height // picture.tile_px if picture.tile_px else len(results.classes)
-        fig, axes = new_axes(height=0.3 + 2.75 * height / width)
+        fig, axes = figures.new_axes(height=0.3 + 2.75 * height / width)
         axes.imshow(image)
-        bare(axes)
+        figures.bare(axes)
         if rows == len(results.classes):
             axes.set_yticks((np.arange(rows) + 0.5) * height / rows - 0.5, results.classes)
         axes.tick_params(length=0)
@@ -39,7 +39,7 @@ def samples(results: Results) -> Iterator[Drawn]:
         if len(value):
             size = float(value.to_numpy()[0])
             text += f"   {results.label()} {format.number(size, format.decimals([size]))}"
-        axes.set_title(text, loc="left", color=looks(results)[picture.variant].colour)
+        axes.set_title(text, loc="left", color=figures.looks(results)[picture.variant].colour)
         caption = f"{picture.variant}, one seed ({picture.seed}), step {picture.step:,}; same z in every variant."
         yield Drawn(f"samples_{picture.variant}", caption, fig)
 
@@ -62,7 +62,7 @@ def stages(results: Results) -> Iterator[Drawn]:
     fig, panels = plt.subplots(len(rows), len(chosen), squeeze=False, figsize=(style.COLUMN, height))
     for name, line in zip(rows, panels, strict=True):
         folded = re.sub(r"(.{8,}?[_+])", r"\1\n", name, count=1) if len(name) > 16 else name
-        line[0].set_ylabel(folded, color=looks(results)[name].colour)
+        line[0].set_ylabel(folded, color=figures.looks(results)[name].colour)
         for step, axes in zip(chosen, line, strict=True):
             picture, score = at.get((name, step)), scores.get((name, step))
             if picture is None:
@@ -73,7 +73,7 @@ def stages(results: Results) -> Iterator[Drawn]:
     for axes, step in zip(panels[0], chosen, strict=True):
         axes.set_title(f"step {step:,}", fontsize=7, pad=3)
     for axes in panels.ravel():
-        bare(axes)
+        figures.bare(axes)
     caption = (
         f"Samples at steps of the run, {results.label()} beneath; one seed ({seed}), same z and labels everywhere."
     )
@@ -130,7 +130,7 @@ def attention(results: Results) -> Iterator[Drawn]:
         for image, weights, axes in zip(images[chosen], maps[chosen], panels, strict=True):
             _attention_row(axes, image, queries[:count], weights, side)
         title = f"{picture.variant}   {picture.name[:1].upper()} at {side} × {side}"
-        fig.suptitle(title, x=0.01, ha="left", fontsize=8, color=looks(results)[picture.variant].colour)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=8, color=figures.looks(results)[picture.variant].colour)
         caption = (
             f"{picture.variant}, seed {picture.seed}, step {picture.step:,}: query points on the sample, then what "
             f"each looks at, framed in its colour: weights over {maps.shape[-2]} × {maps.shape[-1]} keys."
@@ -143,7 +143,7 @@ def _attention_row(axes: np.ndarray, image: np.ndarray, queries: np.ndarray, map
     height, width = image.shape[:2]
     box = (-0.5, width - 0.5, height - 0.5, -0.5)
     for panel in axes:
-        bare(panel)
+        figures.bare(panel)
     axes[0].imshow(image)
     grey = 0.35 * image.mean(axis=2) / 255
     for panel, (row, column), weights, colour in zip(axes[1:], queries, maps, QUERY_COLOURS, strict=False):

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from reports import format
-from reports.figures import Drawn, new_axes
+from reports import figures, format, tables
+from reports.figures import Drawn
 from reports.results import Results, SearchTrial
-from reports.tables import Block, Row, Table, setting
+from reports.tables import Block, Row, Table
 
 TRIAL, BEST = "#0072b2", "#d55e00"
 
@@ -27,7 +27,7 @@ def trials(results: Results) -> Table | None:
     digits = format.decimals(trial.value for trial in search.trials if trial.value is not None)
     rows = [
         Row(
-            (trial.variant, *(setting(trial.params.get(field)) for field in search.fields),
+            (trial.variant, *(tables.setting(trial.params.get(field)) for field in search.fields),
              format.number_or_absent(trial.value, digits), trial.state),
             frozenset({0, len(search.fields) + 1}) if trial.variant == search.best else frozenset(),
         )
@@ -52,7 +52,9 @@ def _range(found: Mapping[str, object]) -> str:
         choices = found["choices"]
         assert isinstance(choices, list)
         return f"one of {', '.join(map(str, choices))}"
-    return f"{setting(found['low'])} to {setting(found['high'])}{', log scale' if found.get('log') else ''}"
+    return (
+        f"{tables.setting(found['low'])} to {tables.setting(found['high'])}{', log scale' if found.get('log') else ''}"
+    )
 
 
 def history(results: Results) -> Iterator[Drawn]:
@@ -62,7 +64,7 @@ def history(results: Results) -> Iterator[Drawn]:
         return
     in_order = sorted(search.trials, key=lambda trial: trial.number)
     scored = [(trial.number, trial.value) for trial in in_order if trial.value is not None]
-    fig, axes = new_axes(height=2.2)
+    fig, axes = figures.new_axes(height=2.2)
     if scored:
         numbers, values = (list(column) for column in zip(*scored, strict=True))
         axes.step(numbers, np.minimum.accumulate(values), where="post", color=BEST, label="best so far")
@@ -90,7 +92,7 @@ def importances(results: Results) -> Iterator[Drawn]:
     if results.search is None or not results.search.importances:
         return
     shares = sorted(results.search.importances.items(), key=lambda item: item[1])
-    fig, axes = new_axes(height=0.6 + 0.26 * len(shares))
+    fig, axes = figures.new_axes(height=0.6 + 0.26 * len(shares))
     bars = axes.barh([name for name, _ in shares], [share for _, share in shares], height=0.6, color=TRIAL)
     axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
     axes.set_xlim(0, 1.12 * shares[-1][1] or 1)

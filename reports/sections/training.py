@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from reports import style
-from reports.figures import Drawn, basis, crosses, curves, legend, looks, new_axes, shown
+from reports import figures, style
+from reports.figures import Drawn
 from reports.metrics import METRICS
 from reports.paper import Published, published
 from reports.results import Results
@@ -18,18 +18,18 @@ from reports.results import Results
 def scores(results: Results) -> Iterator[Drawn]:
     """Scores over training, with every seed as a thin line."""
     for key in dict.fromkeys((results.metric, *(key for key, metric in METRICS.items() if metric.as_curve))):
-        names = shown(results, results.history(key))
+        names = figures.shown(results, results.history(key))
         if not names:
             continue
-        fig, axes = new_axes(height=2.2, legend=names)
+        fig, axes = figures.new_axes(height=2.2, legend=names)
         bands = len(names) <= 6  # more would hide each other
-        curves(axes, results, key, bands)
+        figures.curves(axes, results, key, bands)
         axes.set_ylabel(results.label(key, arrow=True))
-        legend(fig, results, names)
+        figures.legend(fig, results, names)
         name = results.label(key)
         caption = f"{name[0].upper()}{name[1:]} while training. Thin: a seed; thick: mean over seeds"
         caption += "; band: lowest to highest seed." if bands else "."
-        yield Drawn(f"curve_{key}", f"{caption}{crosses(results)} {basis(results, key)}", fig)
+        yield Drawn(f"curve_{key}", f"{caption}{figures.crosses(results)} {figures.basis(results, key)}", fig)
 
 
 def figure3(results: Results) -> Iterator[Drawn]:
@@ -39,25 +39,25 @@ def figure3(results: Results) -> Iterator[Drawn]:
         return
     fig, (ours, theirs) = plt.subplots(2, 2, figsize=(style.COLUMN, 3.7), height_ratios=(1.5, 1))
     for key, axes in zip(keys, ours, strict=True):
-        curves(axes, results, key, band=False)
+        figures.curves(axes, results, key, band=False)
         axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], integer=True))
         axes.set_title(results.label(key, arrow=True), loc="left")
     records = [*published("figure3"), *published("figure4")]
     for key, axes in zip(keys, theirs, strict=True):
         _published_points(axes, results, [record for record in records if record.metric == key])
         axes.set_title(f"the paper's {key.upper()}", loc="left")
-    legend(fig, results, shown(results, results.history("fid")), markers=True)
+    figures.legend(fig, results, figures.shown(results, results.history("fid")), markers=True)
     caption = (
-        f"Above, ours. Thin: a seed; thick: mean over seeds.{crosses(results)} {basis(results, 'fid')} Below, the "
-        f"paper's Figures 3 and 4 on their own axes: {records[0].dataset}, one run; filled points are printed there, "
-        "open ones are read off its curves by eye."
+        f"Above, ours. Thin: a seed; thick: mean over seeds.{figures.crosses(results)} {figures.basis(results, 'fid')} "
+        f"Below, the paper's Figures 3 and 4 on their own axes: {records[0].dataset}, one run; filled points are "
+        "printed there, open ones are read off its curves by eye."
     )
     yield Drawn("figure3", caption, fig)
 
 
 def _published_points(axes: Axes, results: Results, records: list[Published]) -> None:
     """The points of each variant, joined in order of steps; on a logarithmic axis of steps, in thousands."""
-    drawn = looks(results)
+    drawn = figures.looks(results)
     for name in dict.fromkeys(record.variant for record in records):
         look = drawn.get(name, style.Look(style.BASELINE_COLOUR, "x", "-"))
         points = sorted((record.step or 0, record.value, record.certainty) for record in records

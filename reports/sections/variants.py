@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from reports import format, metrics
+from reports import format, metrics, tables
 from reports.comparison import against_baseline, compare, estimates, is_log, means
 from reports.format import ABSENT, number_or_absent
 from reports.results import Results
 from reports.sections.answer import what_could_be_seen
-from reports.tables import (
-    Block,
-    Row,
-    Table,
-    best,
-    caption,
-    intervals_note,
-    outcomes,
-    score_texts,
-    seeds_finished,
-    taken_at,
-)
+from reports.tables import Block, Row, Table
 
 BESIDE = 3  # metrics beside the primary one: more fit no page, and all are in the table of every metric
 
@@ -28,16 +17,16 @@ def scores(results: Results) -> Table:
     beside = [key for key, metric in metrics.METRICS.items()
               if metric.in_scores and key in results.finals and key != results.metric]  # fmt: skip
     keys = (results.metric, *beside[:BESIDE])
-    texts = [score_texts(results, key) for key in keys]
+    texts = [tables.score_texts(results, key) for key in keys]
     found = against_baseline(results, results.metric)
     one_reference = all(reference == results.baseline for _, reference in results.pairs)
-    top = best(results.metric, means(results, results.metric).values())
+    top = tables.best(results.metric, means(results, results.metric).values())
     rows = []
     for place, variant in enumerate(results.variants):
         score, *others = (of_metric[variant.name] for of_metric in texts)
         gap = found[variant.name].gap if variant.name in found else None
         cells = (variant.name, score, *((format.gap(gap),) if one_reference else ()),
-                 seeds_finished(results, variant), *others, outcomes(results, variant))  # fmt: skip
+                 tables.seeds_finished(results, variant), *others, tables.outcomes(results, variant))  # fmt: skip
         rows.append(Row(cells, frozenset({1}) if place in top else frozenset()))
     score, *others = (results.label(key, arrow=True) for key in keys)
     difference = (f"difference to {results.baseline}",) if one_reference else ()
@@ -48,9 +37,9 @@ def scores(results: Results) -> Table:
         columns=("variant", score, *difference, "seeds", *others, "outcome"),
         blocks=(Block(None, tuple(rows)),),
         notes=(
-            caption(results),
+            tables.caption(results),
             f"{results.label()} is the primary metric, by which the study answers{secondary}.",
-            *((intervals_note(results, results.metric),) if one_reference else ()),
+            *((tables.intervals_note(results, results.metric),) if one_reference else ()),
             "Only finished cells enter a mean: a collapsed or diverged one is counted under outcome, never averaged.",
         ),
     )
@@ -72,8 +61,9 @@ def evidence(results: Results) -> Table | None:
         columns=("variant", "against", f"difference in {results.label()}", "seeds", "p, adjusted", "P(better)"),
         blocks=(Block(None, tuple(rows)),),
         notes=(
-            f"By the primary metric, {taken_at(results)}. {intervals_note(results, results.metric)} Seeds: of the side "
-            "that has fewer. P(better) is the chance that a run of the variant scores better than a run of the other.",
+            f"By the primary metric, {tables.taken_at(results)}. {tables.intervals_note(results, results.metric)} "
+            "Seeds: of the side that has fewer. P(better) is the chance that a run of the variant scores better than a "
+            "run of the other.",
             *((could_be_seen,) if could_be_seen else ()),
         ),
     )
@@ -118,7 +108,7 @@ def costs(results: Results) -> Table | None:
         found = results.finals.loc[results.cells["variant"] == variant, key].dropna()
         return format.count(float(found.to_numpy()[0])) if len(found) else ABSENT
 
-    measured = {key: score_texts(results, key) for key in keys if key not in counted}
+    measured = {key: tables.score_texts(results, key) for key in keys if key not in counted}
     rows = (Row((variant.name, *(text(variant.name, key) for key in keys))) for variant in results.variants)
     return Table(
         name="costs",
@@ -134,9 +124,9 @@ def best_of_run(results: Results) -> Table | None:
     if not any(estimates(results, "best/fid").values()):
         return None
     keys = [key for key in ("best/fid", "best/is", "best/intra_fid") if key in results.finals]
-    texts = [score_texts(results, key) for key in ("fid", *keys)]
+    texts = [tables.score_texts(results, key) for key in ("fid", *keys)]
     steps = means(results, "best/step")
-    top = best("best/fid", means(results, "best/fid").values())
+    top = tables.best("best/fid", means(results, "best/fid").values())
     rows = [
         Row((name, *(column[name] for column in texts), number_or_absent(steps[name], 0)),
             frozenset({2}) if place in top else frozenset())
@@ -161,7 +151,7 @@ def every_metric(results: Results) -> Table | None:
     """All that was measured on samples at the last step, for who looks for a figure not shown above."""
     left_out = (*metrics.LOGGED_IN_TRAINING, "best/")
     keys = [key for key in sorted(results.finals.columns) if not key.startswith(left_out)]
-    rows = [Row((results.label(key, arrow=True), *score_texts(results, key).values())) for key in keys]
+    rows = [Row((results.label(key, arrow=True), *tables.score_texts(results, key).values())) for key in keys]
     columns = ("metric", *(variant.name for variant in results.variants))
     blocks = (Block(None, tuple(rows)),)
-    return Table("every_metric", "Every metric", columns, blocks, (caption(results),)) if rows else None
+    return Table("every_metric", "Every metric", columns, blocks, (tables.caption(results),)) if rows else None
