@@ -125,14 +125,14 @@ def _one_study(
 
 
 def _contrasts(stored: Any) -> tuple[tuple[str, str], ...]:
-    """() too for what no version of ours has written."""
+    """The pairs of a plan; () for a document that no version of this project has written."""
     pairs = stored if isinstance(stored, list) else []
     named = (pair for pair in pairs if isinstance(pair, list) and len(pair) == 2)
     return tuple((one, other) for one, other in named if isinstance(one, str) and isinstance(other, str))
 
 
 def _is_plan(plan: dict[str, Any]) -> bool:
-    """Whether it has what every version of ours has written."""
+    """Whether it has what every version of this project has written."""
     variants, seeds = plan.get("variants"), plan.get("seeds")
     if not isinstance(variants, list) or not isinstance(seeds, list):
         return False
@@ -141,7 +141,7 @@ def _is_plan(plan: dict[str, Any]) -> bool:
 
 
 def _search(stored: dict[str, Any] | None) -> Search | None:
-    """None too for one that no version of ours has written."""
+    """What search.json says; None for a document that no version of this project has written."""
     if stored is None:
         return None
     try:
@@ -169,9 +169,9 @@ def _natural(run: Run, tag: str) -> int | None:
 
 
 def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Variant, ...]:
-    """The union over plans, newest first; variants that only runs know of (a launch without a plan) come last.
+    """The variants of all plans, newest first, then those that only runs name (a launch died before its plan).
 
-    What a plan cannot say yet, the config of a search's best, is that of the newest run.
+    A plan made before a search has ended has no config of its best: it is taken from the newest run.
     """
     variants: dict[str, Variant] = {}
     for plan in plans:
@@ -188,7 +188,7 @@ def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Varian
 
 
 def _counted(cell_runs: list[Run], variants: Iterable[Variant]) -> tuple[dict[tuple[str, int], Run], tuple[str, ...]]:
-    """One run per cell: of the planned config, one with an outcome before one without, then the newest.
+    """The run that counts for each cell: of the planned config, with an outcome if one has it, and the newest of these.
 
     Also a note on the runs that are left out.
     """

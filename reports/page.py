@@ -36,6 +36,8 @@ from reports.tables import Table
 
 @dataclass(frozen=True)
 class Section:
+    """A part of the page, with all that it can show; what has nothing to show of a study is left out of its page."""
+
     title: str
     tables: tuple[Callable[[Results], Table | None], ...] = ()
     figures: tuple[Callable[[Results], Iterator[Drawn]], ...] = ()
@@ -94,10 +96,9 @@ class Panel:
 class Content:
     """What a section shows of one study."""
 
-    title: str
+    section: Section
     tables: list[Table]
     panels: list[Panel]
-    folded: bool
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def parts_of(results: Results, drawn: bool, pdf: bool) -> list[Part]:
             tables = [table for make in section.tables if (table := make(part)) is not None]
             panels = [panel for draw in section.figures if drawn for panel in _panels(draw, part, pdf, suffix)]
             if tables or panels:
-                contents.append(Content(section.title, tables, panels, section.folded))
+                contents.append(Content(section, tables, panels))
         parts.append(Part(part, answer.headline(part), answer.what_could_be_seen(part), contents))
     return parts
 

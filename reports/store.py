@@ -153,12 +153,12 @@ _POINT = {"run_id": str, "key": str, "step": int, "timestamp": int, "value": flo
 
 class _Database:
     def __init__(self, uri: str) -> None:
-        from sqlalchemy import inspect
+        from sqlalchemy import create_engine, inspect
         from sqlalchemy.exc import SQLAlchemyError
 
         self._uri = uri
         try:
-            self._engine = _sqlite_engine(_sqlite_path(uri)) if uri.startswith("sqlite:") else _engine(uri)
+            self._engine = _sqlite_engine(_sqlite_path(uri)) if uri.startswith("sqlite:") else create_engine(uri)
             tables = set(inspect(self._engine).get_table_names())
         except (SQLAlchemyError, ModuleNotFoundError) as error:
             raise ValueError(
@@ -228,12 +228,6 @@ def _sqlite_engine(path: Path) -> Engine:
         )
     address = f"file:{quote(str(path.resolve()))}?mode=ro"
     return create_engine("sqlite://", creator=lambda: sqlite3.connect(address, uri=True, timeout=20))
-
-
-def _engine(uri: str) -> Engine:
-    from sqlalchemy import create_engine
-
-    return create_engine(uri)
 
 
 class _Server:

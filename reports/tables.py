@@ -46,7 +46,7 @@ class Table:
 
 
 def caption(results: Results) -> str:
-    """By what, on how many samples, at which step, over what the interval is, and which cells are another study's."""
+    """How scores were measured, at which step, what their intervals are, and which cells another study trained."""
     counts = sorted({len(values) for values in results.finished(results.metric).values() if values})
     n = f", n = {counts[0]}" if len(counts) == 1 else ", n as stated" if counts else ""
     sentences = [
@@ -94,7 +94,7 @@ def score_texts(results: Results, key: str) -> dict[str, str]:
     found = [row for row in rows.values() if row]
     half_widths = (scale * (row.mean - row.low) for row in found if row.low is not None)
     sizes = [scale * row.mean for row in found]
-    few = is_log(results, key) and min(sizes, default=1.0) < 1  # such scores span decades: more digits would be noise
+    few = is_log(results, key) and min(sizes, default=1.0) < 1  # they span decades: more digits would be noise
     digits = max(format.decimals(sizes, digits=2 if few else 3), format.decimals(half_widths, digits=1))
     texts = {}
     for variant in results.variants:
