@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -202,7 +203,17 @@ def _render(template: str, **context: Any) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["unbroken"] = _unbroken
     return environment.get_template(template).render(**context)
+
+
+def _unbroken(text: str) -> Any:
+    """Escaped HTML in which no line ends before the arrow of a heading, in "n = 3" or in a short name with a hyphen."""
+    from markupsafe import Markup
+
+    parts = re.split(r"(\S{1,24} [↓↑]|n = \d+|\S{1,24}-\S{1,24})", text)  # every second one is what stays together
+    span = Markup('<span class="unbroken">{}</span>')
+    return Markup("").join(span.format(part) if place % 2 else part for place, part in enumerate(parts))
 
 
 def _check_ours(folder: Path) -> None:

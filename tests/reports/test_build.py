@@ -244,7 +244,9 @@ PROBE = """<script>
       broken: [...document.images].filter(image => !image.naturalWidth).map(image => image.alt),
       wide: all.filter(element => !element.closest(".scroll")
         && element.getBoundingClientRect().right > page.clientWidth + 1).map(name_of),
-      cut: all.filter(cut).map(name_of)}, "*");
+      cut: all.filter(cut).map(name_of),
+      sideways: all.filter(element => element.className === "scroll"
+        && element.scrollWidth > element.clientWidth + 1).map(element => element.ariaLabel)}, "*");
   });
 </script>"""
 FRAMES = """<p id="found"></p>
@@ -268,7 +270,7 @@ def every_page(
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [390, 1100, 1200])
 def test_in_a_browser_nothing_fails_scrolls_sideways_is_cut_or_missing(
     every_page: list[Path], tmp_path: Path, width: int
 ) -> None:
@@ -295,4 +297,5 @@ def test_in_a_browser_nothing_fails_scrolls_sideways_is_cut_or_missing(
         assert (page["width"], page["scroll_width"]) == (width, width), page
         assert not (page["errors"] or page["broken"] or page["wide"] or page["cut"]), page
         assert page["pictures"] >= 1, page
+        assert width < 1100 or "Scores" not in page["sideways"], page
     assert "CONSOLE" not in browser.stderr
