@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,11 @@ HEAVY = {"torch", "mlflow", "optuna", "numpy", "sqlalchemy"}
 
 def sources() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for package in FORBIDDEN for path in (ROOT / package).rglob("*.py"))
+
+
+def test_every_package_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert {name.replace(".", "/") for name in listed} == {str(Path(path).parent) for path in sources()}
 
 
 def imported(path: str, top_level_only: bool = False) -> Iterator[str]:
