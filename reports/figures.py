@@ -70,13 +70,13 @@ def ended_as(results: Results, variant: str) -> str:
     return ", ".join(f"{count}{of} {state}" for state, count in counts.items() if count)
 
 
-def crosses(results: Results) -> str:
+def cross_note(results: Results) -> str:
     """What the crosses of `curve` mean, where there are some."""
     sentence = " A cross ends a run that collapsed or diverged; means are over the others."
     return sentence if results.any_ended_early else ""
 
 
-def whiskers_of(rows: Sequence[Comparison], over: str) -> str:
+def whisker_note(rows: Sequence[Comparison], over: str) -> str:
     """What the whiskers of a figure of comparisons are; "" where none has any, as with one seed per variant."""
     tested = any(row.gap.low is not None for row in rows)
     return f"; whiskers: simultaneous 95 % interval over {over}" if tested else ""
@@ -85,7 +85,7 @@ def whiskers_of(rows: Sequence[Comparison], over: str) -> str:
 # Curves over training.
 
 
-def shown(results: Results, history: pd.DataFrame) -> list[str]:
+def variants_in(results: Results, history: pd.DataFrame) -> list[str]:
     """The variants that a history has, in the plan's order."""
     found = set(history["variant"])
     return [item.name for item in results.variants if item.name in found]
@@ -94,7 +94,7 @@ def shown(results: Results, history: pd.DataFrame) -> list[str]:
 def curves(axes: Axes, results: Results, key: str, band: bool) -> None:
     """A metric over training: each seed of each variant, and their means; a logarithmic axis for a ratio."""
     history = results.history(key)
-    for name in shown(results, history):
+    for name in variants_in(results, history):
         cells = results.of(name)
         ended = set(cells.loc[cells["state"].isin(ENDED_EARLY), "seed"])
         curve(axes, history[history["variant"] == name], looks(results)[name], ended, band)

@@ -63,6 +63,11 @@ class Search:
     importances: dict[str, float] | None
     best: str | None
 
+    @property
+    def tried(self) -> int:
+        """How many trials have ended."""
+        return sum(trial.state != "running" for trial in self.trials)
+
 
 @dataclass(frozen=True)
 class Picture:

@@ -22,7 +22,7 @@ def headline(results: Results) -> str:
     planned = sum(variant.unsupported is None for variant in results.variants) * len(results.seeds)
     rows = compare(results, results.metric)
     if results.design == "search" and not rows:
-        tried = sum(trial.state != "running" for trial in results.search.trials) if results.search else 0
+        tried = results.search.tried if results.search else 0
         trials = f"{format.counted(tried, 'trial')} {'is' if tried == 1 else 'are'} done"
         return f"Nothing confirmed yet: {trials}; a search answers when its best has run on fresh seeds."
     if done == 0:
@@ -166,5 +166,5 @@ def differences(results: Results) -> Iterator[Drawn]:
     figures.name_rows(axes, [row.variant if one_reference else f"{row.variant}\n− {row.reference}" for row in found])
     figures.difference_axis(axes, results, results.metric, results.baseline if one_reference else "the other")
     what = "Ratio of geometric means" if found[0].gap.log else "Difference of means"
-    caption = f"{what}{figures.whiskers_of(found, format.counted(len(results.pairs), 'comparison'))}."
+    caption = f"{what}{figures.whisker_note(found, format.counted(len(results.pairs), 'comparison'))}."
     yield Drawn("differences", f"{caption} {figures.basis(results, results.metric)}", fig)

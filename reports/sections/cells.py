@@ -37,6 +37,6 @@ def progress(results: Results) -> str:
     rest = f"; {impossible} cannot run at this scale" if impossible else ""
     of_search = ""
     if results.search is not None:
-        tried = sum(trial.state != "running" for trial in results.search.trials)
-        of_search = f"{tried} of {len(results.search.trials)} trials done; to confirm the best, "
+        trials = f"{results.search.tried} of {len(results.search.trials)} trials"
+        of_search = f"{trials} done; to confirm the best, "
     return f"{of_search}{sum(counts[state] for state in done)} of {len(states)} cells done: {listed}{rest}"

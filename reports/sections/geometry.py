@@ -66,7 +66,7 @@ def groups(results: Results) -> Iterator[Drawn]:
                for key, (marker, face) in marks.items()]  # fmt: skip
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), handletextpad=0.3)
     rows = [row for of_key in found.values() for row in of_key.values()]
-    text = f"By group of classes{figures.whiskers_of(rows, 'the variants of a group')}. Secondary."
+    text = f"By group of classes{figures.whisker_note(rows, 'the variants of a group')}. Secondary."
     yield Drawn("geometry_texture", f"{text} {figures.basis(results, next(iter(found)))}", fig)
 
 
@@ -94,7 +94,7 @@ def classes(results: Results) -> Iterator[Drawn]:
         figures.difference_axis(axes, results, key, results.baseline, f"{results.label('fid')} of a class")
         figures.legend(fig, results, chosen, dashes=False, markers=True)
         rows = [row for of_class in found.values() for row in of_class.values()]
-        text = f"Class by class{figures.whiskers_of(rows, 'the variants of a class')}. Secondary."
+        text = f"Class by class{figures.whisker_note(rows, 'the variants of a class')}. Secondary."
         name = "classes" if panels == 1 else f"classes_{number}"
         yield Drawn(name, f"{text} {figures.basis(results, key)}", fig)
 

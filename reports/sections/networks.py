@@ -27,7 +27,7 @@ def diagnostics(results: Results) -> Iterator[Drawn]:
         ]
         if history.empty:
             continue
-        names = figures.shown(results, history)
+        names = figures.variants_in(results, history)
         fig, axes = figures.new_axes(height=2.0, legend=names)
         for variant in names:
             for key, lines in history[history["variant"] == variant].groupby("key", sort=False):

@@ -18,7 +18,7 @@ from reports.results import Results
 def scores(results: Results) -> Iterator[Drawn]:
     """Scores over training, with every seed as a thin line."""
     for key in dict.fromkeys((results.metric, *(key for key, metric in METRICS.items() if metric.as_curve))):
-        names = figures.shown(results, results.history(key))
+        names = figures.variants_in(results, results.history(key))
         if not names:
             continue
         fig, axes = figures.new_axes(height=2.2, legend=names)
@@ -29,7 +29,7 @@ def scores(results: Results) -> Iterator[Drawn]:
         name = results.label(key)
         caption = f"{name[0].upper()}{name[1:]} while training. Thin: a seed; thick: mean over seeds"
         caption += "; band: lowest to highest seed." if bands else "."
-        yield Drawn(f"curve_{key}", f"{caption}{figures.crosses(results)} {figures.basis(results, key)}", fig)
+        yield Drawn(f"curve_{key}", f"{caption}{figures.cross_note(results)} {figures.basis(results, key)}", fig)
 
 
 def figure3(results: Results) -> Iterator[Drawn]:
@@ -46,11 +46,11 @@ def figure3(results: Results) -> Iterator[Drawn]:
     for key, axes in zip(keys, theirs, strict=True):
         _published_points(axes, results, [record for record in records if record.metric == key])
         axes.set_title(f"the paper's {key.upper()}", loc="left")
-    figures.legend(fig, results, figures.shown(results, results.history("fid")), markers=True)
+    figures.legend(fig, results, figures.variants_in(results, results.history("fid")), markers=True)
     caption = (
-        f"Above, ours. Thin: a seed; thick: mean over seeds.{figures.crosses(results)} {figures.basis(results, 'fid')} "
-        f"Below, the paper's Figures 3 and 4 on their own axes: {records[0].dataset}, one run; filled points are "
-        "printed there, open ones are read off its curves by eye."
+        f"Above, ours. Thin: a seed; thick: mean over seeds.{figures.cross_note(results)} "
+        f"{figures.basis(results, 'fid')} Below, the paper's Figures 3 and 4 on their own axes: {records[0].dataset}, "
+        "one run; filled points are printed there, open ones are read off its curves by eye."
     )
     yield Drawn("figure3", caption, fig)
 
