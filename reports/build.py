@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(tracking_uri: str | None, out: Path, study: str | None, formats: frozenset[str]) -> Path:
-    """Writes `out`, one folder a study, and returns its index page. Each folder is replaced in one step, or not at all.
+    """Writes `out`, one folder per study, and returns its index page. Each folder is replaced as a whole or not.
 
     Raises ValueError for a store without studies, an unknown `study` and a folder that is no report of ours.
     """

@@ -16,7 +16,7 @@ LOGGED_IN_TRAINING = ("loss_", "logit_", "gamma/", "attention_", "sigma_max/", "
 
 @dataclass(frozen=True)
 class Metric:
-    """`heading` has {fd}, {kd} and {is} where the name depends on the feature extractor.
+    """How a metric is shown. `heading` has {fd}, {kd} and {is} where the name depends on the feature extractor.
 
     `lower` is True where lower is better, None where neither is. A `ratio` is positive and has no upper bound, so it is
     compared by its logarithm. `scale` multiplies before printing. A metric may stand in the table of scores (the first

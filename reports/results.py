@@ -21,8 +21,9 @@ _SCORED = {"optim.ema_decay": ("ema", "raw"), "eval.bn": ("bn running", "bn stan
 
 @dataclass(frozen=True)
 class Variant:
-    """`unsupported` says why the preset cannot carry it ("needs 128 px"); such cells are never run.
+    """A row of the table: a name for changes of the preset's config.
 
+    `unsupported` says why the preset cannot carry them ("needs 128 px"); such cells are never run.
     `params` is the whole config as its newest run stored it, each field as text; {} before one has started.
     """
 
@@ -44,7 +45,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class SearchTrial:
-    """`state` is complete, failed, running, collapsed or diverged; `value` is the objective's, None without one."""
+    """One run of a search. `state` is complete, failed, running, collapsed or diverged; `value` may be None."""
 
     number: int
     variant: str
@@ -89,7 +90,7 @@ class Results:
     `cells` has one row per planned cell: variant, seed, state, step (reached), steps (asked for), endpoint, run_id,
     seconds and the tags in CELL_TAGS. A state is finished, collapsed, diverged, running, interrupted, failed, missing,
     or why the preset cannot carry the variant.
-    `finals` has the same rows and one column a metric: the mean over the last `endpoint` evaluations (geometric for
+    `finals` has the same rows and one column per metric: the mean over the last `endpoint` evaluations (geometric for
     metrics compared by their logarithm), NaN where one is missing; for a cell that did not finish, the last finite one.
     `histories` is long: variant, seed, key, step, value. `launched` is in milliseconds since 1970.
     `noise` is {metric: sd of log over seeds} of the preset's other studies.

@@ -98,7 +98,7 @@ class Store:
         return sorted(path for path in root.glob("**/*") if path.is_file()) if root is not None else []
 
     def document(self, launch: Run, name: str) -> dict[str, Any] | None:
-        """plan.json or search.json of a launch; None where it has none, or died while it wrote one."""
+        """plan.json or search.json of a launch; None where it has none, or died while it was writing it."""
         path = self._local(launch, name)
         if path is None or not path.is_file():
             return None

@@ -40,7 +40,7 @@ class Look:
 
 
 def looks(variants: Iterable[str], baseline: str) -> dict[str, Look]:
-    """One look a variant, by its place in the plan.
+    """One look per variant, by its place in the plan.
 
     More variants than hues are told apart by shade, dash and marker as well. Names of two parts, such as residual8 or
     g1e-4+d4e-4, then share a hue and a dash by their first part, a shade and a marker by their second.

@@ -19,7 +19,7 @@ from reports.results import Results, Variant
 
 @dataclass(frozen=True)
 class Row:
-    """`cells` start with the row's name; `bold` holds the indices of the best figures."""
+    """A row of a table. `cells` start with the row's name; `bold` holds the indices of the best figures."""
 
     cells: tuple[str, ...]
     bold: frozenset[int] = frozenset()
@@ -36,7 +36,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """Plain text in every cell; it is escaped for each format when it is written."""
+    """A table with plain text in every cell; it is escaped for each format when it is written."""
 
     name: str
     title: str

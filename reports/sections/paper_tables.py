@@ -20,7 +20,7 @@ CONTROLS = {"residual": "residual, as many parameters", "residual_flops": "resid
 
 
 def table1(results: Results) -> Table | None:
-    """The paper's Table 1: a column a place of attention or of its residual control, FID and IS beneath each other."""
+    """The paper's Table 1: one column per place of attention or of its residual control, FID and IS beneath."""
     # The paper has no controls with as many operations; they stand in the table of attention against residual.
     columns = [item for item in results.variants if item.changes.get("model.attention.kind") != "residual_flops"]
     return _beside_published(results, "table1", "Table 1", columns, ("fid", "is"))
