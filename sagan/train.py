@@ -53,7 +53,7 @@ _QUIET_SECONDS = 10.0  # between two lines of losses, where there is no terminal
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     folder: Path = options.folder
-    first = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes that it starts
+    first = not _is_one_of_several() or os.environ["RANK"] == "0"
     console = Console(quiet=not first, markup=False, highlight=False, soft_wrap=True)
     with _Signals() as signals, ExitStack() as journals:
         try:
@@ -84,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return NO_ROOM
 
 
+def _is_one_of_several() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m sagan.train",
@@ -106,7 +111,7 @@ class _Signals:
     def __init__(self) -> None:
         self.wait = False
         self.status: int | None = None  # the exit status that a shell knows a signal by
-        self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._torchrun = os.getppid() if _is_one_of_several() else None
 
     def __enter__(self) -> _Signals:
         self._before = {number: signal.signal(number, self._arrived) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -168,7 +173,7 @@ def _check(folder: Path, run: Run) -> None:
     check_machine(run.machine["device"], run.machine["threads"])
     for path in (folder, Path(run.machine["cache_dir"])):
         check_folder(path)
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not _is_one_of_several():
         return
     processes, here = os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
     if processes != here:
@@ -197,8 +202,7 @@ def _open(
     from sagan.training import Trainer
 
     config, machine = run.config, run.machine
-    several = "TORCHELASTIC_RUN_ID" in os.environ
-    is_card = machine["device"] == "cuda" and several
+    is_card = machine["device"] == "cuda" and _is_one_of_several()
     named_device(f"cuda:{os.environ['LOCAL_RANK']}" if is_card else machine["device"])
     if machine["threads"] is not None:
         torch.set_num_threads(machine["threads"])

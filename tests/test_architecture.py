@@ -93,6 +93,44 @@ def test_imports_follow_the_directions(path: str) -> None:
         assert allowed is None or path.startswith(allowed), f"{path} imports {module}: only {allowed} may"
 
 
+# Whether a command of sagan imports torch and the like before it has read its options.
+COMMANDS = {"train": False, "evaluate": False, "generate": True}
+
+
+@pytest.mark.parametrize(("command", "is_heavy"), COMMANDS.items())
+def test_a_command_of_sagan_tells_a_mistake_without_torch_where_training_or_scoring_is_long(
+    command: str, is_heavy: bool
+) -> None:
+    seen, waiting = set[str](), [f"sagan.{command}"]
+    while waiting:
+        module = waiting.pop()
+        path = f"{module.replace('.', '/')}.py"
+        if module not in seen and (ROOT / path).is_file():
+            waiting += imported(path, top_level_only=True)
+        seen.add(module)
+    heavy = {module.split(".")[0] for module in seen} & HEAVY
+    assert bool(heavy) == is_heavy, f"sagan.{command} imports {sorted(heavy)}"
+
+
+# One run's parts, each of which may import those before it alone: the commands are nobody's parts.
+RUN = ("config", "presets", "options", "journal", "run_folder", "pictures", "training", "train")
+
+
+@pytest.mark.parametrize("module", RUN)
+def test_the_parts_of_a_run_import_those_before_them(module: str) -> None:
+    later = RUN[RUN.index(module) + 1 :]
+    for name in imported(f"sagan/{module}.py"):
+        package, _, rest = name.partition(".")
+        assert package != "sagan" or rest not in later, f"sagan/{module}.py imports {name}, which stands on it"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_sagan_is_imported_by_no_other_module_of_it(command: str) -> None:
+    for path in sources():
+        if path.startswith("sagan/"):
+            assert f"sagan.{command}" not in imported(path), f"{path} imports the command sagan.{command}"
+
+
 @pytest.mark.parametrize("module", QUICK)
 def test_the_command_line_starts_without_heavy_imports(module: str) -> None:
     for name in imported(f"ablations/{module}.py", top_level_only=True):
