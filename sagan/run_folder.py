@@ -89,4 +89,7 @@ def _parsed(text: str) -> Run:
     seed = values.pop("seed")
     if type(seed) is not int:
         raise ValueError(f"seed is {seed!r}")
+    for name, value in machine.items():
+        if not isinstance(value, int if name == "threads" else str) and value is not None:
+            raise ValueError(f"machine.{name} is {value!r}")
     return Run(override(Config(), values), seed, machine)

@@ -51,6 +51,7 @@ _QUIET_SECONDS = 10.0  # between two lines of losses, where there is no terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status; a signal before training raises SystemExit with its own."""
     options = _parser().parse_args(arguments)
     folder: Path = options.folder
     first = not _is_one_of_several() or os.environ["RANK"] == "0"

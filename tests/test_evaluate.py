@@ -116,7 +116,7 @@ def test_without_labels_images_are_scored_without_the_metrics_by_class(
     write_folders(tmp_path / "flat", images, np.zeros_like(labels), (".",))
     labelled, bare, flat = (score(tmp_path / name, *AT_32) for name in ("labelled.npz", "bare.npz", "flat"))
     assert near(bare["metrics"], flat["metrics"])
-    assert "scored without labels" in str(flat["images"])
+    assert "scored without labels" in str(flat["images"]) and flat["fingerprint"] != labelled["fingerprint"]
     known, unknown = dict(labelled["metrics"]), dict(bare["metrics"])
     assert not any("class" in name and "/" in name or name == "intra_fid" for name in unknown)
     assert unknown["fid"] == pytest.approx(known["fid"], rel=1e-6), "which looks at no label"
@@ -161,7 +161,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "nothing there": (["nowhere"], "SAMPLES: must be a generator file, a folder or an .npz, got 'nowhere'"),
     "another file": (["notes.txt"], "a file must end in .safetensors or .npz, got 'notes.txt'"),
     "no preset": (["few.npz"], "--preset: must say what images are compared with"),
-    "too few images": (["few.npz", *AT_32], "SAMPLES: must be 32 images or more, got 5"),
+    "too few images": (["few.npz", *AT_32], "it holds 5 images, and statistics need 32 or more"),
+    "too few pictures": (["few", *AT_32], "SAMPLES: must be 32 images or more, got 5"),
+    "a single array": (["single.npz", *AT_32], r"got single\.npz: it is no zip archive"),
     "floats": (["float.npz", *AT_32], r"got float\.npz: arr_0 is float64 \[40, 8, 8, 3\]"),
     "other arrays": (["other.npz", *AT_32], r"got other\.npz: it holds z, and neither arr_0 nor x"),
     "labels that are none": (["label.npz", *AT_32], "arr_1 holds labels from 0 to 7 for 2 classes"),
@@ -189,6 +191,9 @@ def test_a_mistake_is_told_in_one_line(
     monkeypatch.chdir(tmp_path)
     images = np.zeros((40, 8, 8, 3), np.uint8)
     np.savez("few.npz", images[:5])
+    write_folders(Path("few"), images[:5], np.zeros(5, np.int64), ("grain",))
+    with Path("single.npz").open("wb") as file:
+        np.save(file, images)
     np.savez("float.npz", images.astype(float))
     np.savez("other.npz", z=images)
     np.savez("label.npz", images, np.arange(40) % 8)

@@ -193,6 +193,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a folder that is not ours": (["foreign"], "which holds 'thesis.tex' and no config.yaml; nothing"),
     "a config that is not ours": (["other"], r"line 1 is not NAME: VALUE; nothing in the folder was changed"),
     "a config of a field that is none": (["field"], r"model\.depth: no such field"),
+    "a machine that is none": (["machine"], r"config\.yaml: .* machine\.threads is 'two'"),
     "a file": (["foreign/thesis.tex"], "must be a folder, got the file"),
     "a damaged journal": (["damaged"], r"journal\.jsonl:2: .* is damaged"),
     "no preset": (["new"], "--preset: must be given for a new run"),
@@ -226,6 +227,9 @@ def test_a_mistake_is_told_in_one_line_and_changes_nothing(
     Path("other", "config.yaml").write_text("- a list\n")
     shutil.copytree(undisturbed, "field")
     Path("field", "config.yaml").write_text(f"model.depth: 3\n{(undisturbed / 'config.yaml').read_text()}")
+    Path("machine").mkdir()
+    kept = (undisturbed / "config.yaml").read_text()
+    Path("machine", "config.yaml").write_text(kept.replace("machine.threads: 1", "machine.threads: two"))
     shutil.copytree(undisturbed, "damaged")
     lines = Path("damaged", journal.NAME).read_text().splitlines(keepends=True)
     Path("damaged", journal.NAME).write_text("".join([lines[0], "#" + lines[1], *lines[2:]]))
