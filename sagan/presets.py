@@ -41,7 +41,7 @@ _EMBEDDED = Config(
         ema_decay=0.995,
         ema_start=100,
     ),
-    eval=EvalConfig(every=160, num_samples=1200, extractor="embedded-v2", bn="standing", endpoint=3),
+    eval=EvalConfig(every=100, num_samples=1200, extractor="embedded-v2", bn="standing", endpoint=3),
 )
 
 # The same pictures at 128 px, where all five places of attention can be built: a complete Table 1 in minutes of a GPU.

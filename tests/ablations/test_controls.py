@@ -19,7 +19,7 @@ TINY = {
 }
 STEPS = {
     "baseline:      {}": "baseline: {optim.steps: 4, eval.every: 2}",
-    "{optim.steps: 200, eval.every: 40}": "{optim.steps: 2, eval.every: 1}",
+    "{optim.steps: 200, eval.every: 25}": "{optim.steps: 2, eval.every: 1}",
     "{optim.streams: 1}": "{optim.streams: 1, optim.steps: 4, eval.every: 2}",
 }
 
