@@ -18,7 +18,7 @@ from ablations.document import StudyError
 from ablations.study import read_study
 from reports.load import load_results
 from reports.store import Store
-from sagan import load_generator, sample
+from sagan import generate, load_generator
 from sagan.config import Config, DataConfig
 from sagan.data import open_dataset, survey
 from sagan.generator_file import save_generator
@@ -131,6 +131,6 @@ def test_classes_of_a_generator_from_elsewhere_are_drawn_and_move_no_cursor(
     generator = Generator(tiny.model, tiny.data.resolution, len(classes))
     save_generator(tmp_path / "g.safetensors", generator, tiny, classes)
     assert load_generator(tmp_path / "g.safetensors")[1] == classes
-    assert sample.main([str(tmp_path / "g.safetensors"), "--n", "3", "--out", str(tmp_path / "grid.png")]) == 0
+    assert generate.main([str(tmp_path / "g.safetensors"), "--n", "3", "--out", str(tmp_path / "grid.png")]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path}/grid.png: 3 pictures in 3 rows of ../../x, ?[2J?wrote, ?\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.safetensors", "grid.png"]
