@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from ablations.calibration import Calibration, makespan
+from ablations.calibration import Calibration
 from ablations.display import duration
 from ablations.machine import Team
 from ablations.plan import Cell, Study, Variant, show
@@ -50,8 +51,11 @@ def show_plan(
     planned = {cell.variant for cell in cells}
     if calibration is not None:
         seconds = {v.name: calibration.cell_seconds(v.config) for v in buildable if v.name in planned}
-        total = calibration.seconds([cell.config for cell in cells[shared:]], team.workers)
-        said = _calibrated(calibration, team, total)
+        total = calibration.start + makespan([seconds[cell.variant] for cell in cells[shared:]], team.workers)
+        each = max(speed.memory_mib for speed in calibration.speeds.values()) / 1024
+        memory = f"{each:.1f} GiB of {'' if team.places == ('cpu',) else 'GPU '}memory each"
+        memory += f", {each * team.workers:.1f} GiB in all" if team.places == ("cpu",) else ""
+        said = f"About {duration(total)} on {team}, {memory}: measured just now."
     else:
         measured = _measured_rates(study, store)
         rate = None if measured.keys() >= costs.keys() else _flops_per_second(team.places[0], team.threads)
@@ -149,12 +153,12 @@ def show_total(plans: Sequence[tuple[int, int, float]], console: Console) -> Non
 _ROUGH = "if it ran at the speed of one large convolution; expect several times that at small widths"
 
 
-def _calibrated(calibration: Calibration, team: Team, total: float) -> str:
-    each = calibration.memory_mib / 1024
-    memory = f"{each:.1f} GiB of memory each, {each * team.workers:.1f} GiB in all"
-    if calibration.gpu_mib:
-        memory += f", and {calibration.gpu_mib / 1024:.1f} GiB of GPU memory each"
-    return f"About {duration(total)} on {team}, {memory}: measured just now."
+def makespan(seconds: Iterable[float], workers: int) -> float:
+    """When the last task ends, if each in turn goes to the worker that is free first, as cells do."""
+    free_at = [0.0] * workers
+    for task in seconds:
+        heapq.heapreplace(free_at, free_at[0] + task)
+    return max(free_at)
 
 
 def _figures(variant: Variant, costs: dict[str, Cost], seconds: dict[str, float]) -> list[str]:

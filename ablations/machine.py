@@ -12,6 +12,11 @@ import psutil
 
 from sagan.config import Config
 
+# Environment of processes that train. glibc gives freed memory at the heap's end back to the kernel; a step frees and
+# takes the same memory again, and some workers came into a state where they fetched all of it anew, zeroed, at each
+# step: half as fast.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+
 # Of a worker of the embedded preset at its peak: Python, torch, MLflow, the images, an evaluation.
 _PROCESS_MIB = 1300.0
 

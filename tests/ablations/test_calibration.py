@@ -1,107 +1,90 @@
-"""What a calibration computes, against a trainer whose parts take known times; and calibrations that end badly."""
+"""What a calibration computes, from journals whose parts take known times; and calibrations that end badly."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import psutil
 import pytest
 from rich.console import Console
 
-from ablations import machine, tracking
-from ablations.calibration import Calibration, Speed, calibrate, kind, makespan, measure
+from ablations import machine
+from ablations.calibration import EVALUATED, STEPS, Calibration, calibrate, kind, speed_of
+from ablations.dry_run import makespan
 from ablations.machine import Team
 from ablations.run import main
 from ablations.study import read_study
 from sagan.config import Config, override
+from sagan.journal import Record
 from sagan.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.yaml"
 EMBEDDED = PRESETS["embedded"]
-OPENING, STEP, EVALUATION, SCORING_ANEW, SAVING = 3.0, 0.25, 8.0, 7.0, 0.5
+STARTED, OPENING, STEP, EVALUATION, SCORING_ANEW = 1000.0, 3.0, 0.25, 8.0, 7.0
 
 
-class TimedTrainer:
-    """Trains nothing, and takes the seconds above for it, on a clock of its own. The first opening takes 100 more."""
-
-    device = "cpu"
-    now = 0.0
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self._pass(OPENING + (100.0 if TimedTrainer.now == 0 else 0.0))
-
-    @staticmethod
-    def _pass(seconds: float) -> None:
-        TimedTrainer.now += seconds
-
-    def run(self) -> Iterator[Any]:
-        steps, every = self.config.optim.steps, self.config.eval.every
-        samples = self.config.eval.num_samples / EMBEDDED.eval.num_samples
-        try:
-            yield SimpleNamespace(step=0, images={}, outcome=None)
-            for step in range(1, steps + 1):
-                self._pass(STEP + (5 if step == 1 else 0))  # a cold start
-                images = {"samples": 1} if step % every == 0 or step == steps else {}
-                self._pass(EVALUATION * samples if images else 0.0)
-                if step == steps:
-                    self._pass(SCORING_ANEW * samples)
-                yield SimpleNamespace(step=step, images=images, outcome="finished" if step == steps else None)
-        finally:
-            self._pass(SAVING)
+def journalled(config: Config, has_best: bool = True) -> list[Record]:
+    """The journal of a run that takes the seconds above, and five more for its first step."""
+    samples = config.eval.num_samples / EMBEDDED.eval.num_samples
+    images = config.optim.batch_size * config.optim.d_steps
+    now = STARTED + OPENING
+    records = [Record(now, 0)]
+    for step in range(1, config.optim.steps + 1):
+        seconds = STEP + (5 if step == 1 else 0)
+        metrics = {"images_per_sec": images / seconds}
+        now += seconds
+        is_last = step == config.optim.steps
+        if step % config.eval.every == 0 or is_last:
+            metrics["peak_memory_mib"] = 100.0 + step
+            now += EVALUATION * samples
+        if is_last and has_best:
+            metrics["best/step"] = step
+            now += SCORING_ANEW * samples
+        records.append(Record(now, step, metrics, status="finished" if is_last else None))
+    return records
 
 
-@pytest.fixture(autouse=True)
-def clock_at_zero() -> None:
-    TimedTrainer.now = 0.0
-
-
-def measured(config: Config) -> tuple[Speed, float]:
-    return measure(config, cast(Any, TimedTrainer), lambda: TimedTrainer.now)
+SHORT = {"optim.steps": STEPS, "eval.every": EVALUATED}
 
 
 def test_the_parts_of_a_cell_are_told_apart() -> None:
-    speed, first_opening = measured(EMBEDDED)
-    assert (speed.opening, speed.step, speed.evaluation) == (OPENING, STEP, EVALUATION)
-    assert speed.ending == EVALUATION + SCORING_ANEW + SAVING
-    assert first_opening == 100 + OPENING
-    assert speed.memory_mib > 50
+    speed = speed_of(EMBEDDED, STARTED, journalled(override(EMBEDDED, SHORT)))
+    assert (speed.opening, speed.evaluation) == pytest.approx((OPENING, EVALUATION))
+    assert speed.step == pytest.approx(STEP)
+    assert speed.ending == pytest.approx(EVALUATION + SCORING_ANEW)
+    assert speed.memory_mib == 100 + STEPS
 
 
 @pytest.mark.parametrize(("steps", "every"), [(2000, 250), (1999, 250), (10, 3), (5, 50)])
 def test_the_estimate_of_a_cell_is_what_the_whole_cell_takes(steps: int, every: int) -> None:
-    config = override(EMBEDDED, {"optim.steps": steps, "eval.every": every})
-    speed, _ = measured(config)
-    started = TimedTrainer.now
-    for _ in TimedTrainer(config).run():
-        pass
-    assert speed.seconds(config) == pytest.approx(TimedTrainer.now - started - 5)  # but for the cold start
+    config = override(EMBEDDED, {"optim.steps": steps, "eval.every": every, "optim.d_steps": 2})
+    speed = speed_of(config, STARTED, journalled(override(config, SHORT)))
+    whole = journalled(config)[-1].time - STARTED - 5  # but for the cold start
+    assert Calibration(0.0, {kind(config): speed}).cell_seconds(config) == pytest.approx(whole)
 
 
-def test_more_samples_than_a_measurement_scores_are_scaled_up() -> None:
-    speed, _ = measured(override(EMBEDDED, {"eval.num_samples": 12_000}))
-    assert speed.evaluation == pytest.approx(10 * EVALUATION)
+def test_more_samples_than_a_measured_run_scores_are_scaled_up() -> None:
+    config = override(EMBEDDED, {"eval.num_samples": 12_000})
+    speed = speed_of(config, STARTED, journalled(override(config, {**SHORT, "eval.num_samples": 2000})))
+    assert speed.evaluation == pytest.approx(EVALUATION * 12_000 / EMBEDDED.eval.num_samples)
 
 
-def test_a_trainer_that_diverges_gives_no_estimate() -> None:
-    class Diverging(TimedTrainer):
-        def run(self) -> Iterator[Any]:
-            yield SimpleNamespace(step=0, images={}, outcome=None)
-            yield SimpleNamespace(step=1, images={}, outcome="diverged")
+def test_a_run_that_is_too_short_to_have_a_best_is_taken_to_have_one() -> None:
+    speed = speed_of(EMBEDDED, STARTED, journalled(override(EMBEDDED, SHORT), has_best=False))
+    assert speed.ending == pytest.approx(2 * EVALUATION)
 
+
+def test_a_run_that_diverges_gives_no_estimate() -> None:
+    records = [Record(STARTED, 0), Record(STARTED, 1, status="diverged")]
     with pytest.raises(ValueError, match="diverged at step 1; lower optim.lr_g"):
-        measure(EMBEDDED, cast(Any, Diverging), lambda: 0.0)
+        speed_of(EMBEDDED, STARTED, records)
 
 
 @pytest.mark.parametrize(
@@ -118,21 +101,10 @@ def test_cells_are_worked_off_in_order_by_whoever_is_free(seconds: list[float], 
     assert makespan(seconds, workers) == expected
 
 
-def test_a_study_takes_its_start_and_its_longest_queue() -> None:
-    small, large = EMBEDDED, override(EMBEDDED, {"model.attention.at": [32]})
-    parts = {"opening": 0.0, "evaluation": 0.0, "ending": 0.0, "gpu_mib": 0.0}
-    speeds = {
-        kind(small): Speed(step=0.1, memory_mib=900, **parts),
-        kind(large): Speed(step=0.2, memory_mib=1000, **parts),
-    }
-    calibration = Calibration(10.0, speeds)
-    assert calibration.seconds([small, large, small, large], 2) == 10 + 2 * 0.2 * EMBEDDED.optim.steps
-    assert calibration.memory_mib == 1000
-
-
 def test_configs_are_of_one_kind_only_if_they_do_the_same_work() -> None:
     same = {
         "optim.lr_g": 1e-5,
+        "optim.streams": 1,
         "optim.steps": 7,
         "eval.every": 3,
         "model.attention.gamma": 1.0,
@@ -153,71 +125,55 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tables of a new store take seconds to make."""
-    monkeypatch.setattr(tracking, "Store", lambda _uri: None)
-
-
-def calibrated_by(script: str, num_cells: int = 3) -> Calibration:
-    """Two processes that run `script`, for `num_cells` cells of different kinds."""
+def calibrated_by(program: str, num_cells: int = 3) -> Calibration:
+    """Two runs of `program` at once, for `num_cells` cells of different kinds."""
     cell = read_study(SMOKE).cells()[0]
     cells = [replace(cell, config=override(cell.config, {"optim.batch_size": 4 + n})) for n in range(num_cells)]
-    return calibrate(cells, Team(2, 1, ("cpu",)), Console(quiet=True), program=(sys.executable, "-c", script))
+    return calibrate(cells, Team(2, 1, ("cpu",)), Console(quiet=True), program=program)
 
 
 FIGURES = """
-import json, pathlib, sys
-file = pathlib.Path(sys.argv[1])
-assignment = json.loads(file.read_text())
-me = float(file.parent.name.removeprefix("member"))
-assert (assignment["device"], assignment["threads"]) == ("cpu", 1)
-for turn, config in enumerate(assignment["configs"]):
-    speed = {name: 0.0 for name in ("opening", "evaluation", "ending", "memory_mib", "gpu_mib")}
-    found = {"kind": str(config["optim.batch_size"]), "speed": {"step": me + 1, **speed}}
-    if turn == 0:
-        found["start"] = 10 * me
-    file.with_name(f"measured{turn}.json").write_text(json.dumps(found))
+import json, os, pathlib, sys
+folder, *options = sys.argv[1:]
+given = dict(option.removeprefix("--set=").split("=", 1) for option in options)
+assert (given["--device"], given["--threads"], os.environ["OMP_NUM_THREADS"]) == ("cpu", "1", "1")
+pathlib.Path(folder).mkdir()
+batch, run = int(given["optim.batch_size"]), int(pathlib.Path(folder).name)
+metrics = {"images_per_sec": batch / (batch + run), "peak_memory_mib": 50}
+record = {"metrics": metrics, "files": [], "status": None}
+lines = [{"time": step + run, "step": step, **record} for step in range(int(given["optim.steps"]) + 1)]
+(pathlib.Path(folder) / "journal.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+print(0)
 """
 
 
-@pytest.mark.usefixtures("no_store")
-def test_every_kind_is_measured_and_every_process_is_busy_to_the_end(temporary: Path) -> None:
+def test_every_kind_is_measured_and_every_worker_is_busy_to_the_end(temporary: Path) -> None:
     calibration = calibrated_by(FIGURES)
-    assert {name: speed.step for name, speed in calibration.speeds.items()} == {
-        "4": 1.5,  # by the first process, and by the second while the first had the third kind
-        "5": 2.0,
-        "6": 1.0,
-    }
-    assert calibration.start == pytest.approx(5.0, abs=0.5)
+    # Runs 0 and 1 are of one step; runs 2 to 5 measure kinds 4, 5, 6 and, to fill the round, 4 again.
+    assert sorted(speed.step for speed in calibration.speeds.values()) == pytest.approx([(6 + 9) / 2, 5 + 3, 6 + 4])
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.usefixtures("no_store")
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("program", "message"),
     [
-        (
-            "import sys; sys.exit('eval.extractor: no such one')",
-            "some steps, but one ended with: eval.extractor: no such one",
-        ),
-        ("import os; os.kill(os.getpid(), 9)", "most likely for want of memory; give fewer --workers"),
+        ("import sys; sys.exit('sagan.train: eval.extractor: no such one')", "for some steps, but eval.extractor: no "),
+        ("import os; os.kill(os.getpid(), 9)", "most likely for lack of memory; give fewer --workers"),
     ],
 )
-def test_a_measurement_that_fails_is_told_and_leaves_nothing(script: str, message: str, temporary: Path) -> None:
+def test_a_run_that_fails_is_told_and_leaves_nothing(program: str, message: str, temporary: Path) -> None:
     with pytest.raises(ValueError, match=f"^--calibrate: .*{message}"):
-        calibrated_by(script)
+        calibrated_by(program)
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.usefixtures("no_store")
 def test_an_interrupted_calibration_ends_its_processes_and_leaves_nothing(temporary: Path) -> None:
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(SystemExit) as stopped:
         calibrated_by("import time; time.sleep(600)")
     assert stopped.value.code == 130
-    assert not [child for child in psutil.Process().children() if "assignment.json" in child.cmdline()[-1]]
+    assert not [child for child in psutil.Process().children() if "time.sleep(600)" in " ".join(child.cmdline())]
     assert list(temporary.iterdir()) == []
 
 
