@@ -1,4 +1,4 @@
-"""Best of run: the generator of the evaluation that scored best is kept, and scored again on fresh samples."""
+"""The best of a run: the generator with the lowest `fid` of all evaluations, scored again on fresh samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SCORES = ("fid", "is", "intra_fid")
 
 
 class BestOfRun:
-    """Weights and buffers of the averaged generator as it was scored at the evaluation of lowest `fid`."""
+    """Weights and buffers of the averaged generator at the evaluation of lowest `fid`."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -25,7 +25,7 @@ class BestOfRun:
         self.weights: dict[str, Tensor] = {}
 
     def offer(self, step: int, fid: float, generator: Generator) -> None:
-        """Keep a copy of `generator` if nothing scored as low before."""
+        """Keep a copy of `generator` if its `fid` is the lowest so far."""
         if fid < self.fid:
             self.step, self.fid = step, fid
             self.weights = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
@@ -33,12 +33,12 @@ class BestOfRun:
     def score(self, generator: Generator, sampler: Sampler, evaluate: Evaluate) -> dict[str, float]:
         """`best/step` and the scores of the kept weights, which are loaded into `generator`; {} if none were kept.
 
-        The samples are fresh: the lowest of many scores on the samples by which it was chosen is partly luck.
+        On the samples by which it was chosen, the lowest of many scores would be too low: partly it is chance.
         """
         if not self.weights:
             return {}
         generator.load_state_dict(self.weights)
-        scores = evaluate(sampler.images(generator.eval(), "best"), sampler.labels, sampler.part)
+        scores = evaluate(sampler.images(generator.eval(), "best"), sampler.labels, sampler.shard)
         return {"best/step": float(self.step)} | {f"best/{name}": scores[name] for name in _SCORES if name in scores}
 
     def state_dict(self) -> dict[str, Any]:

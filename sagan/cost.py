@@ -1,4 +1,4 @@
-"""What a config costs, counted on networks without storage: parameters, operations, bytes."""
+"""The cost of a config in parameters, operations and bytes, counted on networks of the meta device."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Cost:
     """`flops_per_image`: of one image through G and D, forward, a multiplication and an addition being two.
 
     `memory_mib`: weights, gradients, Adam's moments, the average of G, and what autograd keeps of the larger of the
-    two passes. The shares of the allocator, the libraries, a recorded step (some 15 %) and images kept on a GPU come on
-    top.
+    two passes. Not included: overhead of the allocator and libraries, a recorded step (some 15 %), images
+    on a GPU.
     """
 
     num_params_g: int
@@ -36,7 +36,7 @@ class Cost:
 
 @cache
 def count(config: Config, num_classes: int) -> Cost:
-    """Counts for the networks of `config`; takes about a second and no memory worth naming."""
+    """Counts for the networks of `config`; takes about a second and almost no memory."""
     with torch.device("meta"):
         generator = Generator(config.model, config.data.resolution, num_classes)
         discriminator = Discriminator(config.model, config.data.resolution, num_classes)
@@ -46,14 +46,14 @@ def count(config: Config, num_classes: int) -> Cost:
             kept_g, kept_d = _KeptBytes(), _KeptBytes()
             flops_g, flops_d = FlopCounterMode(display=False), FlopCounterMode(display=False)
             with flops_g, kept_g, _FusedAttention():
-                painted = generator(z, labels)
+                fake = generator(z, labels)
             with flops_d, kept_d, _FusedAttention():
-                discriminator(painted.detach(), labels)
+                discriminator(fake.detach(), labels)
             kept[batch] = kept_g.total, kept_d.total
     g, d = flops_g.get_total_flops() // batch, flops_d.get_total_flops() // batch  # of the last
 
     def kept_for(n: int, network: int) -> float:
-        """Weights as spectral norm divided them do not grow with the batch; all else does."""
+        """Linear in the batch size: normalised weights are saved once, activations per image."""
         few, more = kept[2][network], kept[4][network]
         return few + (more - few) / 2 * (n - 2)
 
@@ -88,7 +88,7 @@ class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Without storage torch takes the form that keeps the N x M matrix; with it, a kernel that does not."""
+    """On the meta device torch takes the implementation that stores the N x M matrix; elsewhere one that does not."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:

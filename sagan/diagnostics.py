@@ -1,4 +1,4 @@
-"""What a look into the networks tells: gamma, attention's entropy and reach, singular values, memory."""
+"""Diagnostics of the networks: gamma, entropy and distance of attention, singular values, peak memory."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def reset_peak_memory(device: torch.device) -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        pass  # elsewhere than on Linux the peak is that of the process's whole life
+        pass  # outside Linux the peak is over the lifetime of the process
 
 
 def peak_memory_mib(device: torch.device) -> float:

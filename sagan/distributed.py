@@ -1,8 +1,8 @@
-"""Several processes for one run, each with its part of every batch; `torchrun` starts them and says who is who.
+"""Several processes for one run, each with its shard of every batch; `torchrun` starts them and gives them ranks.
 
-Gradients are averaged by hand, in one flat tensor after each backward pass. DistributedDataParallel ties communication
-to a module's forward pass; here one compiled function runs both networks, G without gradients in one and D without them
-in the other, and logged values travel in the same tensor for nothing.
+Gradients are averaged explicitly, in one flat tensor after each backward pass. DistributedDataParallel would tie
+communication to one module's forward pass, but here one compiled function runs both networks, one of them without
+gradients; and logged values are averaged in the same tensor at no further cost.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# Others wait while the first process scores and logs; a process that dies is noticed by torchrun, not by waiting.
-_PATIENCE = timedelta(hours=1)
-_LEAVING_SECONDS = 60.0  # for a process to save once its torchrun is gone
+# The others wait while the first process scores and logs. It is torchrun that notices a process which dies.
+_TIMEOUT = timedelta(hours=1)
+_SAVING_SECONDS = 60.0  # that a process has for saving once its torchrun is gone
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of this run. What a method says of all of them, all have to call."""
+    """The processes of this run. `average`, `gather` and `broadcast` are collective: every process must call them."""
 
     rank: int = 0
     size: int = 1
@@ -39,22 +39,22 @@ class World:
     def here(cls) -> World:
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
-    def part(self, n: int) -> slice:
-        """This process's part of n items in a row; the parts follow one another, as the ranks do."""
+    def shard(self, n: int) -> slice:
+        """The contiguous range of n items that belongs to this process; ranges are in the order of ranks."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Put the mean over all processes in the place of each tensor: the same bits everywhere."""
+        """Replace each tensor by its mean over all processes, which has the same bits in all of them."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
         flat /= self.size
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        torch._foreach_copy_(list(tensors), [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)])
+        means = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(list(tensors), [mean.view(t.shape) for mean, t in zip(means, tensors, strict=True)])
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process by rank, at the first one; nothing at the others."""
+        """The values of all processes in the order of ranks, in the first process; [] in the others."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.rank == 0 else None
@@ -62,22 +62,22 @@ class World:
         return values or []
 
     def broadcast(self, value: T) -> T:
-        """The first process's value, everywhere."""
+        """The first process's value, in all processes."""
         if self.size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def sharers(self, groups: int) -> dist.ProcessGroup | None:
-        """Those processes whose images are in one of `groups` equal groups of the batch; None where each has whole
-        groups of its own. One number divides the other (`Config.check_shared`)."""
-        return None if groups % self.size == 0 else _neighbours(self.size // groups)
+    def process_group(self, groups: int) -> dist.ProcessGroup | None:
+        """The processes that share a batch-norm group, where a batch has `groups` equal ones; None where each process
+        has complete groups of its own. One number divides the other (`Config.check_shared`)."""
+        return None if groups % self.size == 0 else _subgroup(self.size // groups)
 
 
-def in_step(world: World, events: Generator[T]) -> Generator[T]:
-    """`events`, for the first process's caller. The others' callers see none of theirs, which are drawn all the same,
-    and leave off where the first one does."""
+def for_first_process(world: World, events: Generator[T]) -> Generator[T]:
+    """Yields the `events` in the first process and none in the others, which still compute theirs. Every process stops
+    when the first one's caller closes the generator."""
     try:
         for event in events:
             goes_on = False
@@ -94,8 +94,8 @@ def in_step(world: World, events: Generator[T]) -> Generator[T]:
 
 
 @cache
-def _neighbours(count: int) -> dist.ProcessGroup:
-    """This process's group where the ranks are cut into runs of `count`."""
+def _subgroup(count: int) -> dist.ProcessGroup:
+    """The group of this process, where every `count` consecutive ranks are one."""
     everyone = dist.group.WORLD
     if everyone is not None and count == everyone.size():
         return everyone
@@ -103,17 +103,17 @@ def _neighbours(count: int) -> dist.ProcessGroup:
 
 
 def _leave_after(torchrun: int) -> None:
-    """Without torchrun nobody ends a process that waits for a card, or for another process, which never answers."""
+    """Ends this process once torchrun is gone: it may wait for a GPU or a process that never answers."""
     while os.getppid() == torchrun:
         time.sleep(1)
-    time.sleep(_LEAVING_SECONDS)
+    time.sleep(_SAVING_SECONDS)
     os._exit(1)
 
 
 def join(device: str) -> str:
-    """Meet the other processes, if torchrun started this one; returns the device that is this process's own.
+    """Join the other processes, if torchrun started this one; returns the device of this process.
 
-    "cuda" is then the card with the number of the process on its machine.
+    Under torchrun "cuda" is the GPU with the local rank as its number.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return device
@@ -123,5 +123,5 @@ def join(device: str) -> str:
         torch.cuda.set_device(device)
     if sys.platform == "linux":  # the machine's own name may lead to a network, and to its firewall
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(timeout=_PATIENCE)  # gloo for what is in memory, NCCL for what is on cards
+    dist.init_process_group(timeout=_TIMEOUT)  # gloo for what is in memory, NCCL for what is on cards
     return device

@@ -222,7 +222,7 @@ def _score(
 
     from sagan.metrics.evaluation import Evaluator
     from sagan.sampling import diversity
-    from sagan.scoring import DIVERSITY_SAMPLES, noted, real_diversity
+    from sagan.scoring import DIVERSITY_SAMPLES, real_diversity, with_copies
 
     evaluator = Evaluator(
         dataset,
@@ -233,7 +233,7 @@ def _score(
         weights=weights,
     )
     first: list[Tensor] = []
-    metrics = evaluator(noted(batches, first, DIVERSITY_SAMPLES // _AT_ONCE), labels)
+    metrics = evaluator(with_copies(batches, first, DIVERSITY_SAMPLES // _AT_ONCE), labels)
     metrics["sample_diversity"] = diversity(torch.cat(first)) / real_diversity(dataset)
     classes = f" in {len(dataset.classes)} classes" if len(dataset.classes) > 1 else ""
     count = f"{len(dataset.labels):,} images{classes}"

@@ -98,14 +98,14 @@ class BatchNormReLU(nn.Module):
     Momentum is torch's: the weight of the new batch. The variance that is kept is the biased one's unbiased form,
     as torch does; the official code keeps the biased one.
 
-    A batch is normalised in `groups` equal parts in a row, each by itself, or together with the batches that the
-    processes of `sharers` hold. Running statistics take the mean over the parts.
+    Each of `groups` equal, contiguous groups of a batch has its own statistics; with `process_group`, one group spans
+    the batches of its processes. Running statistics are updated with the mean over the groups.
     """
 
     running_mean: Tensor
     running_var: Tensor
     groups = 1
-    sharers: dist.ProcessGroup | None = None
+    process_group: dist.ProcessGroup | None = None
 
     def __init__(
         self, channels: int, num_classes: int | None, *, momentum: float, eps: float, spectral_norm: bool = False
@@ -124,9 +124,11 @@ class BatchNormReLU(nn.Module):
         if self.gain.spectral_norm:
             gain = 1 + gain
         if self.training:
-            normed: tuple[Tensor, Tensor, Tensor] = _NormReLU.apply(x, gain, bias, self.eps, self.groups, self.sharers)
+            normed: tuple[Tensor, Tensor, Tensor] = _NormReLU.apply(
+                x, gain, bias, self.eps, self.groups, self.process_group
+            )
             y, mean, var = normed
-            count = _count(x, self.groups, self.sharers)
+            count = _values_per_channel(x, self.groups, self.process_group)
             with torch.no_grad():
                 self.running_mean.lerp_(mean.mean(0), self.momentum)
                 self.running_var.lerp_(var.mean(0) * (count / (count - 1)), self.momentum)
@@ -146,17 +148,23 @@ class _NormReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, groups: int, sharers: dist.ProcessGroup | None
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor,
+        bias: Tensor,
+        eps: float,
+        groups: int,
+        process_group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        found = [_batch_statistics(part) for part in x.chunk(groups)]
+        found = [_batch_statistics(group) for group in x.chunk(groups)]
         mean, var = (torch.stack(values) for values in zip(*found, strict=True))
-        if sharers is not None:
-            mean, var = _joined(mean, var, sharers)
+        if process_group is not None:
+            mean, var = _combined(mean, var, process_group)
         rstd = torch.rsqrt(var + eps)
         scale = gain * _by_image(rstd, x)
         y = torch.addcmul(_spatial(bias - _by_image(mean, x) * scale), x, _spatial(scale)).relu_().to(x.dtype)
         ctx.save_for_backward(x, y, gain, mean, rstd)
-        ctx.groups, ctx.sharers = groups, sharers
+        ctx.groups, ctx.process_group = groups, process_group
         ctx.mark_non_differentiable(mean, var)
         # A view, because torch.compile of torch 2.11 gives no gradient to an output that is kept for the backward pass.
         return y.view_as(y), mean, var
@@ -168,9 +176,9 @@ class _NormReLU(torch.autograd.Function):
         grad_bias = grad.sum((2, 3))
         grad_gain = _by_image(rstd, x) * ((grad * x).sum((2, 3)) - _by_image(mean, x) * grad_bias)
         sums = torch.stack([gain * grad_bias, gain * grad_gain]).unflatten(1, (ctx.groups, -1)).sum(2)
-        if ctx.sharers is not None:
-            dist.all_reduce(sums, group=ctx.sharers)
-        mean_grad, mean_grad_x = (sums / _count(x, ctx.groups, ctx.sharers)).unbind()
+        if ctx.process_group is not None:
+            dist.all_reduce(sums, group=ctx.process_group)
+        mean_grad, mean_grad_x = (sums / _values_per_channel(x, ctx.groups, ctx.process_group)).unbind()
         slope = -rstd * rstd * mean_grad_x
         level = -rstd * mean_grad - slope * mean
         grad_x = torch.addcmul(_spatial(_by_image(level, x)), x, _spatial(_by_image(slope, x)))
@@ -187,23 +195,23 @@ def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _joined(mean: Tensor, var: Tensor, sharers: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """The statistics of all sharers' images from those of each, without the cancellation in a mean of squares."""
-    of_each = mean.new_zeros(dist.get_world_size(sharers), 2, *mean.shape)
-    of_each[dist.get_rank(sharers)] = torch.stack([mean, var])
-    dist.all_reduce(of_each, group=sharers)
-    means, variances = of_each.unbind(1)
+def _combined(mean: Tensor, var: Tensor, process_group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Mean and variance over all processes from those of each, without the cancellation of E[x^2] - E[x]^2."""
+    gathered = mean.new_zeros(dist.get_world_size(process_group), 2, *mean.shape)
+    gathered[dist.get_rank(process_group)] = torch.stack([mean, var])
+    dist.all_reduce(gathered, group=process_group)
+    means, variances = gathered.unbind(1)
     return means.mean(0), variances.mean(0) + means.var(0, correction=0)
 
 
-def _count(x: Tensor, groups: int, sharers: dist.ProcessGroup | None) -> int:
-    """Values of a channel that are normalised together."""
-    processes = 1 if sharers is None else dist.get_world_size(sharers)
+def _values_per_channel(x: Tensor, groups: int, process_group: dist.ProcessGroup | None) -> int:
+    """How many values of a channel are normalised together."""
+    processes = 1 if process_group is None else dist.get_world_size(process_group)
     return processes * x.numel() // (x.shape[1] * groups)
 
 
 def _by_image(by_group: Tensor, x: Tensor) -> Tensor:
-    """[groups, C] -> [B, C]; one group is left to broadcasting."""
+    """[groups, C] -> [B, C], or [1, C] for one group."""
     return by_group if len(by_group) == 1 else by_group.repeat_interleave(len(x) // len(by_group), 0)
 
 
@@ -237,7 +245,7 @@ class GeneratorBlock(nn.Module):
         h = self.conv2(self.bn2(h, labels))
         # A 1x1 convolution commutes with nearest upsampling: a quarter of its work.
         skip = self.shortcut(x)
-        with autocast(skip.device, "fp32"):  # as it is: autocast would widen a copy, and all that follows, to float32
+        with autocast(skip.device, "fp32"):  # off: autocast would interpolate, and all that follows, in float32
             return h + F.interpolate(skip, scale_factor=2.0, mode="nearest")
 
 

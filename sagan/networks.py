@@ -84,35 +84,35 @@ class Generator(nn.Module):
             final = h
         return torch.tanh(self.out(self.bn(final, labels)))
 
-    def split_batch_norm(self, groups: int, sharers: dist.ProcessGroup | None) -> None:
-        """In training, normalise as many parts of a batch by themselves, or one together with other processes'."""
+    def split_batch_norm(self, groups: int, process_group: dist.ProcessGroup | None) -> None:
+        """Set how many groups of a batch are normalised separately, or with which processes one group is shared."""
         for norm in self.modules():
             if isinstance(norm, BatchNormReLU):
-                norm.groups, norm.sharers = groups, sharers
+                norm.groups, norm.process_group = groups, process_group
 
     def running_statistics(self) -> list[Tensor]:
         norms = [norm for norm in self.modules() if isinstance(norm, BatchNormReLU)]
         return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
 
     def attention_maps(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """{"32": (B, N, M)} for every self-attention, from the map that it reads."""
+        """{"32": (B, N, M)}: the attention weights of every self-attention block, by the size of its feature map."""
         normalize_weights(self.weighted, update=False, eps=self.sn_eps)
         maps: dict[str, Tensor] = {}
-        for read, _ in self._feature_maps(z, labels):
-            size = str(read.shape[-1])
+        for features, _ in self._feature_maps(z, labels):
+            size = str(features.shape[-1])
             block = self.attention[size] if size in self.attention else None
             if isinstance(block, SelfAttention2d):
-                maps[size] = block.attention(read)
+                maps[size] = block.attention(features)
         return maps
 
     def _feature_maps(self, z: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """For every block its output, before and after the attention that may follow it."""
         h = self.linear(z).view(-1, self.base, 4, 4).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
-            read = block(h, labels)
-            size = str(read.shape[-1])
-            h = self.attention[size](read) if size in self.attention else read
-            yield read, h
+            features = block(h, labels)
+            size = str(features.shape[-1])
+            h = self.attention[size](features) if size in self.attention else features
+            yield features, h
 
 
 class Discriminator(nn.Module):
@@ -159,7 +159,7 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             h = block(h)
             size = str(h.shape[-1])
-            # Two blocks may share a size; attention follows the one that came down to it.
+            # Two blocks may have one size; attention follows the one that reduced it.
             if block.down and size in self.attention:
                 h = self.attention[size](h)
         with autocast(h.device, "fp32"):  # in bf16 a logit would have three digits
@@ -171,14 +171,14 @@ class Discriminator(nn.Module):
 
 
 def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: int) -> None:
-    """Initialise, lay the weights out for the processor, and list the layers that spectral norm looks at."""
+    """Initialise weights, put them into channels_last memory, and list the layers that spectral norm applies to."""
     network.to(memory_format=torch.channels_last)
     network.weighted = [layer for layer in network.modules() if isinstance(layer, Weighted)]
     if network.weighted[0].weight.is_meta:
-        return  # counted, never run: there is nothing to initialise
+        return  # on the meta device, where cost.py counts operations
     norms = [module for module in network.modules() if isinstance(module, BatchNormReLU)]
     gains, biases = {norm.gain for norm in norms}, {norm.bias for norm in norms}
-    # Zeros have no direction that spectral norm could look for.
+    # A table of zeros has no singular vectors, which spectral norm needs.
     drawn_tables = {
         table
         for norm in norms
@@ -194,7 +194,7 @@ def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: i
         elif config.init == "xavier":
             nn.init.xavier_uniform_(layer.weight, generator=generator)
         else:
-            # Drawn beside it: torch's rule cannot write to a kernel that lies in channels_last memory.
+            # Into another tensor: torch's function cannot write to a kernel in channels_last memory.
             drawn = nn.init.orthogonal_(torch.empty(layer.weight.shape), generator=generator)
             layer.weight.data.copy_(drawn)
         if layer in gains and not layer.spectral_norm:  # with it, the layer adds this 1

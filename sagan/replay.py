@@ -7,27 +7,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_CALLS_BEFORE = 3  # in the first calls libraries choose kernels and take memory, which must not happen in a recording
+_WARM_UP_CALLS = 3  # in which libraries choose kernels and allocate memory; neither is possible while recording
 
 
 class Replay:
-    """Calls a function that returns nothing and whose effects are all on tensors that stay where they are.
+    """Calls a function that returns nothing and only writes to tensors which keep their memory between calls.
 
     A training step of small networks is some 2,400 kernels of 5 microseconds, and Python takes five times as long to
     launch them (tests/benchmarks/results_gpu.md). So the kernels of one call are recorded, with the addresses that they
-    read and write, and those of later calls are launched together: the same kernels on the same numbers. Arguments are
-    copied to where the recorded ones were; they must have the same shapes in each call.
+    read and write, and for later calls they are launched together: the same kernels on the same numbers. The arguments
+    are first copied to the memory of the recorded ones, so they must have the same shapes in each call.
     """
 
     def __init__(self) -> None:
         self._calls = 0
-        self._stream = torch.cuda.Stream()  # recording and what leads to it must not use the default one
+        self._stream = torch.cuda.Stream()  # warm-up and recording must not use the default stream
         self._graph = torch.cuda.CUDAGraph()
         self._given: tuple[Tensor, ...] = ()
 
     def __call__(self, function: Callable[..., None], *given: Tensor) -> None:
         self._calls += 1
-        if self._calls <= _CALLS_BEFORE:
+        if self._calls <= _WARM_UP_CALLS:
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 function(*given)

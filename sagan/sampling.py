@@ -1,4 +1,4 @@
-"""Pictures from a trained generator: for scoring, for the eye, and with their attention maps."""
+"""Images from a trained generator: samples to score, grids to look at, and attention maps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sagan.layers import BatchNormReLU
 from sagan.networks import Generator
 from sagan.streams import noise, stream
 
-_AT_ONCE = 50  # images that are scored; their z is drawn together
+_AT_ONCE = 50  # images per batch of scored samples, whose z is drawn together
 _STANDING_AT_ONCE = 64  # images whose batch-norm statistics are measured together
 _GRID_CLASSES = 10  # rows of a sample grid, spread over the classes
 _GRID_COLUMNS = 8
@@ -40,12 +40,13 @@ def diversity(images: Tensor) -> float:
 
 
 class Sampler:
-    """Draws what every evaluation of a run draws: the same z and labels at each step.
+    """Generates the images that every evaluation of a run needs, from the same z and labels at each step.
 
     Scored samples take their z from the run's seed, with labels in turn so that classes are equally many. The grid
     and the attention maps take theirs from a seed that all runs share, so that variants can be compared by eye.
 
-    Of the scored samples, whose labels are `labels`, each process draws its `part`, whole batches.
+    Of the scored samples, whose classes are `labels`, each process draws its `shard`, which consists of whole
+    batches.
     """
 
     def __init__(
@@ -56,8 +57,8 @@ class Sampler:
         n = config.eval.num_samples
         self.labels = torch.arange(n) % num_classes
         starts = range(0, n, _AT_ONCE)
-        self._starts = starts[self.world.part(len(starts))]
-        self.part = slice(self._starts.start, min(self._starts.stop, n))
+        self._starts = starts[self.world.shard(len(starts))]
+        self.shard = slice(self._starts.start, min(self._starts.stop, n))
         self.fewest_batches = len(starts) // self.world.size  # of any process
         rows = min(num_classes, _GRID_CLASSES)
         self.grid_labels = (torch.arange(rows) * num_classes // rows).repeat_interleave(_GRID_COLUMNS)
@@ -70,16 +71,16 @@ class Sampler:
             norms = [module for module in generator.modules() if isinstance(module, BatchNormReLU)]
             momenta = [norm.momentum for norm in norms]
             generator.train()
-            # Whole batches of training, so that groups and processes divide them, and small ones several at a time.
+            # A multiple of the training batch size, so that batch-norm groups and processes divide it.
             at_once = min(_STANDING_AT_ONCE, self.config.eval.standing_images)
             size = self.config.optim.batch_size * max(1, at_once // self.config.optim.batch_size)
-            part = self.world.part(size)
+            shard = self.world.shard(size)
             for turn in range(math.ceil(self.config.eval.standing_images / size)):
                 for norm in norms:
                     norm.momentum = 1 / (turn + 1)  # the plain mean over the batches
                 draw = stream(self.seed, "standing", turn)
                 z, labels = noise(draw, size, self.config.model.z_dim, self.num_classes)
-                generator(z[part].to(self.device), labels[part].to(self.device))
+                generator(z[shard].to(self.device), labels[shard].to(self.device))
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
             self.world.average(generator.running_statistics())
@@ -87,7 +88,7 @@ class Sampler:
 
     @torch.no_grad()
     def images(self, generator: Generator, purpose: str = "scored") -> Iterator[Tensor]:
-        """uint8 batches (B, 3, R, R) of the classes `labels[part]`; another `purpose` draws another z."""
+        """uint8 batches (B, 3, R, R) of the classes `labels[shard]`; another `purpose` draws another z."""
         for start in self._starts:
             labels = self.labels[start : start + _AT_ONCE]
             z = torch.randn(len(labels), self.config.model.z_dim, generator=stream(self.seed, purpose, start))

@@ -18,23 +18,23 @@ from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Generator
 from sagan.sampling import Sampler, diversity
 
-# Samples have collapsed when they vary less than this share of the real images' variation, or when at least this
-# share of the classes has collapsed within; a run has when its samples have after they once varied twice as much (or
-# at the last step): a stated rule, far under what a poor but living run shows.
+# Samples have collapsed when their diversity is below this share of the real images', or when at least this share of
+# the classes has collapsed. A run has collapsed when its samples have, after their diversity was once twice the limit
+# (or at the last step). The limits are a convention, far below what a poor run without collapse shows.
 _COLLAPSED_DIVERSITY = 0.1
 _COLLAPSED_CLASSES = 0.5
-DIVERSITY_SAMPLES = 1000  # they tell it, and fifty thousand would fill the memory
+DIVERSITY_SAMPLES = 1000  # enough to estimate it; fifty thousand would fill the memory
 
 
 class Stopped(Exception):
-    """The caller wants to leave."""
+    """The caller asked to stop."""
 
 
 class Scorer:
-    """Draws and scores the same samples at each step, each process its part, and remembers the best weights.
+    """Generates and scores the same samples at each step, each process its shard, and keeps the best weights.
 
-    `stop` is asked between the batches, the first process's only; where it says so, Stopped is raised everywhere and
-    nothing is remembered of the scoring.
+    `stop` of the first process is called between batches. When it returns True, Stopped is raised in all processes and
+    this evaluation leaves no trace.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Scorer:
         """
         self.sampler.prepare(average)
         first: list[Tensor] = []
-        batches = noted(self.sampler.images(average), first, self.sampler.batches_within(DIVERSITY_SAMPLES))
-        metrics = self._metrics(batches, self.sampler.labels, self.sampler.part)
-        shown = [batch for share in self._world.gather(first) for batch in share]
-        varied = diversity(torch.cat(shown)) / self.real_diversity if shown else 0.0
-        metrics = {**metrics, "sample_diversity": self._world.broadcast(varied)}
+        batches = with_copies(self.sampler.images(average), first, self.sampler.batches_within(DIVERSITY_SAMPLES))
+        metrics = self._metrics(batches, self.sampler.labels, self.sampler.shard)
+        gathered = [batch for batches in self._world.gather(first) for batch in batches]
+        value = diversity(torch.cat(gathered)) / self.real_diversity if gathered else 0.0
+        metrics = {**metrics, "sample_diversity": self._world.broadcast(value)}
         if not _vary_too_little(metrics) and not _repeat_themselves(metrics):
             self.best.offer(step, metrics["fid"], average)
         return metrics
@@ -84,7 +84,7 @@ class Scorer:
         return self.best.score(generator, self.sampler, self._metrics)
 
     def has_collapsed(self, metrics: dict[str, float], is_last: bool) -> bool:
-        """Whether the samples of these metrics have collapsed, overall or within their classes, and once had not."""
+        """Whether samples with these metrics have collapsed, overall or within classes, and earlier ones had not."""
         self.highest_diversity = max(self.highest_diversity, metrics["sample_diversity"])
         self.highest_class_diversity = max(self.highest_class_diversity, metrics.get("class_diversity", 0.0))
         varied = self.highest_diversity > 2 * _COLLAPSED_DIVERSITY or is_last
@@ -103,19 +103,19 @@ class Scorer:
         self.highest_diversity = state["highest_diversity"]
         self.highest_class_diversity = state.get("highest_class_diversity", 0.0)  # earlier versions had none
 
-    def _metrics(self, images: Iterable[Tensor], labels: Tensor, part: slice) -> dict[str, float]:
-        return self.evaluator(self._until_stopped(images), labels, part)
+    def _metrics(self, images: Iterable[Tensor], labels: Tensor, shard: slice) -> dict[str, float]:
+        return self.evaluator(self._until_stopped(images), labels, shard)
 
     def _until_stopped(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         for number, batch in enumerate(batches):
-            # All have to answer, and some have a batch more than others.
+            # All processes must take part in the broadcast, and some have one batch more than others.
             if number < self.sampler.fewest_batches and self._world.broadcast(self.stop()):
                 raise Stopped
             yield batch
 
 
 def real_diversity(dataset: ImageDataset) -> float:
-    """`diversity` of a thousand real images or fewer, from all over the set, which may be sorted by class."""
+    """`diversity` of at most a thousand real images, evenly spaced over the data set, which may be sorted by class."""
     spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), 1000)).long()
     return diversity(dataset.images[spread])
 
@@ -125,12 +125,12 @@ def _vary_too_little(metrics: dict[str, float]) -> bool:
 
 
 def _repeat_themselves(metrics: dict[str, float]) -> bool:
-    """Not told where no class has two pictures."""
+    """False where no class has two samples, so that nothing was measured."""
     return metrics.get("collapsed_classes", 0.0) >= _COLLAPSED_CLASSES
 
 
-def noted(batches: Iterable[Tensor], first: list[Tensor], count: int) -> Iterator[Tensor]:
-    """`batches`, of which `count` are put into `first` as they pass."""
+def with_copies(batches: Iterable[Tensor], first: list[Tensor], count: int) -> Iterator[Tensor]:
+    """The `batches`; the first `count` of them are also copied to the list `first`."""
     for number, batch in enumerate(batches):
         if number < count:
             first.append(batch.cpu())

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, purpose, step): nothing to store, and a resumed run draws what it would have."""
+"""Random numbers as a function of (seed, purpose, step): a resumed run needs no stored state to draw the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from sagan.data import ImageDataset
 from sagan.data.prepared import ImageFile
 
-_AHEAD = 4  # batches that are read while one is trained on
+_AHEAD = 4  # batches that are read from a file in advance
 _MOVED_AT_ONCE = 4096
 
 
@@ -36,10 +36,11 @@ def noise(generator: torch.Generator, n: int, z_dim: int, num_classes: int) -> t
 
 
 class Batches:
-    """Batch k of an endless run over the images, each epoch in an order of its own drawn from the seed.
+    """Batch k of an endless sequence of epochs; each epoch has a random order of its own, drawn from the seed.
 
     The images lie on `device` where they fill less than a quarter of its free memory. Those that stay in a file are
-    read ahead, by threads, while earlier batches are trained on. Of each batch of `batch_size` only `part` is given.
+    read ahead, by threads, while earlier batches are trained on. Of each batch of `batch_size` only the rows `shard`
+    are given.
     """
 
     def __init__(
@@ -49,9 +50,9 @@ class Batches:
         seed: int,
         h_flip: bool,
         device: torch.device,
-        part: slice | None = None,
+        shard: slice | None = None,
     ) -> None:
-        self._part = part or slice(None)
+        self._shard = shard or slice(None)
         self._batch_size, self._seed, self._h_flip, self._device = batch_size, seed, h_flip, device
         self._images: Tensor | ImageFile = dataset.images
         if _fits(dataset.images, device):
@@ -59,14 +60,14 @@ class Batches:
         self._labels = dataset.labels.to(self._images.device if isinstance(self._images, Tensor) else "cpu")
         self._epoch, self._order = -1, dataset.labels[:0]
         self._readers = ThreadPoolExecutor(_AHEAD) if isinstance(self._images, ImageFile) else None
-        self._coming: dict[int, tuple[Tensor, Future[Tensor]]] = {}  # rows and images of batches that come next
+        self._coming: dict[int, tuple[Tensor, Future[Tensor]]] = {}  # row numbers and images of the next batches
 
     def __call__(self, k: int) -> tuple[Tensor, Tensor]:
         """uint8 images (B, 3, H, W) and labels (B,), on the device."""
         rows, images = self._read(k)
         images = to_device(images, self._device)
         if self._h_flip:
-            flipped = torch.rand(self._batch_size, generator=stream(self._seed, "flip", k))[self._part] < 0.5
+            flipped = torch.rand(self._batch_size, generator=stream(self._seed, "flip", k))[self._shard] < 0.5
             images = torch.where(to_device(flipped, self._device)[:, None, None, None], images.flip(3), images)
         return images, to_device(self._labels[rows], self._device)
 
@@ -88,7 +89,7 @@ class Batches:
                 self._epoch_order(epoch)[max(start - epoch * n, 0) : start + self._batch_size - epoch * n]
                 for epoch in range(start // n, (start + self._batch_size - 1) // n + 1)
             ]
-        )[self._part]
+        )[self._shard]
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
@@ -98,7 +99,7 @@ class Batches:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`; a copy to a GPU goes by pinned memory and so does not wait for what runs there."""
+    """`tensor` on `device`; a copy to a GPU goes through pinned memory and does not wait for running kernels."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

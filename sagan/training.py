@@ -1,7 +1,7 @@
-"""Training as a generator of events: the caller logs, stops, or prunes; this module knows no tracker.
+"""Training as a generator of events, which the caller logs; nothing here depends on a tracker.
 
-Everything that decides a run is a function of (config, seed, step), so a run that was stopped and resumed from its
-checkpoint ends in the same bits as one that was not, on one machine's CPU.
+Everything random is a function of (config, seed, step), so a run that was stopped and resumed from its checkpoint
+ends with the same bits as one that was not, on one machine's CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sagan.checkpoint import check_same_run, load_checkpoint, save_checkpoint
 from sagan.config import Config, flatten
 from sagan.cost import count
 from sagan.data import open_dataset
-from sagan.distributed import World, in_step
+from sagan.distributed import World, for_first_process
 from sagan.generator_file import save_generator
 from sagan.losses import LOSSES
 from sagan.networks import Discriminator, Generator
@@ -38,12 +38,12 @@ Outcome = Literal["finished", "collapsed", "diverged"]
 
 log = logging.getLogger(__name__)
 
-_LOGGED = ("loss_g", "loss_d", "logit_real", "logit_fake")  # the losses: their adversarial part
+_LOGGED = ("loss_g", "loss_d", "logit_real", "logit_fake")  # losses without the class head's
 
 
 @dataclass(frozen=True)
 class Event:
-    """What is known at `step`. `images` holds sample and attention pictures by name; `outcome` ends the run."""
+    """Metrics and images by name at `step`. The last event of a run has an `outcome`."""
 
     step: int
     metrics: dict[str, float]
@@ -58,11 +58,11 @@ class Event:
 class Trainer:
     """One run of one config and seed in `directory`, which holds its checkpoints; it goes on from the newest one.
 
-    `compile_backend` names the one of torch.compile's that both passes of a step are compiled with; by default they are
-    on CUDA, by inductor, where that takes less time than it saves (`pays_to_compile`). None compiles nothing. On CUDA
-    one process alone records a step, compiled or not, and replays it (sagan/replay.py).
-    Where processes have joined (sagan/distributed.py), each builds this and runs it; `optim.batch_size` is that of all
-    together, the results are one process's to rounding, and the first one writes the files and has the events.
+    `compile_backend`: the backend of torch.compile for both passes of a step, or None for no compilation. By default
+    this is inductor on CUDA, where that takes less time than it saves (`pays_to_compile`). On CUDA a run of one process
+    records a step as a CUDA graph and replays it (sagan/replay.py).
+    Where processes have joined (sagan/distributed.py), each builds and runs this. `optim.batch_size` is the total over
+    all of them, results equal those of one process to rounding, and only the first writes files and yields events.
     Raises ValueError for a config that cannot be built and for a checkpoint of another config (naming the fields).
     """
 
@@ -87,13 +87,15 @@ class Trainer:
         self.device = torch.device(device)
         self.world = World.here()
         config.check_shared(self.world.size)
-        self.part = self.world.part(config.optim.batch_size)
-        sharers = self.world.sharers(config.model.bn_groups)
+        self.shard = self.world.shard(config.optim.batch_size)
+        process_group = self.world.process_group(config.model.bn_groups)
         self.checkpoint_every = checkpoint_every
         cache_dir = cache_dir or directory / "cache"
         dataset = open_dataset(config.data, data_root, cache_dir).conditioned(config.model.conditioning)
         self.classes, self.groups, self.data_fingerprint = dataset.classes, dataset.groups, dataset.fingerprint
-        self.batches = Batches(dataset, config.optim.batch_size, drawn_from, config.data.h_flip, self.device, self.part)
+        self.batches = Batches(
+            dataset, config.optim.batch_size, drawn_from, config.data.h_flip, self.device, self.shard
+        )
 
         resolution, num_classes = config.data.resolution, len(dataset.classes)
         self.generator = Generator(config.model, resolution, num_classes, seed=drawn_from).to(self.device)
@@ -103,9 +105,9 @@ class Trainer:
         self.average.requires_grad_(False)
         own_groups = max(1, config.model.bn_groups // self.world.size)
         for network in (self.generator, self.average):
-            network.split_batch_norm(own_groups, sharers)
-        # Those of whole groups are known to their process alone until they are averaged.
-        self.unshared = self.generator.running_statistics() if config.model.bn_groups > 1 else []
+            network.split_batch_norm(own_groups, process_group)
+        # Statistics of complete groups are known to one process only, until they are averaged.
+        self.local_statistics = self.generator.running_statistics() if config.model.bn_groups > 1 else []
         lr_g, lr_d = config.optim.rates
         self.optimizer_g = self._adam(self.generator, lr_g)
         self.optimizer_d = self._adam(self.discriminator, lr_d)
@@ -116,7 +118,7 @@ class Trainer:
         self.discriminator_pass, self.generator_pass = discriminator_pass, generator_pass
         if compile_backend is not None:
             self.discriminator_pass, self.generator_pass = compiled_passes(compile_backend)
-        # Several processes meet in the middle of a step, which is left as it is.
+        # Several processes communicate within a step, which is therefore not recorded.
         self.replay = Replay() if self.device.type == "cuda" and self.world.size == 1 else None
 
         self.scorer = Scorer(
@@ -132,7 +134,7 @@ class Trainer:
 
         self.logged = _LOGGED if self.discriminator.classifier is None else (*_LOGGED, "loss_class")
         self.step = 0
-        # Of what is logged, since the step that was last reported.
+        # Sums of logged values over the `since` to `step` steps that no event has reported yet.
         self.sums, self.since = torch.zeros(len(self.logged), device=self.device), 0
         saved = self.world.broadcast(load_checkpoint(directory) if self.world.rank == 0 else None)
         if saved:
@@ -141,11 +143,11 @@ class Trainer:
     def run(self, stop: Callable[[], bool] = lambda: False) -> Events[Event]:
         """Events from the current step to the last.
 
-        `stop` is asked after every step and between the batches of an evaluation. Where it says so, or the caller
-        leaves early, a checkpoint is left behind; an error, also one that `stop` raises, leaves those that are there.
-        With several processes all loop over it, the first has the events, and its `stop` decides.
+        `stop` is called after every step and between the batches of an evaluation. When it returns True, or the caller
+        closes the generator, a checkpoint is saved; after an error, also one that `stop` raises, none is.
+        With several processes all loop over it; the first one's `stop` decides, and it alone gets the events.
         """
-        return in_step(self.world, self._run(stop)) if self.world.size > 1 else self._run(stop)
+        return for_first_process(self.world, self._run(stop)) if self.world.size > 1 else self._run(stop)
 
     def _run(self, stop: Callable[[], bool]) -> Events[Event]:
         self.scorer.stop = stop
@@ -154,7 +156,7 @@ class Trainer:
             yield Event(0, self._sizes())
         try:
             yield from self._train()
-        except (GeneratorExit, Stopped):  # between two steps; in the middle of one there is nothing worth keeping
+        except (GeneratorExit, Stopped):  # raised between two steps, so the state is consistent
             self._save()
 
     def _train(self) -> Events[Event]:
@@ -164,8 +166,10 @@ class Trainer:
             if self.since < self.step and (self.step % log_every == 0 or self._is_scored):
                 images_shown = (self.step - started_at) * self.config.optim.batch_size * self.config.optim.d_steps
                 event = self._report(images_shown / (time.perf_counter() - started))
-                if not event.done:  # the last one is found anew by whoever comes back
-                    self.sums.zero_()  # and no new tensor: a recorded step goes on adding to this one
+                if (
+                    not event.done
+                ):  # the last event is computed again when a run is resumed before its caller has recorded it
+                    self.sums.zero_()  # in place: a recorded step adds to this very tensor
                     self.since = self.step
                 yield event
                 if event.done:
@@ -182,7 +186,7 @@ class Trainer:
         return self.step % self.config.eval.every == 0 or self.step == self.config.optim.steps
 
     def _report(self, images_per_sec: float) -> Event:
-        """What there is to tell of this step, and of the training since the last report."""
+        """The event of this step: means of the losses since the last event, and scores where an evaluation is due."""
         metrics = dict(zip(self.logged, (self.sums / (self.step - self.since)).tolist(), strict=True))
         if images_per_sec:
             metrics["images_per_sec"] = images_per_sec
@@ -203,7 +207,7 @@ class Trainer:
         return Event(self.step, metrics, images, "collapsed" if has_collapsed else "finished")
 
     def _train_step(self) -> None:
-        """One generator update after `d_steps` discriminator updates; nothing here waits for the device."""
+        """One update of G after `d_steps` updates of D; nothing here waits for the device."""
         given: list[Tensor] = []
         for turn in range(self.step * self.config.optim.d_steps, (self.step + 1) * self.config.optim.d_steps):
             given += [*self.batches(turn), *self._noise("noise_d", turn)]
@@ -216,31 +220,31 @@ class Trainer:
         self.step += 1
 
     def _update(self, *given: Tensor) -> None:
-        """Updates of D, each from a batch, its labels, z and z's labels, and then of G, from z and z's labels."""
+        """`given`: images, labels, z and labels of z for each update of D, then z and its labels for that of G."""
         optim = self.config.optim
         for turn in range(optim.d_steps):
             batch = given[4 * turn : 4 * turn + 4]
             with autocast(self.device, optim.precision):
-                aim_d, of_d = self.discriminator_pass(self.generator, self.discriminator, self.loss_d, *batch)
+                objective_d, logged_d = self.discriminator_pass(self.generator, self.discriminator, self.loss_d, *batch)
             self.optimizer_d.zero_grad()
-            aim_d.backward()
-            self.world.average([*_gradients(self.discriminator), of_d])
+            objective_d.backward()
+            self.world.average([*_gradients(self.discriminator), logged_d])
             self.optimizer_d.step()
 
         self.discriminator.requires_grad_(False)
         with autocast(self.device, optim.precision):
-            aim_g, loss_g = self.generator_pass(self.generator, self.discriminator, self.loss_g, *given[-2:])
+            objective_g, loss_g = self.generator_pass(self.generator, self.discriminator, self.loss_g, *given[-2:])
         self.discriminator.requires_grad_(True)
         self.optimizer_g.zero_grad()
-        aim_g.backward()
-        self.world.average([*_gradients(self.generator), loss_g, *self.unshared])
+        objective_g.backward()
+        self.world.average([*_gradients(self.generator), loss_g, *self.local_statistics])
         self.optimizer_g.step()
-        self.sums += torch.cat([loss_g[None], of_d])
+        self.sums += torch.cat([loss_g[None], logged_d])
 
     def _noise(self, purpose: str, turn: int) -> tuple[Tensor, Tensor]:
         size = self.config.optim.batch_size, self.config.model.z_dim, len(self.classes)
         z, labels = noise(stream(self._drawn_from, purpose, turn), *size)
-        return to_device(z[self.part], self.device), to_device(labels[self.part], self.device)
+        return to_device(z[self.shard], self.device), to_device(labels[self.shard], self.device)
 
     def _average_weights(self) -> None:
         decay = self.config.optim.ema_decay
@@ -254,7 +258,7 @@ class Trainer:
             torch._foreach_lerp_(targets, sources, 1 - decay)
 
     def _evaluate(self, metrics: dict[str, float]) -> dict[str, NDArray[Any]]:
-        """Score the averaged generator, adding to `metrics`; returns its pictures."""
+        """Score the averaged generator, adding to `metrics`; returns its sample grid and attention maps."""
         if self.config.optim.ema_decay:
             for target, source in zip(self.average.buffers(), self.generator.buffers(), strict=True):
                 target.copy_(source)
@@ -288,7 +292,7 @@ class Trainer:
             capturable=self.device.type == "cuda",  # in a recorded step
         )
 
-    def _parts(self) -> dict[str, Any]:
+    def _stateful(self) -> dict[str, Any]:
         return {
             "generator": self.generator,
             "discriminator": self.discriminator,
@@ -301,7 +305,7 @@ class Trainer:
     def _save(self) -> None:
         if self.world.rank > 0:
             return
-        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
+        state: dict[str, Any] = {name: owner.state_dict() for name, owner in self._stateful().items()}
         state |= {
             "config": flatten(self.config),
             "seed": self.seed,
@@ -321,11 +325,11 @@ class Trainer:
         if before != now and self.world.rank == 0:
             changed = f"the checkpoint is of {before} processes and goes on with {now}"
             log.warning("%s: %s: equal to rounding, not to the bit", self.directory, changed)
-        for name, part in self._parts().items():
-            part.load_state_dict(saved[name])
+        for name, owner in self._stateful().items():
+            owner.load_state_dict(saved[name])
         for optimizer in (self.optimizer_g, self.optimizer_d):
             for group in optimizer.param_groups:
-                group["capturable"] = self.device.type == "cuda"  # and not what it was where the run was saved
+                group["capturable"] = self.device.type == "cuda"  # the checkpoint has the value of its own device
         self.step, self.since = saved["step"], saved["since"]
         self.sums = saved["sums"].to(self.device)
 

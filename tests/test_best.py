@@ -88,9 +88,9 @@ def test_one_real_picture_a_class_ends_a_run_as_collapsed_and_is_never_its_best(
     evaluate, real = trainer.scorer.evaluator, embedded.draw(torch.arange(120) % 2, 9, 32)
     shown = iter([real, real[:2].repeat(60, 1, 1, 1)])
 
-    def scores(images: Iterable[Tensor], labels: Tensor, part: slice) -> dict[str, float]:
+    def scores(images: Iterable[Tensor], labels: Tensor, shard: slice) -> dict[str, float]:
         batches = list(images)
-        return evaluate([next(shown, torch.cat(batches))], labels, part)
+        return evaluate([next(shown, torch.cat(batches))], labels, shard)
 
     monkeypatch.setattr(trainer.scorer, "evaluator", scores)
     scored = [event for event in trainer.run() if "fid" in event.metrics]

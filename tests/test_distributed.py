@@ -139,7 +139,7 @@ def trace(rank: int, directory: Path) -> None:
         torch.manual_seed(0)
         block = GeneratorBlock(4, 6, 3, momentum=0.1, eps=1e-5, spectral_norm=False, norm_cbn=False)
         for norm in (block.bn1, block.bn2):
-            norm.sharers = dist.group.WORLD
+            norm.process_group = dist.group.WORLD
         layers = [layer for layer in block.modules() if isinstance(layer, Weighted)]
         for layer in layers:
             torch.nn.init.normal_(layer.weight)
@@ -201,7 +201,7 @@ def test_every_sample_is_drawn_by_one_process(tiny: Config, samples: int, proces
     config = override(tiny, {"eval.num_samples": samples})
     worlds = [World(rank, processes) for rank in range(processes)]
     samplers = [Sampler(config, 3, 0, torch.device("cpu"), world) for world in worlds]
-    assert [i for sampler in samplers for i in range(samples)[sampler.part]] == list(range(samples))
+    assert [i for sampler in samplers for i in range(samples)[sampler.shard]] == list(range(samples))
     assert {sampler.fewest_batches for sampler in samplers} == {min(s.batches_within(samples) for s in samplers)}
 
 

@@ -22,15 +22,20 @@ def aims(trainer: Trainer) -> dict[str, torch.Tensor]:
     batch = (*trainer.batches(0), *trainer._noise("noise_d", 0))
     precision = trainer.config.optim.precision
     with autocast(trainer.device, precision):
-        aim_d, _ = trainer.discriminator_pass(trainer.generator, trainer.discriminator, trainer.loss_d, *batch)
-    aim_d.backward()
+        objective_d, _ = trainer.discriminator_pass(trainer.generator, trainer.discriminator, trainer.loss_d, *batch)
+    objective_d.backward()
     with autocast(trainer.device, precision):
         draw = trainer._noise("noise_g", 0)
-        aim_g, _ = trainer.generator_pass(trainer.generator, trainer.discriminator, trainer.loss_g, *draw)
-    (of_g,) = torch.autograd.grad(aim_g, [trainer.generator.linear.weight])
-    of_d = trainer.discriminator.blocks[0].conv1.weight.grad
-    assert of_d is not None
-    return {"aim_d": aim_d.detach(), "aim_g": aim_g.detach(), "of_d": of_d, "of_g": of_g}
+        objective_g, _ = trainer.generator_pass(trainer.generator, trainer.discriminator, trainer.loss_g, *draw)
+    (gradient_g,) = torch.autograd.grad(objective_g, [trainer.generator.linear.weight])
+    gradient_d = trainer.discriminator.blocks[0].conv1.weight.grad
+    assert gradient_d is not None
+    return {
+        "objective_d": objective_d.detach(),
+        "objective_g": objective_g.detach(),
+        "gradient_d": gradient_d,
+        "gradient_g": gradient_g,
+    }
 
 
 def after_three_steps(config: Config, directory: Path) -> tuple[Trainer, Trainer]:
@@ -48,7 +53,7 @@ def test_compiled_passes_train_to_the_same_bits_as_those_that_are_not(tiny: Conf
     """The tracing, the custom gradients and the buffers that change in place; code generation is left out."""
     plain, compiled = after_three_steps(tiny, tmp_path)
     assert torch.equal(plain.sums, compiled.sums)
-    for ours, theirs in zip(plain._parts().values(), compiled._parts().values(), strict=True):
+    for ours, theirs in zip(plain._stateful().values(), compiled._stateful().values(), strict=True):
         if isinstance(ours, torch.nn.Module):
             found = theirs.state_dict()
             assert all(torch.equal(tensor, found[name]) for name, tensor in ours.state_dict().items())
@@ -74,9 +79,9 @@ def test_a_process_compiles_for_more_variants_than_torch_keeps_of_one_function(
 def test_bf16_passes_are_near_those_of_fp32(tiny: Config, tmp_path: Path) -> None:
     """bf16 has three digits: losses agree to a few hundredths, gradients point the same way."""
     exact, rounded = (aims(bare_trainer(config, tmp_path)) for config in (tiny, in_bf16(tiny)))
-    for name in ("aim_d", "aim_g"):
+    for name in ("objective_d", "objective_g"):
         torch.testing.assert_close(rounded[name], exact[name], rtol=0.05, atol=0.05)
-    for name in ("of_d", "of_g"):
+    for name in ("gradient_d", "gradient_g"):
         similarity = torch.cosine_similarity(rounded[name].flatten(), exact[name].flatten(), dim=0)
         assert 0.98 < similarity < 1 - 1e-9  # 1 would mean that nothing was rounded
     assert all(tensor.dtype == torch.float32 for tensor in rounded.values())

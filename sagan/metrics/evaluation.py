@@ -86,17 +86,17 @@ class Evaluator:
             ]
         )
 
-    def __call__(self, images: Iterable[Tensor], labels: Tensor, part: slice | None = None) -> dict[str, float]:
+    def __call__(self, images: Iterable[Tensor], labels: Tensor, shard: slice | None = None) -> dict[str, float]:
         """All metrics of uint8 [B, 3, H, W] batches in the order of `labels` [N]; batches may differ in size.
 
-        Where several processes score together, `images` are this one's, those of `labels[part]`; the parts follow one
-        another by rank, and each process has the metrics of all.
+        Where several processes score together, `images` are this one's, those of `labels[shard]`. Shards are
+        in the order of ranks, and each process returns the metrics of all samples.
         """
         world = World.here()
-        is_empty = part is not None and part.start == part.stop  # there are fewer batches than processes
+        is_empty = shard is not None and shard.start == shard.stop  # there are fewer batches than processes
         extracted = None
         if not is_empty:
-            extracted = extract(self._extractor, images, labels, self._device, part, measure=self._measure)
+            extracted = extract(self._extractor, images, labels, self._device, shard, measure=self._measure)
         shares = [share for share in world.gather(extracted) if share is not None]
         found: dict[str, float] = {}
         if world.rank == 0:
@@ -252,8 +252,8 @@ def score(generated: Features, reference: Reference) -> dict[str, float]:
     if not reference.scored_logits:
         return {}
     logits = _own_logits(generated, reference)
-    whole, _ = inception_score(logits, splits=1)
-    found = {"is": whole}
+    score, _ = inception_score(logits, splits=1)
+    found = {"is": score}
     if len(logits) >= _IS_SPLITS:
         mean, spread = inception_score(logits, _IS_SPLITS)
         found |= {"is_mean": mean, "is_std": spread}

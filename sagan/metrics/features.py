@@ -33,21 +33,21 @@ def extract(
     images: Iterable[Tensor],
     labels: Tensor,
     device: torch.device,
-    part: slice | None = None,
+    shard: slice | None = None,
     *,
     measure: Callable[[Tensor], Tensor] | None = None,
 ) -> Features:
-    """Features of uint8 [B, 3, H, W] batches that follow the order of `labels` [N], or of a `part` of these.
+    """Features of uint8 [B, 3, H, W] batches that follow the order of `labels` [N], or of `labels[shard]`.
 
     `measure` maps such a batch to shape parameters [B, P].
 
     Local tokens sit at four positions an image, drawn from a fixed seed by the image's place in the sequence, so the
-    result depends neither on the batch size nor on who extracts which part. TF32 and autocast are off: float32 means
-    float32 on every machine.
+    result depends neither on the batch size nor on which process extracts which shard. TF32 and autocast are off:
+    float32 means float32 on every machine.
     """
     choices = torch.rand(len(labels), TOKENS_PER_IMAGE, generator=torch.Generator().manual_seed(_TOKEN_SEED))
-    if part is not None:
-        choices, labels = choices[part], labels[part]
+    if shard is not None:
+        choices, labels = choices[shard], labels[shard]
     pooled, logits, local, small, shapes, start = [], [], [], [], [], 0
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:

@@ -153,11 +153,11 @@ def test_gradients_and_statistics_travel_over_the_cards_own_transport(alone: Wor
 
     x = torch.randn(4, 8, 4, 4, generator=draw).to(DEVICE)
     labels, found = torch.arange(4, device=DEVICE) % 3, []
-    for sharers in (None, dist.group.WORLD):
+    for process_group in (None, dist.group.WORLD):
         norm = BatchNormReLU(8, 3, momentum=0.1, eps=1e-5).to(DEVICE)
         torch.nn.init.ones_(norm.gain.weight)
         torch.nn.init.zeros_(norm.bias.weight)
-        norm.sharers = sharers
+        norm.process_group = process_group
         of_x = x.clone().requires_grad_()
         y = norm(of_x, labels)
         y.square().sum().backward()
