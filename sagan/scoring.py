@@ -101,7 +101,7 @@ class Scorer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best.load_state_dict(state["best"])
         self.highest_diversity = state["highest_diversity"]
-        self.highest_class_diversity = state.get("highest_class_diversity", 0.0)  # earlier versions had none
+        self.highest_class_diversity = state["highest_class_diversity"]
 
     def _metrics(self, images: Iterable[Tensor], labels: Tensor, shard: slice) -> dict[str, float]:
         return self.evaluator(self._until_stopped(images), labels, shard)

@@ -319,9 +319,9 @@ class Trainer:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         ours = {**flatten(self.config), "seed": self.seed, "images": self.data_fingerprint}
-        theirs = {**saved["config"], "seed": saved["seed"], "images": saved.get("images")}
+        theirs = {**saved["config"], "seed": saved["seed"], "images": saved["images"]}
         check_same_run(self.directory, ours, theirs)
-        before, now = saved.get("processes", 1), self.world.size  # earlier versions had but one
+        before, now = saved["processes"], self.world.size
         if before != now and self.world.rank == 0:
             changed = f"the checkpoint is of {before} processes and goes on with {now}"
             log.warning("%s: %s: equal to rounding, not to the bit", self.directory, changed)
