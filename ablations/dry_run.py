@@ -46,7 +46,7 @@ def show_plan(
     store = _existing_store(tracking_uri)
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
-    buildable = [variant for variant in variants if variant.obstacle is None]
+    buildable = [variant for variant in variants if variant.build_error is None]
     costs = {v.name: count(v.config, num_classes(v.config.data, data_root)) for v in buildable}
     planned = {cell.variant for cell in cells}
     if calibration is not None:
@@ -162,8 +162,8 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def _figures(variant: Variant, costs: dict[str, Cost], seconds: dict[str, float]) -> list[str]:
-    if variant.obstacle is not None:
-        return [variant.obstacle]
+    if variant.build_error is not None:
+        return [variant.build_error]
     cost = costs[variant.name]
     return [
         f"{cost.num_params_g:,}",

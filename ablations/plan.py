@@ -38,13 +38,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table. `obstacle` says why it cannot be built at this preset ("needs 128 px"), or None."""
+    """One row of the table. `build_error` is None, or why it cannot be built at this preset: "needs 128 px"."""
 
     name: str
     factors: dict[str, str]
     changes: Changes
     config: Config
-    obstacle: str | None
+    build_error: str | None
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Study:
     text: str
     search: Search | None = None
     metric: str = "fid"  # the primary one
-    contrasts: tuple[tuple[str, str], ...] = ()  # (variant, reference), as named; variants may have obstacles
+    contrasts: tuple[tuple[str, str], ...] = ()  # (variant, reference), as named; some variants may not be buildable
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -156,7 +156,7 @@ class Study:
 
         As named; else rung by rung in a ladder; else each variant with the baseline, a search's best alone.
         """
-        carried = [variant.name for variant in self.variants() if variant.obstacle is None]
+        carried = [variant.name for variant in self.variants() if variant.build_error is None]
         if self.contrasts:
             return [pair for pair in self.contrasts if set(pair) <= set(carried)]
         if self.search is not None:
@@ -171,7 +171,7 @@ class Study:
             config = override(self.base, arm.changes)
             values = flatten(config)
             changes = {name: values[name] for name in arm.changes}
-            found.append(Variant(arm.name, arm.factors, changes, config, config.obstacle()))
+            found.append(Variant(arm.name, arm.factors, changes, config, config.build_error()))
         return found
 
     def cells(self, only: str = "*") -> list[Cell]:
@@ -179,7 +179,7 @@ class Study:
 
         So a first complete table is there after the first seed. Trials of a search come before, at its own seed.
         """
-        buildable = [variant for variant in self.variants() if variant.obstacle is None]
+        buildable = [variant for variant in self.variants() if variant.build_error is None]
         trials = self.search.proposed if self.search else {}
         cells = [self._cell(v, self.search.seed) for v in buildable if self.search and v.name in trials]
         cells += [self._cell(v, seed) for seed in self.seeds for v in buildable if v.name not in trials]
@@ -207,7 +207,7 @@ class Study:
                 "name": variant.name,
                 "factors": variant.factors,
                 "changes": variant.changes,
-                "obstacle": variant.obstacle,
+                "obstacle": variant.build_error,
                 "config_digest": digest(variant.config),
             }
             for variant in self.variants()

@@ -119,7 +119,7 @@ def _choose(studies: list[Study], only: str) -> list[tuple[Study, list[Cell]]]:
 
 
 def _nothing_in(study: Study, only: str) -> str:
-    shown = [f"{v.name} ({v.obstacle})" if v.obstacle else v.name for v in study.outline().variants()]
+    shown = [f"{v.name} ({v.build_error})" if v.build_error else v.name for v in study.outline().variants()]
     reason = f"--only: no cell matches {only!r}" if only != "*" else "no variant can be built"
     return f"{study.path}: {reason}; variants are {', '.join(shown)}"
 

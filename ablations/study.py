@@ -309,8 +309,8 @@ class _Checker:
         except ValueError as error:
             self._error(position, str(error).removeprefix(f"{name}: "))
             return None
-        if (obstacle := config.obstacle()) and base.obstacle() is None:
-            self._error(position, f"{obstacle}, got {value!r}; drop it, or choose a larger preset")
+        if (build_error := config.build_error()) and base.build_error() is None:
+            self._error(position, f"{build_error}, got {value!r}; drop it, or choose a larger preset")
             return None
         return flatten(config)[name]
 

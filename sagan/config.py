@@ -1,7 +1,7 @@
-"""The typed description of one training run: everything that decides its result, but for seed and machine.
+"""The typed description of one training run: everything that decides its result, except seed and machine.
 
 `override` changes fields by dotted name, `diff` says what differs, `digest` names a config in eight bytes.
-Paths, devices and worker counts are not in here: they may differ between machines, results may not.
+Paths, devices and numbers of workers are not included: they may differ between machines, results may not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DATASETS = ("embedded", "cifar10", "cifar100", "stl10", "celeba", "imagenette", 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images. `attribute` concerns CelebA alone, which has two classes by it, or none if it is empty."""
+    """Which images. `attribute` is for CelebA only and gives it two classes; without it CelebA has no labels."""
 
     name: str = "imagenet"
     resolution: int = 128
@@ -49,7 +49,7 @@ class AttentionConfig:
     at: tuple[int, ...] = ()
     networks: Literal["both", "G", "D"] = "both"
     key_ratio: int = 8  # queries and keys have C / key_ratio channels
-    min_key_channels: int = 1  # and no fewer than this: with one channel a query can rank keys, not match them
+    min_key_channels: int = 1  # lower limit: with a single channel a query can only rank keys, not match them
     value_ratio: int = 2  # values have C / value_ratio channels
     pool: bool = True  # 2x2 max-pooled keys and values
     scale: bool = False  # divide the scores by sqrt(channels of a key)
@@ -67,7 +67,7 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class SpectralNormConfig:
-    """Which weights are divided by their largest singular value; each switch changes nothing else."""
+    """Which weights are divided by their largest singular value; each switch changes only what it names."""
 
     g: bool = True  # convolutions and the linear layer of G
     d: bool = True  # convolutions, linear layer and label embedding of D
@@ -96,7 +96,7 @@ class ModelConfig:
     bn_momentum: float = 0.001  # torch's convention: the weight of the new value
     final_bn_momentum: float = 0.0001  # the plain batch norm before G's last convolution
     bn_eps: float = 1e-5
-    bn_groups: int = 1  # equal parts of a batch that G's batch norm takes by themselves, as the official towers are
+    bn_groups: int = 1  # equal groups of a batch that G's batch norm normalises separately, as the official towers do
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     sn: SpectralNormConfig = field(default_factory=SpectralNormConfig)
 
@@ -128,8 +128,8 @@ class OptimConfig:
     steps: int = 1_000_000
     d_steps: int = 1
     ema_decay: float = 0.0  # 0 switches the moving average of G's weights off
-    ema_start: int = 0  # first step at which the average is more than a copy
-    streams: int = 0  # the family of random streams that a seed names: runs of different numbers are independent
+    ema_start: int = 0  # until this step the average is a copy
+    streams: int = 0  # runs with the same seed and another number here are statistically independent
 
     def __post_init__(self) -> None:
         _positive("optim.lr_g", self.lr_g)
@@ -166,7 +166,7 @@ class EvalConfig:
     num_samples: int = 50_000
     extractor: str = "inception"
     bn: Literal["running", "standing"] = "running"
-    standing_images: int = 1024  # with 128, redraws of them moved FD by more than its sampling error
+    standing_images: int = 1024  # with 128, FD varied from draw to draw by more than its sampling error
     endpoint: int = 1  # how many of a run's last evaluations its score is the mean of; 1: the last alone
 
     def __post_init__(self) -> None:
@@ -184,8 +184,8 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
-    def obstacle(self) -> str | None:
-        """Why these networks cannot be trained ("needs 128 px"), or None: a variant's state, not an error."""
+    def build_error(self) -> str | None:
+        """Why these networks cannot be built ("needs 128 px"), or None."""
         groups, size = self.model.bn_groups, self.optim.batch_size
         if size % groups or size < 2 * groups:
             return f"needs batches of {groups} equal parts of 2 images or more"
@@ -197,10 +197,10 @@ class Config:
         return None
 
     def check_buildable(self) -> None:
-        """Raises ValueError where these networks cannot be trained, and says why."""
-        if obstacle := self.obstacle():
+        """Raises ValueError where these networks cannot be built, with the reason."""
+        if error := self.build_error():
             raise ValueError(
-                f"model.attention.at, model.bn_groups: this config {obstacle}, got "
+                f"model.attention.at, model.bn_groups: this config {error}, got "
                 f"{list(self.model.attention.at)} at {self.data.resolution} px, "
                 f"{self.model.bn_groups} groups of {self.optim.batch_size} images"
             )
@@ -211,7 +211,7 @@ class Config:
         return -(-self.optim.steps // self.eval.every)
 
     def check_endpoint(self) -> None:
-        """Raises ValueError where a run has fewer evaluations than its score is the mean of."""
+        """Raises ValueError where a run has fewer evaluations than `eval.endpoint`, of which its score is the mean."""
         if self.eval.endpoint > self.evaluations:
             raise ValueError(
                 f"eval.endpoint: is longer than the run, which has {self.evaluations} evaluations in "
@@ -219,7 +219,7 @@ class Config:
             )
 
     def check_shared(self, processes: int) -> None:
-        """Raises ValueError where as many processes, each with its part of every batch, would not train as one does."""
+        """Raises ValueError where so many processes cannot share each batch with the same results as one process."""
         size, groups = self.optim.batch_size, self.model.bn_groups
         if size % processes:
             raise ValueError(
@@ -300,13 +300,13 @@ def _rebuild(node: Any, prefix: str, changes: dict[str, Any]) -> Any:
     return kind(**values)
 
 
-@functools.cache  # each annotation is compiled anew, which was most of the time of `override`
+@functools.cache  # evaluating the annotations took most of the time of `override`
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
 def _coerce(name: str, kind: Any, value: Any) -> Any:
-    """`value` as `kind`, or ValueError. Texts are read, too: a command line has nothing else."""
+    """`value` as `kind`, or ValueError. Texts are converted, because a command line has nothing else."""
     origin = typing.get_origin(kind)
     if origin is Literal:
         return _one_of(name, value, typing.get_args(kind))
@@ -335,17 +335,17 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
         if kind is int:
             if number != int(number):
                 raise ValueError
-            whole = value if isinstance(value, int) else int(number)
+            integer = value if isinstance(value, int) else int(number)
         elif number != number or abs(number) == float("inf"):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name}: must be a {_NAMES[kind]}, got {value!r}") from None
-    if kind is int and abs(whole) > _LARGEST:
+    if kind is int and abs(integer) > _LARGEST:
         raise ValueError(f"{name}: must be {_LARGEST} at most, got {value!r}")
-    return whole if kind is int else number
+    return integer if kind is int else number
 
 
-_LARGEST = 2**53  # of larger whole numbers a float, as which texts are read, holds only some
+_LARGEST = 2**53  # texts are read as floats, which cannot hold all larger integers
 _NAMES = {int: "whole number", float: "finite number", str: "text"}
 
 

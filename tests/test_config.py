@@ -57,10 +57,10 @@ def test_a_value_that_breaks_a_rule_is_told_with_field_rule_and_value(name: str,
         override(Config(), {name: value})
 
 
-def test_a_batch_that_cannot_be_cut_into_groups_of_two_is_an_obstacle() -> None:
+def test_a_batch_that_cannot_be_cut_into_groups_of_two_is_not_buildable() -> None:
     configs = [override(Config(), {"optim.batch_size": 12, "model.bn_groups": n}) for n in (1, 6, 5, 12)]
     needs = "needs batches of {} equal parts of 2 images or more"
-    assert [config.obstacle() for config in configs] == [None, None, needs.format(5), needs.format(12)]
+    assert [config.build_error() for config in configs] == [None, None, needs.format(5), needs.format(12)]
 
 
 @pytest.mark.parametrize(

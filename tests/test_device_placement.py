@@ -45,7 +45,7 @@ def structure(config: Config) -> Config:
         sn=replace(config.model.sn, eps=model.sn.eps),
     )
     of_sizes = (override(config, {"data.resolution": size}) for size in (32, 64, 128))
-    smallest = next(sized for sized in of_sizes if sized.obstacle() is None)
+    smallest = next(sized for sized in of_sizes if sized.build_error() is None)
     return Config(data=replace(Config().data, resolution=smallest.data.resolution), model=model)
 
 
@@ -54,7 +54,7 @@ def structures() -> dict[str, Config]:
     found: dict[Config, str] = {}
     for path in STUDIES:
         for variant in read_study(path, PRESET, {}).outline().variants():
-            if variant.obstacle is None:
+            if variant.build_error is None:
                 found.setdefault(structure(variant.config), f"{path.stem}/{variant.name}")
     return {name: config for config, name in found.items()}
 
@@ -98,9 +98,9 @@ def passed(config: Config, precision: str, generator: Generator, discriminator: 
         real = torch.empty(BATCH, 3, size, size, dtype=torch.uint8, device=CARD)
         z, labels = torch.empty(BATCH, config.model.z_dim, device=CARD), torch.empty(BATCH, device=CARD).long()
         with autocast(CARD, precision):  # type: ignore[arg-type]
-            of_d = discriminator_pass(generator, discriminator, loss_d, real, labels, z, labels)
+            outputs_d = discriminator_pass(generator, discriminator, loss_d, real, labels, z, labels)
         with autocast(CARD, precision):  # type: ignore[arg-type]
-            return [*of_d, *generator_pass(generator, discriminator, loss_g, z, labels)]
+            return [*outputs_d, *generator_pass(generator, discriminator, loss_g, z, labels)]
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:

@@ -241,7 +241,7 @@ def test_the_shortcut_of_the_discriminator_reads_its_input_before_the_relu() -> 
 
 
 @pytest.mark.parametrize(
-    ("resolution", "at", "obstacle"),
+    ("resolution", "at", "build_error"),
     [
         (64, 32, None),
         (64, 64, "needs 128 px"),
@@ -251,10 +251,10 @@ def test_the_shortcut_of_the_discriminator_reads_its_input_before_the_relu() -> 
     ],
 )
 def test_a_feature_map_that_a_network_lacks_is_named_with_the_resolution_that_has_it(
-    resolution: int, at: int, obstacle: str | None
+    resolution: int, at: int, build_error: str | None
 ) -> None:
     config = override(Config(), {"data.resolution": resolution, "model.attention.at": [at]})
-    assert config.obstacle() == obstacle
+    assert config.build_error() == build_error
 
 
 @pytest.mark.parametrize("kind", [Generator, Discriminator])
@@ -268,7 +268,7 @@ def test_orthogonal_kernels_have_singular_values_of_one(kind: type[Generator] | 
 
 def test_embedded128_has_all_five_places_of_attention_with_eight_key_channels_or_more() -> None:
     config = override(PRESETS["embedded128"], {"model.attention.at": [8, 16, 32, 64]})
-    assert config.obstacle() is None
+    assert config.build_error() is None
     for network in (Generator(config.model, 128, 2), Discriminator(config.model, 128, 2)):
         keys = {size: block.key.weight.shape[0] for size, block in network.attention.items()}
         assert keys.keys() == {"8", "16", "32", "64"} and min(keys.values()) >= 8

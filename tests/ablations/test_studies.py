@@ -42,12 +42,12 @@ def test_every_variant_can_be_built_but_for_attention_on_maps_that_a_network_lac
     for variant in study.variants():
         attention, resolution = variant.config.model.attention, variant.config.data.resolution
         limit = resolution if attention.networks == "G" else resolution // 2
-        assert (variant.obstacle is None) == (max(attention.at, default=0) <= limit), variant.name
+        assert (variant.build_error is None) == (max(attention.at, default=0) <= limit), variant.name
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_networks_of_every_variant_judge_an_image(file: Path) -> None:
-    configs = [variant.config for variant in read_study(file, "embedded").variants() if variant.obstacle is None]
+    configs = [variant.config for variant in read_study(file, "embedded").variants() if variant.build_error is None]
     resolution = configs[0].data.resolution
     for model in {override(config, {"model.width_g": 4, "model.width_d": 4}).model for config in configs}:
         z, labels = torch.randn(2, model.z_dim), torch.tensor([0, 1])
