@@ -55,7 +55,7 @@ class SelfAttention2d(nn.Module):
 
 
 class ResidualControl(nn.Module):
-    """A local block in attention's place: x + gamma * conv1x1(relu(conv3x3(x))), (B, C, H, W) -> the same.
+    """A local block in place of attention: x + gamma * conv1x1(relu(conv3x3(x))), (B, C, H, W) -> the same.
 
     The paper compares attention with "residual blocks with the same number of parameters" (Table 1) and does not say
     which. As attention, this one is the identity while gamma is 0 and has no biases; a pixel sees its 3x3 neighbours.
@@ -134,5 +134,5 @@ def _attend_fused(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) -> 
 
 def _widened(tokens: Tensor, width: int) -> Tensor:
     if tokens.is_meta:
-        return tokens  # counted, never run: products with zeros are no work that the block needs
+        return tokens  # on the meta device, where cost.py counts operations: the padding is not the block's own work
     return F.pad(tokens, (0, width - tokens.shape[2]))

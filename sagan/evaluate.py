@@ -49,7 +49,7 @@ _AT_ONCE = 50
 
 @dataclass(frozen=True)
 class Scores:
-    """What was scored, against what, how, and the figures by name."""
+    """Descriptions of the images, the data set and the protocol, and the metrics by name."""
 
     images: str
     data: str
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _checked(options: argparse.Namespace) -> tuple[Path, Protocol]:
-    """What is to be scored, and how; all that can be checked without torch is. Raises ValueError."""
+    """The images to score and the protocol, checked as far as this is possible without torch. Raises ValueError."""
     path: Path = options.samples
     if not path.exists():
         raise ValueError(f"SAMPLES: must be a generator file, a folder or an .npz, got {str(path)!r}; nothing is there")
@@ -197,7 +197,7 @@ def score_images(path: Path, protocol: Protocol) -> Scores:
 
 
 def _data(config: Config, protocol: Protocol, conditioning: str | None) -> ImageDataset:
-    """The real images, prepared where they are not; as networks of that conditioning see them, if it is not None."""
+    """The real images, prepared first if necessary, and with the labels of that conditioning, if it is not None."""
     from sagan.data import open_dataset
     from sagan.data.preparation import prepare_images
 

@@ -24,7 +24,7 @@ from sagan.sampling import to_uint8
 from sagan.streams import stream
 
 _BATCH = 64
-_ROWS_BY_DEFAULT = 10  # of different classes, and more where the grid has more rows by itself
+_ROWS_BY_DEFAULT = 10  # one class each; more where the number of images gives the grid more rows
 _LISTED = 20  # class names in one message
 
 
@@ -68,7 +68,7 @@ def write_grid(path: Path, classes: Sequence[str], n: int, out: Path, seed: int,
     Without `classes`, each class has a row, or ten of them where there are more. Raises ValueError for a name that is
     no class, fewer pictures than classes, a device that is not there, and files that cannot be read or written.
     """
-    torch.backends.cudnn.allow_tf32 = False  # a GPU then paints what the CPU does
+    torch.backends.cudnn.allow_tf32 = False  # so that a GPU gives the same images as a CPU
     if not path.is_file():
         raise ValueError(f"FILE: must be a generator.safetensors, got {str(path)!r}, where there is no file")
     generator, names = load_generator(path, named_device(device))
@@ -78,7 +78,7 @@ def write_grid(path: Path, classes: Sequence[str], n: int, out: Path, seed: int,
     rows = _rows(chosen, n)
     _write(draw(generator, rows, n, seed), out)
     of = f" of {', '.join(names[label] for label in chosen)}" if names else ""
-    # A file from elsewhere may call its classes anything, also what moves a terminal's cursor.
+    # Class names of an unknown file may contain control characters for the terminal.
     return "".join(char if char.isprintable() else "?" for char in f"wrote {out}: {n} pictures in {len(rows)} rows{of}")
 
 
@@ -127,13 +127,13 @@ def _labels(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
 
 
 def _spread(num_classes: int, n: int) -> list[int]:
-    """Labels when none were asked for: all where they are few, else some from the first to the last."""
+    """The labels by default: all if they are few, else some that are evenly spaced."""
     count = min(num_classes, n, max(_ROWS_BY_DEFAULT, math.isqrt(n)))
     return [index * num_classes // count for index in range(count)]
 
 
 def _rows(chosen: Sequence[int], n: int) -> Tensor:
-    """The label of each row: as many rows for every class as make the grid nearest to a square."""
+    """The label of each row. Every class has as many rows as make the grid most nearly square."""
     return torch.tensor(chosen).repeat_interleave(max(1, round(math.sqrt(n) / len(chosen))))
 
 

@@ -1,4 +1,4 @@
-"""Adversarial losses, functions of D's logits (B,) by the name that `optim.loss` gives, and AC-GAN's addition."""
+"""Adversarial losses, functions of D's logits (B,) by their name in `optim.loss`, and the class loss of AC-GAN."""
 
 from __future__ import annotations
 

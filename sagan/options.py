@@ -13,7 +13,7 @@ from typing import NoReturn
 from sagan.config import Config
 from sagan.presets import PRESETS
 
-DEFAULT_CACHE = Path("runs/cache")  # prepared images, statistics of real images, extractors of your own
+DEFAULT_CACHE = Path("runs/cache")  # prepared images, statistics of real images, extractors that users have trained
 MAX_SEED = 2**31 - 1
 
 
@@ -41,7 +41,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 
 def preset_of(name: str) -> Config:
-    """Raises ValueError for a name that is none, with the nearest one."""
+    """Raises ValueError for an unknown name, with the nearest known one."""
     if name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -61,14 +61,14 @@ def changes_of(texts: Sequence[str]) -> dict[str, str]:
 
 
 def existing(option: str, path: Path | None) -> Path | None:
-    """`path`, made absolute. Raises ValueError where nothing is there."""
+    """`path` as an absolute path. Raises ValueError where it does not exist."""
     if path is not None and not path.exists():
         raise ValueError(f"{option}: no such file or folder, got {str(path)!r}; check the path")
     return path.resolve() if path is not None else None
 
 
 def check_machine(device: str, threads: int | None) -> None:
-    """Raises ValueError for what no machine has. Whether this one has the device is for `sagan.device` to say."""
+    """Raises ValueError for values that are invalid on any machine; sagan.device checks those of this one."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ValueError(f"--device: must be cpu, cuda or cuda:N, got {device!r}; write --device cpu")
     if threads is not None and threads < 1:
@@ -76,7 +76,7 @@ def check_machine(device: str, threads: int | None) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ValueError where no file can be made in `folder`, or in the nearest parent that exists."""
+    """Raises ValueError where no file can be created in `folder`, or in its nearest existing parent."""
     nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=nearest).close()

@@ -9,7 +9,7 @@ import torch
 
 
 def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[object]:
-    """Activations of what runs within in bf16, or all as it is; an inner "fp32" holds against an outer "bf16"."""
+    """A context with activations in bf16, or for "fp32" without autocast; an inner context overrides an outer one."""
     if device.type == "meta":
-        return nullcontext()  # counted, never run
+        return nullcontext()  # on the meta device, where cost.py counts operations
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

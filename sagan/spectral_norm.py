@@ -12,7 +12,7 @@ from sagan.precision import autocast
 
 
 class Weighted(nn.Module):
-    """A weight that spectral norm may divide; `w` is what a forward pass uses.
+    """A weight that spectral norm may divide by its largest singular value; forward passes use the result, `w`.
 
     With `spectral_norm`, the buffers `u` and `v` are the running estimates of the singular vectors of the weight as
     [rows, columns] (a kernel's columns in the order height, width, channel, as in the official code), and `normalized`
@@ -91,7 +91,7 @@ def _iterate(matrices: list[Tensor], u: list[Tensor], v: list[Tensor], eps: floa
     """One power iteration in place: u = Wv / |Wv|, v = W'u / |W'u|; returns the sigmas u'Wv, which are |W'u|."""
     for matrix, x, y in zip(matrices, u, v, strict=True):
         torch.mv(matrix, y, out=x)
-        torch.mv(matrix.t(), x, out=y)  # of the u that is not yet divided: all lengths are then taken at once
+        torch.mv(matrix.t(), x, out=y)  # u is not yet divided by its length: all lengths are computed at once
     lengths_u, lengths_v = torch.stack(torch._foreach_norm(u + v)).view(2, -1)
     lengths_u = lengths_u.clamp_min(eps)
     sigmas = (lengths_v / lengths_u).clamp_min_(eps)
@@ -100,12 +100,12 @@ def _iterate(matrices: list[Tensor], u: list[Tensor], v: list[Tensor], eps: floa
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """[rows, columns]: a view of what lies in channels_last memory, not a copy."""
+    """[rows, columns]: a view of a tensor in channels_last memory, not a copy."""
     return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
 
 
 def _weight(matrix: Tensor, like: Tensor) -> Tensor:
-    """`_matrix` undone."""
+    """The inverse of `_matrix`."""
     if like.ndim == 2:
         return matrix
     rows, columns, height, width = like.shape

@@ -16,13 +16,13 @@ _MOVED_AT_ONCE = 4096
 
 
 def stream(seed: int, purpose: str, step: int = 0) -> torch.Generator:
-    """A CPU generator of its own for each triple: the same numbers on every device, whatever was drawn before."""
+    """A CPU generator that depends on these three alone: the same numbers on every device and after any other draw."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
 
 
 def seed_of_streams(seed: int, streams: int) -> int:
-    """The seed from which a run draws everything: `seed` itself where `optim.streams` is 0, else one of its own."""
+    """The seed of all random streams of a run: `seed` if `optim.streams` is 0, else a hash of both."""
     if streams == 0:
         return seed
     digest = hashlib.blake2b(f"{seed}/streams/{streams}".encode(), digest_size=8).digest()
@@ -110,7 +110,7 @@ def _fits(images: Tensor | ImageFile, device: torch.device) -> bool:
 
 
 def _moved(images: Tensor | ImageFile, device: torch.device) -> Tensor:
-    """All of them on the device, by way of a few at a time."""
+    """All images on the device, copied a few at a time."""
     moved = torch.empty(tuple(images.shape), dtype=torch.uint8, device=device)
     for rows in torch.arange(len(images)).split(_MOVED_AT_ONCE):
         moved[rows[0] : rows[-1] + 1] = images[rows].to(device)

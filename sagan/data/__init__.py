@@ -17,7 +17,7 @@ from sagan.data.sources import Source, find_source
 from sagan.options import DEFAULT_CACHE
 
 _UNLABELLED = ("all",)
-# Classes that are known without looking: parameters can be counted where the images are not.
+# Known numbers of classes: parameters can be counted on machines without the images.
 _NUM_CLASSES = {
     "embedded": len(embedded.CLASSES),
     "cifar10": 10,
@@ -43,7 +43,7 @@ class ImageDataset:
     fingerprint: str
 
     def conditioned(self, by: str) -> ImageDataset:
-        """What networks of `model.conditioning` see: without labels, all images are of one class.
+        """The data set as networks of this `model.conditioning` use it: with "none", all images are of one class.
 
         Raises ValueError where they need labels that the images do not have.
         """
@@ -74,7 +74,7 @@ def open_dataset(config: DataConfig, root: Path | None = None, cache_dir: Path =
 
 @lru_cache(maxsize=4)  # a worker trains many cells on the same files, and listing a million takes a while
 def survey(config: DataConfig, root: Path | None) -> Source:
-    """What there is to prepare of a data set that is not built in; downloads it where torchvision can."""
+    """The files of a data set that is not built in; downloads it where torchvision can."""
     if config.name == "folder" and root is None:
         raise ValueError("--data-root: must name the folder of data.name=folder, got none; add --data-root FOLDER")
     return find_source(config, root)
@@ -89,7 +89,7 @@ def check_labels(name: str, labelled: bool, conditioning: str) -> None:
 
 
 def num_classes(config: DataConfig, root: Path | None) -> int:
-    """How many classes a config's networks tell apart; looks at the files only where the name does not say."""
+    """The number of classes; reads the files only for data sets where their name does not determine it."""
     if config.name == "celeba":
         return 2 if config.attribute else 1
     return _NUM_CLASSES[config.name] if config.name in _NUM_CLASSES else max(1, len(survey(config, root).classes))

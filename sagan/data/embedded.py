@@ -29,7 +29,7 @@ BROKEN: tuple[Literal["size", "height"], ...] = ("size", "height")
 _APART = 16.0  # from the middle of the picture to the middle of a disc, to either side
 _RADII = (5.0, 12.0)
 _HEIGHTS = (-14.0, 14.0)
-_EDGE = 4.0  # width over which ink fades into the ground: a sharp edge is most of what a small generator gets wrong
+_EDGE = 4.0  # width over which ink fades into the ground: sharp edges are what small generators get most wrong
 _LATTICE = 10.0  # of the grain
 
 _Array = NDArray[Any]  # float32

@@ -1,4 +1,4 @@
-"""The images of one config or several: looked at, told of, and prepared, before training starts."""
+"""Prepares the images of one config or several before training, and reports what they contain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sagan.data.prepared import open_prepared, prepare
 def prepare_images(
     configs: Iterable[Config], data_root: Path | None, cache_dir: Path, console: Console
 ) -> dict[str, str]:
-    """Prepares every data set of `configs` that is not built in, saying what it holds and what is odd about it.
+    """Prepares every data set of `configs` that is not built in, and prints what it contains and what is unusual.
 
     Returns the fingerprint of the images that each config trains on, by the config's digest. Raises ValueError for
     images that cannot be had, read or kept, or that lack the labels that a config needs.
@@ -45,7 +45,7 @@ def prepare_images(
 
 
 def _by_pictures(configs: Iterable[Config]) -> dict[DataConfig, list[Config]]:
-    """The configs that read the same prepared pictures, together; drawn ones are left out."""
+    """The configs by the prepared pictures that they read; those with built-in pictures are left out."""
     found: dict[DataConfig, list[Config]] = {}
     for config in configs:
         if config.data.name != "embedded":
@@ -55,7 +55,7 @@ def _by_pictures(configs: Iterable[Config]) -> dict[DataConfig, list[Config]]:
 
 
 def _show(counts: Iterator[int], total: int, data: DataConfig, console: Console) -> None:
-    """A bar while pictures are read; nothing where they were prepared before."""
+    """Shows a progress bar while pictures are prepared; nothing if they were prepared before."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
         task = None

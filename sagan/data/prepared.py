@@ -66,7 +66,7 @@ class Prepared:
     images: ImageFile
     labels: Tensor  # int64 [N], all 0 where the source has none
     fingerprint: str  # of pixels, labels and class names
-    warnings: tuple[str, ...]  # what was met in the files
+    warnings: tuple[str, ...]  # about unusual files
 
 
 def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
@@ -108,7 +108,7 @@ def open_prepared(source: Source, resolution: int, cache_dir: Path) -> Prepared:
 
 @dataclass
 class _Chunk:
-    """What the log of a build says of some pictures that follow each other."""
+    """One entry of a build's log: some consecutive pictures."""
 
     rows: int  # pictures read
     sha256: str  # of the bytes that they became
@@ -167,7 +167,7 @@ def _check_space(source: Source, resolution: int, building: Path) -> None:
 
 
 def _recorded(log: Path) -> list[_Chunk]:
-    """The chunks of a build that was cut off; a last line that is torn is passed over."""
+    """The chunks of an interrupted build; an incomplete last line is ignored."""
     chunks = []
     for line in log.read_text().splitlines() if log.exists() else ():
         try:
@@ -244,7 +244,7 @@ def to_square(image: Image.Image, resolution: int) -> tuple[NDArray[np.uint8], s
         kinds.add("greyscale")
     if image.mode == "CMYK":
         kinds.add("CMYK")
-    image = ImageOps.exif_transpose(image)  # a camera on its side says so there
+    image = ImageOps.exif_transpose(image)  # cameras store their orientation there
     if image.has_transparency_data:
         kinds.add("transparent")
         image = image.convert("RGBA")
@@ -274,7 +274,7 @@ def _kinds(chunks: list[_Chunk], resolution: int) -> list[str]:
 
 
 def _left_out(source: Source, labels: NDArray[np.int64], chunks: list[_Chunk]) -> list[str]:
-    """Raises ValueError where too much is missing to go on."""
+    """Raises ValueError where too many pictures are missing."""
     titles = [title for chunk in chunks for title in chunk.unreadable]
     if not titles:
         return []

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 DEFAULT_ROOT = Path("data")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_UNEVEN = 2.0  # labels are drawn evenly; a class this much larger than another is worth a word
+_UNEVEN = 2.0  # ratio of the largest class to the smallest that gives a warning, because labels are drawn evenly
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _from_files(
 ) -> Source:
     titles = [str(file.relative_to(folder)) for file in files]
     found = ((title, file.stat()) for title, file in zip(titles, files, strict=True))
-    # The labels are the digest's too: those of CelebA stand in another file than the pictures.
+    # The digest includes the labels: those of CelebA are in another file than the pictures.
     digest = hashlib.sha256(_digest(found).encode() + labels.tobytes()).hexdigest()
     return Source(name, classes, labels, lambda row: Image.open(files[row]), titles.__getitem__, digest)
 
@@ -244,7 +244,7 @@ class _Listing:
 
 
 def _listing(folder: Path) -> _Listing:
-    """What is in a folder, by name; names that start with a dot are passed over, as in any listing."""
+    """What is in a folder, by name; names that start with a dot are ignored."""
     with os.scandir(folder) as entries:
         seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in seen:

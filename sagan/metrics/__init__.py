@@ -1,1 +1,1 @@
-"""Figures of merit of generated images: one pass of an extractor, then every metric from its features."""
+"""Metrics of generated images: one pass of an extractor, then every metric from its features."""

@@ -1,4 +1,4 @@
-"""All pairs of two sets of features, a block of rows at a time: one matrix product serves every metric of pairs."""
+"""All pairs of two sets of features, a block of rows at a time: one matrix product serves all metrics of pairs."""
 
 from __future__ import annotations
 

@@ -155,8 +155,8 @@ def _shifted(images: Tensor, draw: torch.Generator) -> Tensor:
     rows, columns = moved
     mirrored = torch.rand(count, 1, generator=draw) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)
-    whole, channels = torch.arange(count)[:, None, None, None], torch.arange(3)[:, None, None]
-    places = (whole, channels, rows[:, None, :, None], columns[:, None, None, :])
+    numbers, channels = torch.arange(count)[:, None, None, None], torch.arange(3)[:, None, None]
+    places = (numbers, channels, rows[:, None, :, None], columns[:, None, None, :])
     return images[tuple(place.to(images.device) for place in places)]
 
 

@@ -1,4 +1,4 @@
-"""Generated images -> every figure of merit. A new metric is one function under `@metric`."""
+"""All metrics of generated images. A new metric is one function under `@metric`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Metric = Callable[[Features, Reference], dict[str, float]]
 METRICS: dict[str, Metric] = {}
 
 _IS_SPLITS = 10
-_MAX_CLASS_KEYS = 100  # a thousand more keys a step would bury the others in any tracker
+_MAX_CLASS_KEYS = 100  # a thousand more keys per step would hide the others in a tracker
 
 
 def metric(function: Metric) -> Metric:
@@ -112,7 +112,7 @@ def _reference_words(dataset: ImageDataset) -> str:
 
 
 def _tell_classes_left_out(reference: Reference, per_class: int) -> None:
-    """Of a figure that will be missing, or be of a part of the classes, it is said why."""
+    """Log why a metric will be missing, or be measured for some of the classes only."""
     few = sum(min(size, per_class) < reference.enough_of_class for size in reference.class_sizes.tolist())
     if len(reference.classes) > 1 and few:
         log.warning(
@@ -231,7 +231,7 @@ def diversity_within(generated: Features, reference: Reference) -> dict[str, flo
 
 @metric
 def pairs(generated: Features, reference: Reference) -> dict[str, float]:
-    """KID, precision, recall, density and coverage, together for they look at the same pairs.
+    """KID, precision, recall, density and coverage, together because they use the same pairs.
 
     Where class counts are fixed and not drawn, images as good as real ones have a `kid` a little below 0: pairs within
     a set then hold slightly fewer of one class than pairs across (about -0.003 at 2,000 embedded samples). Recall and

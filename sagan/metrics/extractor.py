@@ -134,7 +134,7 @@ def train(config: DataConfig, root: Path | None, *, steps: int, seed: int, devic
 
 
 def register(weights: classifier.Weights, data_name: str, cache_dir: Path) -> str:
-    """Keeps the weights where `load_extractor` finds them, whole or not at all; the name: data and hash."""
+    """Stores the weights atomically where `load_extractor` finds them; returns their name, of data set and hash."""
     folder = _folder(cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as unnamed:

@@ -18,14 +18,14 @@ _CPU_ROWS = 50  # a CPU's cache does not hold the activations of more: a tenth s
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor says about N images, on the CPU."""
+    """The output of an extractor for N images, on the CPU."""
 
     features: Tensor  # float32 [N, d], pooled over the whole image
     logits: Tensor  # float32 [N, k], before the softmax
     local: Tensor  # float32 [4 N, dl], each from a small window; image i owns rows 4i to 4i + 3
     labels: Tensor  # int64 [N], the labels asked for
     thumbnails: Tensor  # uint8 [N, 192], see `diversity.thumbnails`
-    shape_parameters: Tensor  # float32 [N, P], read off the pixels; P is 0 where nothing reads them
+    shape_parameters: Tensor  # float32 [N, P], measured on the pixels; P is 0 where there is no such measure
 
 
 def extract(

@@ -27,7 +27,7 @@ class Neighbours:
 
 
 class Overlap:
-    """Counts who is inside whose balls, from blocks of generated rows against all real ones.
+    """Counts the images inside balls of the other set, from blocks of generated rows against all real ones.
 
     `generated` and `real` are the squared radii [2, n] and [2, m] of `squared_radii`.
     """

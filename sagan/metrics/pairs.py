@@ -1,4 +1,4 @@
-"""What looks at pairs of images: the kernel distance and the neighbours, from one pass over the pairs."""
+"""Metrics of pairs of images, the kernel distance and the neighbours, from one pass over the pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sagan.metrics.neighbours import Neighbours, Overlap, squared_radii
 
 @dataclass(frozen=True)
 class Within:
-    """What the pairs within one set say."""
+    """Results for the pairs within one set."""
 
     mean_kernel: float  # over pairs of different rows
     radii: Tensor  # [2, n], see `squared_radii`

@@ -48,7 +48,7 @@ class Reference:
     named_logits: bool  # the extractor's logits are those of the data's classes
     scored_logits: bool  # the extractor's classes fit the domain, so that an Inception score has a meaning
     class_sizes: Tensor  # int64 [classes], of all real images
-    stored_class: Callable[[int], RealGaussian | Tensor] | None  # where `features` are those of a part of the images
+    stored_class: Callable[[int], RealGaussian | Tensor] | None  # where `features` are those of some images only
 
     @property
     def features(self) -> Tensor:
@@ -126,8 +126,8 @@ def load_reference(
 
     From the cache where it has an entry for this very content, else computed and stored.
 
-    Entries are named by a hash of data, weights and protocol, written whole or not at all, and checked by a digest of
-    their content when read; a damaged one is built anew. Of several processes one builds and the others wait.
+    Entries are named by a hash of data, weights and protocol, written atomically, and checked by a digest of their
+    content when read; a damaged one is built anew. Of several processes one builds and the others wait.
     """
     tensors = _cached(dataset, extractor, cache_dir, device)
     # An extractor may know further classes, such as broken relations; a metric of classes looks at the data's own.
@@ -171,7 +171,7 @@ def _key(dataset: ImageDataset, extractor: Extractor) -> str:
 
 
 class _StoredClasses:
-    """Statistics of all real images of a class, a file each: in memory there is one class at a time.
+    """Statistics of all real images of a class, one file per class; only one class is in memory at a time.
 
     Files are written, named and checked as a Reference's; a damaged one is built anew when it is read.
     """
@@ -180,7 +180,7 @@ class _StoredClasses:
         self._dataset, self._extractor, self._folder, self._device = dataset, extractor, folder, device
 
     def build(self, label: int) -> None:
-        """Unless it is there."""
+        """Computes and stores the statistics of a class, unless they are stored already."""
         if not self._file(label).is_file():
             self(label)
 
