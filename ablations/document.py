@@ -1,6 +1,6 @@
 """A study file's text (YAML 1.2) as plain values, with the line and column of each, and what is wrong with them.
 
-The text is composed to nodes, not loaded: they have positions, and every one of two equal keys.
+The text is parsed to nodes, which have positions and keep duplicate keys, instead of being loaded.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import StringMark, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-_MAX_BYTES = 100_000  # the longest study that ships has 2,000
+_MAX_BYTES = 100_000  # the longest study here has 2,000
 _MAX_MESSAGE = 1_000
-# What ruamel.yaml raises of values that are not what their tag says (!!bool maybe), and Python of too many digits.
+# Raised by ruamel.yaml for values that contradict their tag (!!bool maybe), and by Python for too many digits.
 _UNREADABLE = (YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError)
 
 Position = tuple[str, ...]  # of a value: ("factors", "attention", "feat8")
-Place = tuple[int, int]  # line and column, from 1; (0, 0) for the file as a whole
+Place = tuple[int, int]  # line and column, from 1; (0, 0) for no place in the file
 
 
 class StudyError(ValueError):
@@ -47,18 +47,18 @@ class Document:
             raise self._fatal("must be a mapping of fields to values; see studies/smoke.yaml", self._values[()])
 
     def errors(self) -> list[str]:
-        """Every mistake noted so far, in the order of the file."""
+        """All messages so far, in the order of the file."""
         return [message for _, message in sorted(self._errors)]
 
     def error(self, position: Position, message: str, at: Literal["key", "value"] = "value") -> None:
-        """Notes a mistake. A position that is not in the file is located at the nearest parent that is."""
+        """Add a mistake. If `position` is not in the file, it is placed at the nearest parent that is."""
         known = next(position[:end] for end in range(len(position), -1, -1) if position[:end] in self._values)
         place = self._keys.get(known, self._values[known]) if at == "key" else self._values[known]
         self._note(f"{_name(position)}: {message}", place)
 
     def _note(self, message: str, place: Place) -> None:
         where = f"{self.path}:{place[0]}:{place[1]}" if place[0] else str(self.path)
-        # One line of a terminal: keys and values may hold anything.
+        # Keys and values may contain line ends and control characters.
         shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
         if len(shown) > _MAX_MESSAGE:
             shown = f"{shown[: _MAX_MESSAGE // 2]} ... {shown[-_MAX_MESSAGE // 2 :]}"
@@ -87,27 +87,29 @@ class Document:
             root = self._yaml.compose(self.text)
         except (*_UNREADABLE, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
-            raise self._fatal(f"not valid YAML: {_problem(error)}; mend it", _place(mark) if mark else (0, 0)) from None
+            raise self._fatal(
+                f"not valid YAML: {_problem(error)}; correct it", _place(mark) if mark else (0, 0)
+            ) from None
         if not isinstance(root, Node):
             raise self._fatal("is empty; see studies/smoke.yaml for what a study holds")
         return root
 
     def _plain(self, node: Node, position: Position, place: Place) -> Any:
-        """The node's value; it, and whatever it holds, has its place noted."""
+        """The node as plain values; the place of each is stored."""
         self._values[position] = place
         name = _name(position)
         if node.anchor is not None:
-            raise self._fatal(f"{name}: anchors and aliases are not read; write the value out", place)
+            raise self._fatal(f"{name}: anchors and aliases are not supported; write the value out", place)
         if isinstance(node, SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             items = enumerate(node.value)
             return [self._plain(item, (*position, str(index)), _place(item.start_mark)) for index, item in items]
         if isinstance(node, MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self._mapping(node, position)
         if not isinstance(node, ScalarNode):
-            raise self._fatal(f"{name}: tags are not read, got {node.tag!r}; drop it", place)
+            raise self._fatal(f"{name}: tags are not supported, got {node.tag!r}; drop it", place)
         try:
             value = self._yaml.constructor.construct_object(node)
-            repr(value)  # Python prints no whole number of more than 4,300 digits
+            repr(value)  # fails for whole numbers of more than 4,300 digits, which no message could show
             return value
         except _UNREADABLE:
             raise self._fatal(f"{name}: cannot be read as a value, got {node.value!r}; quote it", place) from None
@@ -115,16 +117,16 @@ class Document:
     def _mapping(self, node: MappingNode, position: Position) -> dict[str, Any]:
         plain: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key, place = key_node.value, _place(key_node.start_mark)  # as written: a level may be called 1 or true
+            key, place = key_node.value, _place(key_node.start_mark)  # as text: a level may be called 1 or true
             inner = (*position, key)
             if not isinstance(key_node, ScalarNode):
                 self._note(f"{_name(position)}: a key must be a text, got a collection; write a text", place)
             elif key in plain:
-                self._note(f"{_name(inner)}: stands on line {self._keys[inner][0]} already; keep one of them", place)
+                self._note(f"{_name(inner)}: is on line {self._keys[inner][0]} already; keep one of them", place)
             else:
                 self._keys[inner] = place
                 empty = value_node.value == "" and value_node.start_mark.index == value_node.end_mark.index
-                # Where there is no value, ruamel.yaml has the place of what comes next; it belongs behind the colon.
+                # For an empty value ruamel.yaml gives the place of the next token; report the one after the colon.
                 start = _place(key_node.end_mark, 1) if empty else _place(value_node.start_mark)
                 plain[key] = self._plain(value_node, inner, start)
         return plain
@@ -139,7 +141,7 @@ def _place(mark: StringMark, columns: int = 0) -> Place:
 
 
 def read_value(text: str) -> Any:
-    """One value as a study file would have it ("1e-4" is a number). Raises ValueError for what is no YAML."""
+    """The value of YAML text, as in a study file ("1e-4" is a number). Raises ValueError for text that is not YAML."""
     try:
         value = _yaml().load(text) if text else ""
         repr(value)
@@ -149,13 +151,13 @@ def read_value(text: str) -> Any:
 
 
 def _problem(error: Exception) -> str:
-    """What is wrong in one line, without the excerpt that ruamel.yaml shows below it."""
+    """The reason in one line, without the excerpt that ruamel.yaml adds."""
     parts = (getattr(error, "context", None), getattr(error, "problem", None))
     return ": ".join(filter(None, parts)) or (str(error) or repr(error)).splitlines()[0]
 
 
 def _yaml() -> YAML:
-    return YAML(typ="safe", pure=True)  # the parser in Python: that in C reads YAML 1.1
+    return YAML(typ="safe", pure=True)  # pure: the parser in C implements YAML 1.1
 
 
 def did_you_mean(value: object, options: Iterable[str]) -> str:

@@ -1,12 +1,13 @@
-"""What a study amounts to: variants, and cells (variant x seed). Pure; files are read in study.py."""
+"""Studies, their variants and their cells (variant x seed). Pure; files are read in study.py."""
 
 from __future__ import annotations
 
 import fnmatch
 import itertools
 import json
+import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +20,17 @@ METRICS = (
     *("relation_error", "fid", "fid_extrapolated", "fid_local", "intra_fid", "kid", "is", "precision", "recall"),
     *("density", "coverage", "class_consistency", "relation_correlation", "relation_spread", "class_diversity"),
 )
-OBJECTIVES = ("fid", "fid_extrapolated", "fid_local", "intra_fid", "kid")  # of a search: lower is better in all
-RELATIONS = ("relation_error", "relation_correlation", "relation_spread")  # read off built-in pictures alone
-BEST = "best"  # the variant of a search's best trial, run again on the study's own seeds
+OBJECTIVES = ("fid", "fid_extrapolated", "fid_local", "intra_fid", "kid")  # of a search; all are minimised
+RELATIONS = ("relation_error", "relation_correlation", "relation_spread")  # measured on built-in pictures only
+BEST = "best"  # the variant with the values of a search's best trial, trained on the study's own seeds
 Changes = dict[str, Any]  # {field: value}
 Design = Literal["one_at_a_time", "grid", "ladder"]
 Factors = dict[str, dict[str, Changes]]  # {factor: {level: changes}}
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A named choice of levels, before it meets a preset."""
+class Combination:
+    """The levels of one variant and the changes that they make, independent of a preset."""
 
     name: str
     factors: dict[str, str]
@@ -49,7 +50,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run that the study asks for. Equal `key`s are the same cell, on every machine."""
+    """One training run of a study. On every machine, cells with equal `key`s are the same."""
 
     study: str
     protocol: str
@@ -87,7 +88,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Range:
-    """Both ends included; whole numbers where the field holds whole numbers."""
+    """From low to high, both included; whole numbers where the field is one."""
 
     low: float
     high: float
@@ -96,9 +97,9 @@ class Range:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched: each field has a range, or a tuple of choices. `seed` trains all trials.
+    """What is searched: each field has a range or a tuple of choices. All trials are trained with `seed`.
 
-    `proposed` and `best` are what the search has come to: {"trial00": {"optim.lr_g": 3e-4}} and "trial00".
+    `proposed` and `best` are the state of the search: {"trial00": {"optim.lr_g": 3e-4}} and "trial00".
     """
 
     seed: int
@@ -131,7 +132,7 @@ class Search:
 class Study:
     """A checked study at one preset. `base` is the preset with the study's and the command line's `set` applied.
 
-    A search has no factors: its variants are the baseline, the trials proposed so far, and the best of them once known.
+    A search has no factors: its variants are the baseline, the trials proposed so far, and the best one once known.
     """
 
     name: str
@@ -152,49 +153,56 @@ class Study:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """What the report will compare, (variant, reference), without variants that this preset cannot carry.
+        """The comparisons of the report, (variant, reference), of variants that can be built at this preset.
 
-        As named; else rung by rung in a ladder; else each variant with the baseline, a search's best alone.
+        These are the contrasts of the file; else each rung of a ladder with the one before; else each variant, or only
+        the best of a search, with the baseline.
         """
-        carried = [variant.name for variant in self.variants() if variant.build_error is None]
+        built = [variant.name for variant in self.variants() if variant.build_error is None]
         if self.contrasts:
-            return [pair for pair in self.contrasts if set(pair) <= set(carried)]
-        if self.search is not None:
-            return [(BEST, self.baseline)] if self.baseline in carried else []
-        if self.design == "ladder":
-            return [(low, high) for high, low in itertools.pairwise(carried)]
-        return [(name, self.baseline) for name in carried if name != self.baseline and self.baseline in carried]
+            return [pair for pair in self.contrasts if set(pair) <= set(built)]
+        if self.search is None and self.design == "ladder":
+            return [(rung, before) for before, rung in itertools.pairwise(built)]
+        compared = built if self.search is None else [BEST]
+        return [(name, self.baseline) for name in compared if name != self.baseline and self.baseline in built]
 
     def variants(self) -> list[Variant]:
+        chosen = combinations(self.design, self.factors, self.baseline)
+        if self.search is not None:
+            best = {} if self.search.best is None else {BEST: self.search.proposed[self.search.best]}
+            chosen += [Combination(name, {}, changes) for name, changes in {**best, **self.search.proposed}.items()]
         found = []
-        for arm in [*arms(self.design, self.factors, self.baseline), *_searched(self.search)]:
-            config = override(self.base, arm.changes)
+        for one in chosen:
+            config = override(self.base, one.changes)
             values = flatten(config)
-            changes = {name: values[name] for name in arm.changes}
-            found.append(Variant(arm.name, arm.factors, changes, config, config.build_error()))
+            changes = {name: values[name] for name in one.changes}
+            found.append(Variant(one.name, one.factors, changes, config, config.build_error()))
         return found
 
     def cells(self, only: str = "*") -> list[Cell]:
-        """The cells that can be trained and whose variant or `variant/seedK` matches the glob, seed by seed.
+        """The cells that can be trained and whose variant or `variant/seedK` matches the glob.
 
-        So a first complete table is there after the first seed. Trials of a search come before, at its own seed.
+        Seed by seed, so that a first complete table exists after the first seed. Trials of a search come first.
         """
-        buildable = [variant for variant in self.variants() if variant.build_error is None]
+        built = [variant for variant in self.variants() if variant.build_error is None]
         trials = self.search.proposed if self.search else {}
-        cells = [self._cell(v, self.search.seed) for v in buildable if self.search and v.name in trials]
-        cells += [self._cell(v, seed) for seed in self.seeds for v in buildable if v.name not in trials]
-        return [cell for cell in cells if _matches(cell.variant, cell.name, pattern=only)]
+        chosen = [(v, self.search.seed) for v in built if self.search and v.name in trials]
+        chosen += [(v, seed) for seed in self.seeds for v in built if v.name not in trials]
+        fields = ("protocol", "preset", "paper", "baseline")
+        shared = {"study": self.name, **{field: getattr(self, field) for field in fields}}
+        cells = [Cell(**shared, variant=v.name, factors=v.factors, seed=seed, config=v.config) for v, seed in chosen]
+        return [cell for cell in cells if any(fnmatch.fnmatchcase(name, only) for name in (cell.variant, cell.name))]
 
     def at_seeds(self, seeds: Iterable[int]) -> Study:
         return replace(self, seeds=tuple(seeds))
 
     def proposing(self, proposed: Mapping[str, Changes], best: str | None) -> Study:
-        """This search with the trials that it has come to, and the name of the best one."""
+        """This search with its trials so far, and the name of the best one."""
         assert self.search is not None
         return replace(self, search=replace(self.search, proposed=dict(proposed), best=best))
 
     def outline(self) -> Study:
-        """The study with as many trials as it will have, all at the baseline's values: what can be planned ahead."""
+        """The study with all trials that a search will have, at the baseline's values: theirs are not known ahead."""
         if self.search is None:
             return self
         names = [trial_name(number) for number in range(self.search.trials)]
@@ -223,27 +231,28 @@ class Study:
             "seeds": list(self.seeds),
         }
 
-    def _cell(self, variant: Variant, seed: int) -> Cell:
-        return Cell(
-            study=self.name,
-            protocol=self.protocol,
-            preset=self.preset,
-            paper=self.paper,
-            baseline=self.baseline,
-            variant=variant.name,
-            factors=variant.factors,
-            seed=seed,
-            config=variant.config,
-        )
 
-
-def arms(design: Design, factors: Factors, baseline: str) -> list[Arm]:
+def combinations(design: Design, factors: Factors, baseline: str) -> list[Combination]:
     """The variants of a design in the order of the file; `one_at_a_time` puts the baseline first.
 
     one_at_a_time: the baseline takes the level of that name in every factor; every other level, alone, is a variant.
     grid: the product of all levels, names joined by "+". ladder: the levels of one factor add up, first to last.
     """
-    return list({"one_at_a_time": _one_at_a_time, "grid": _grid, "ladder": _ladder}[design](factors, baseline))
+    if design == "ladder":
+        (factor, levels), *_ = factors.items()
+        added_up: Iterable[Changes] = itertools.accumulate(levels.values(), operator.or_)
+        return [Combination(level, {factor: level}, changes) for level, changes in zip(levels, added_up, strict=True)]
+    if design == "grid":
+        products = itertools.product(*factors.values())
+        named = [("+".join(chosen), dict(zip(factors, chosen, strict=True))) for chosen in products]
+    else:
+        home = dict.fromkeys(factors, baseline)
+        named = [(baseline, home)]
+        named += [(level, {**home, f: level}) for f in factors for level in factors[f] if level != baseline]
+    return [
+        Combination(name, levels, {k: v for f, level in levels.items() for k, v in factors[f][level].items()})
+        for name, levels in named
+    ]
 
 
 def trial_name(number: int) -> str:
@@ -254,26 +263,26 @@ def is_trial_name(name: str) -> bool:
     return re.fullmatch(r"trial\d{2,}", name) is not None
 
 
-def unmeasured(metric: str, config: Config) -> str:
-    """Why runs of `config` do not have a metric that others have (sagan/metrics/evaluation.py); "" where they do."""
+def why_missing(metric: str, config: Config) -> str:
+    """Why runs of `config` lack a metric that others have (sagan/metrics/evaluation.py); "" where they have it."""
     data, extractor = config.data.name, config.eval.extractor
     labelled = config.model.conditioning != "none"
     # A classifier that was trained for a data set is named after it: imagenette-1a2b3c4d.
     knows_classes = labelled and extractor.rpartition("-")[0] == data
-    has = f"here model.conditioning={config.model.conditioning} and eval.extractor={extractor}"
+    found = f"here model.conditioning={config.model.conditioning} and eval.extractor={extractor}"
     if metric in RELATIONS and data != "embedded":
-        return f"is read off the built-in pictures alone, and this preset has {data}"
+        return f"is measured on the built-in pictures only, and this preset has {data}"
     if metric == "intra_fid" and not labelled:
-        return "is of classes, and model.conditioning=none has none"
+        return "needs classes, and model.conditioning=none has none"
     if metric == "class_consistency" and not knows_classes:
-        return f"needs labels and an extractor that knows the classes of {data}; {has}"
+        return f"needs labels and an extractor that knows the classes of {data}; {found}"
     if metric == "is" and not knows_classes and not (extractor == "inception" and data != "embedded"):
-        return f"needs an extractor whose classes fit the pictures of {data}; {has}"
+        return f"needs an extractor whose classes fit the pictures of {data}; {found}"
     return ""
 
 
 def describe_protocol(preset: str, preset_config: Config, base: Config) -> str:
-    """ "embedded", or "embedded + optim.steps=500, data.h_flip=true": the scale that cells are compared at."""
+    """ "embedded", or "embedded + optim.steps=500, data.h_flip=true": cells of one protocol are comparable."""
     changes = diff(preset_config, base)
     listed = ", ".join(f"{name}={show(changes[name][1])}" for name in sorted(changes))
     return f"{preset} + {listed}" if listed else preset
@@ -286,47 +295,3 @@ def show(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(map(str, value))}]"
     return str(value)
-
-
-def _one_at_a_time(factors: Factors, baseline: str) -> Iterator[Arm]:
-    home = {factor: baseline for factor in factors}
-    yield Arm(baseline, home, _merged(factors, home))
-    for factor, levels in factors.items():
-        for level in levels:
-            if level != baseline:
-                chosen = {**home, factor: level}
-                yield Arm(level, chosen, _merged(factors, chosen))
-
-
-def _grid(factors: Factors, baseline: str) -> Iterator[Arm]:
-    for levels in itertools.product(*factors.values()):
-        chosen = dict(zip(factors, levels, strict=True))
-        yield Arm("+".join(levels), chosen, _merged(factors, chosen))
-
-
-def _ladder(factors: Factors, baseline: str) -> Iterator[Arm]:
-    (factor, levels), *_ = factors.items()
-    changes: Changes = {}
-    for level, step in levels.items():
-        changes = {**changes, **step}
-        yield Arm(level, {factor: level}, changes)
-
-
-def _searched(search: Search | None) -> Iterator[Arm]:
-    if search is None:
-        return
-    if search.best is not None:
-        yield Arm(BEST, {}, search.proposed[search.best])
-    for name, changes in search.proposed.items():
-        yield Arm(name, {}, changes)
-
-
-def _merged(factors: Factors, chosen: Mapping[str, str]) -> Changes:
-    merged: Changes = {}
-    for factor, level in chosen.items():
-        merged.update(factors[factor][level])
-    return merged
-
-
-def _matches(*names: str, pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)

@@ -1,6 +1,6 @@
 """The only reader of study files: YAML in, a checked Study out, or every mistake at once with its line and column.
 
-study_file.py says what each field must be; here is checked what the fields mean together.
+study_file.py has the rules for each field; here are those for several fields together.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pydantic_core import ValidationError
 from ablations.document import Document, Position, StudyError, did_you_mean, hint, read_value
 from ablations.plan import (
     BEST,
-    Arm,
     Changes,
+    Combination,
     Range,
     Search,
     Study,
-    arms,
+    combinations,
     describe_protocol,
     is_trial_name,
     show,
-    unmeasured,
+    why_missing,
 )
 from ablations.study_file import NAME, NAME_RULE, SPACE_KINDS, RangeBlock, SearchBlock, StudyFile
 from sagan.config import Config, field_names, flatten, override
@@ -36,10 +36,10 @@ from sagan.presets import PRESETS
 
 _MAX_NAME = 200  # of a variant of several factors; a file's name has 255
 _MAX_CELLS = 20_000
-_TAKEN = "is changed by {} already; a field belongs to one factor, to search or to --set, drop one"
-_ENDPOINT = ("eval.endpoint", "eval.every", "optim.steps")  # what decides whether a run has enough evaluations
-# What stands for required fields that are missing or wrong, so that the others can be looked at.
-_STAND_INS = {"name": "x", "question": "x", "preset": next(iter(PRESETS)), "seeds": [0], "baseline": "x"}
+_CHANGED_TWICE = "is changed by {} already; a field belongs to one factor, to search or to --set, drop one"
+_ENDPOINT = ("eval.endpoint", "eval.every", "optim.steps")  # the fields that Config.check_endpoint compares
+# Values for required fields that are missing or wrong, so that the others can be checked.
+_PLACEHOLDERS = {"name": "x", "question": "x", "preset": next(iter(PRESETS)), "seeds": [0], "baseline": "x"}
 
 
 def read_study(path: Path, preset: str | None = None, changes: Mapping[str, str] | None = None) -> Study:
@@ -54,33 +54,29 @@ def read_study(path: Path, preset: str | None = None, changes: Mapping[str, str]
     except ValidationError as error:
         content = copy.deepcopy(document.content)
         for mistake in error.errors():
-            position = tuple(str(part) for part in mistake["loc"] if part not in SPACE_KINDS)
+            position = tuple(str(key) for key in mistake["loc"] if key not in SPACE_KINDS)
             wrong.add(position[0])
-            _note(document, position, mistake["type"], str(mistake.get("ctx", {}).get("error")))
+            message = str(mistake.get("ctx", {}).get("error"))
+            if mistake["type"] == "missing":
+                document.error(position, "is missing; it is required here")
+            elif mistake["type"] == "extra_forbidden":
+                blocks: dict[int, type[BaseModel]] = {1: StudyFile, 2: SearchBlock}
+                fields = blocks.get(len(position), RangeBlock).model_fields
+                document.error(position, f"no such field; {did_you_mean(position[-1], fields)}", at="key")
+            elif position[-1] == "[key]":
+                document.error(position[:-1], message, at="key")
+            else:
+                document.error(position, message)
             _remove(content, position[:-1] if mistake["type"] == "missing" and position[1:] else position)
         try:
-            file = StudyFile.model_validate({**_STAND_INS, **content})
+            file = StudyFile.model_validate({**_PLACEHOLDERS, **content})
         except ValidationError:
             raise StudyError(document.errors()) from None
     return _Checker(document, file, wrong, preset, changes or {}).study()
 
 
-def _note(document: Document, position: Position, kind: str, message: str) -> None:
-    """Notes a mistake that the model found, at its place in the file."""
-    if kind == "missing":
-        document.error(position, "is missing; it is required here")
-    elif kind == "extra_forbidden":
-        blocks: dict[int, type[BaseModel]] = {1: StudyFile, 2: SearchBlock}
-        fields = blocks.get(len(position), RangeBlock).model_fields
-        document.error(position, f"no such field; {did_you_mean(position[-1], fields)}", at="key")
-    elif position[-1] == "[key]":
-        document.error(position[:-1], message, at="key")
-    else:
-        document.error(position, message)
-
-
 def _remove(content: dict[str, Any], position: Position) -> None:
-    """Removes the value there, or the whole list that holds it: places in a list must stay what they are."""
+    """Remove the value at `position`, or the list that holds it, because indices in a list must not change."""
     for key in position[:-1]:
         if not isinstance(content.get(key), dict):
             content.pop(key, None)
@@ -90,16 +86,16 @@ def _remove(content: dict[str, Any], position: Position) -> None:
 
 
 class _Checker:
-    """Checks what the fields mean together; what is wrong is noted in the document, and checking goes on.
+    """Checks the rules for several fields; mistakes are added to the document, and checking continues.
 
-    `wrong` names the fields with mistakes that are told already: what hangs on one of these is not checked.
+    `wrong` are the fields with mistakes that were found before: rules that depend on these are not checked.
     """
 
     def __init__(
         self, document: Document, file: StudyFile, wrong: set[str], preset: str | None, changes: Mapping[str, str]
     ) -> None:
         self._document, self._file, self._wrong = document, file, wrong
-        self._command_errors: list[str] = []  # mistakes on the command line, which has no lines
+        self._command_errors: list[str] = []  # mistakes on the command line
         self._changes: Changes = {}
         for name, text in changes.items():
             try:
@@ -112,7 +108,7 @@ class _Checker:
             self._error(("--preset",), rule)
 
     def _error(self, position: Position, message: str, at: Literal["key", "value"] = "value") -> None:
-        """Notes a mistake at its place in the file, or by an option: ("--set", "optim.steps")."""
+        """Add a mistake at a position in the file, or of an option: ("--set", "optim.steps")."""
         if position[0].startswith("--"):
             self._command_errors.append(f"{' '.join(position)}: {message}")
         else:
@@ -124,19 +120,37 @@ class _Checker:
             self._error(("factors",), "is missing; a study must have it, or search in its place")
         if "search" in written:
             for field in written.keys() & {"factors", "design", "contrasts"}:
-                self._error((field,), "has no place beside search, which chooses the variants; drop one", at="key")
+                self._error((field,), "cannot be used with search, which chooses the variants; drop one", at="key")
         self._check_each_once(("seeds",), file.seeds)
-        # A wrong preset must not hide the mistakes below it: they are looked for at any preset.
+        # With a wrong preset the other mistakes are still found, at some other preset.
         original = PRESETS.get(self._preset, PRESETS[file.preset])
-        base = self._base(original)
+        base = self._applied(original, file.set, ("set",))
+        base = self._applied(base, self._changes, ("--set",))
+        if "eval.endpoint" not in {*file.set, *self._changes}:  # the preset's value is meant for its number of steps
+            base = override(base, {"eval.endpoint": min(base.eval.endpoint, base.evaluations)})
         levels = self._levels(base)
         search = self._search(base) if file.search else None
         metric = file.metric or ("relation_error" if base.data.name == "embedded" else "fid")
         if not self._wrong & {"preset", "metric"}:
-            self._check_metric(metric, base, levels)
-        sound = file.factors and not self._wrong & {"factors", "design", "baseline"}
-        variants = self._variants() if sound else []
-        self._check_contrasts([variant.name for variant in variants])
+            base_rule = why_missing(metric, base)
+            if base_rule:
+                self._error(("metric",), f"{base_rule}, got {metric!r}; write fid")
+            for level, config in levels.items():
+                if not base_rule and (rule := why_missing(metric, config)):
+                    lacks = f"lacks the study's metric {metric}, which {rule}"
+                    self._error(("factors", *level), f"{lacks}; drop the level, or the metric")
+        are_sound = file.factors and not self._wrong & {"factors", "design", "baseline"}
+        variants = self._variants() if are_sound else []
+        names = [variant.name for variant in variants]
+        for index, pair in enumerate(file.contrasts):
+            for place, name in enumerate(pair):
+                if names and name not in names:
+                    rule = f"must name a variant, got {name!r}; {did_you_mean(name, names)}"
+                    self._error(("contrasts", str(index), str(place)), rule)
+            if pair[0] == pair[1]:
+                rule = f"must compare two variants, got {pair[0]!r} twice"
+                self._error(("contrasts", str(index)), f"{rule}; name another, or drop the pair")
+        self._check_each_once(("contrasts",), [tuple(sorted(pair)) for pair in file.contrasts])
         if not (self._command_errors or self._document.errors()):
             self._check_endpoint(base, levels, variants)
         if errors := self._command_errors + self._document.errors():
@@ -159,16 +173,8 @@ class _Checker:
             contrasts=tuple((variant, reference) for variant, reference in file.contrasts),
         )
 
-    def _base(self, preset: Config) -> Config:
-        """The preset with what the study sets for all variants, and with what the command line sets."""
-        base = self._applied(preset, self._file.set, ("set",))
-        base = self._applied(base, self._changes, ("--set",))
-        if "eval.endpoint" not in {*self._file.set, *self._changes}:  # a preset's own is for its own number of steps
-            base = override(base, {"eval.endpoint": min(base.eval.endpoint, base.evaluations)})
-        return base
-
     def _levels(self, base: Config) -> dict[tuple[str, str], Config]:
-        """{(factor, level): what it alone makes of the base}."""
+        """{(factor, level): the base with the changes of this level only}."""
         found: dict[tuple[str, str], Config] = {}
         owner: dict[str, Position] = {name: ("--set",) for name in self._changes}
         for factor, levels in self._file.factors.items():
@@ -176,12 +182,12 @@ class _Checker:
                 position = ("factors", factor, level)
                 for name in changes:
                     if (first := owner.setdefault(name, position[:2])) != position[:2]:
-                        self._error((*position, name), _TAKEN.format(".".join(first)), at="key")
+                        self._error((*position, name), _CHANGED_TWICE.format(".".join(first)), at="key")
                 found[factor, level] = self._applied(base, changes, position)
         return found
 
     def _applied(self, config: Config, changes: Changes, position: Position) -> Config:
-        """`config` with the changes that it takes; the others are noted, each at its own place."""
+        """`config` with those changes that are valid; each of the others is an error at its position."""
         for name, value in changes.items():
             try:
                 config = override(config, {name: value})
@@ -190,25 +196,16 @@ class _Checker:
                 self._error((*position, name), rule, at="key" if rule.startswith("no such field") else "value")
         return config
 
-    def _check_metric(self, metric: str, base: Config, levels: Mapping[tuple[str, str], Config]) -> None:
-        if rule := unmeasured(metric, base):
-            self._error(("metric",), f"{rule}, got {metric!r}; write fid")
-            return
-        for level, config in levels.items():
-            if rule := unmeasured(metric, config):
-                lacks = f"has not the study's metric {metric}, which {rule}"
-                self._error(("factors", *level), f"{lacks}; drop the level, or the metric")
-
-    def _variants(self) -> list[Arm]:
-        """The variants that the factors make; [] with the reason noted where they make none."""
+    def _variants(self) -> list[Combination]:
+        """The variants of the factors; [] after an error where they cannot be combined."""
         design, factors, baseline = self._file.design, self._file.factors, self._file.baseline
         count = (math.prod if design == "grid" else sum)(map(len, factors.values()))
-        if count * len(self._file.seeds) > _MAX_CELLS:  # before they are made: a grid would take all memory
+        if count * len(self._file.seeds) > _MAX_CELLS:  # checked first: a large grid would take all memory
             got = f"{count:,} variants x {len(self._file.seeds):,} seeds"
             self._error(("factors",), f"must give {_MAX_CELLS:,} cells at most, got {got}; drop levels or seeds")
             return []
         if design == "ladder" and len(factors) > 1:
-            self._error(("factors",), f"a ladder climbs one factor, got {', '.join(factors)}; choose grid, or keep one")
+            self._error(("factors",), f"a ladder has one factor, got {', '.join(factors)}; choose grid, or keep one")
             return []
         lacking = [name for name in factors if baseline not in factors[name]] if design == "one_at_a_time" else []
         for factor in lacking:
@@ -216,7 +213,7 @@ class _Checker:
             self._error(("baseline",), f"must be a level of every factor, got {baseline!r}; {factor}: {close}")
         if lacking:
             return []
-        variants = arms(design, factors, baseline)
+        variants = combinations(design, factors, baseline)
         names = Counter(variant.name for variant in variants)
         if baseline not in names:
             self._error(("baseline",), f"must name a variant, got {baseline!r}; {did_you_mean(baseline, names)}")
@@ -229,21 +226,12 @@ class _Checker:
                 self._error(("factors",), f"{rule}, got {len(name)} in {name!r}; shorten its levels")
         return variants
 
-    def _check_contrasts(self, names: list[str]) -> None:
-        for index, pair in enumerate(self._file.contrasts):
-            for place, name in enumerate(pair):
-                if names and name not in names:
-                    rule = f"must name a variant, got {name!r}; {did_you_mean(name, names)}"
-                    self._error(("contrasts", str(index), str(place)), rule)
-            if pair[0] == pair[1]:
-                rule = f"must compare two variants, got {pair[0]!r} twice"
-                self._error(("contrasts", str(index)), f"{rule}; name another, or drop the pair")
-        self._check_each_once(("contrasts",), [tuple(sorted(pair)) for pair in self._file.contrasts])
+    def _check_endpoint(
+        self, base: Config, levels: Mapping[tuple[str, str], Config], variants: Iterable[Combination]
+    ) -> None:
+        """An eval.endpoint of more evaluations than a run has is an error, at the field that causes it.
 
-    def _check_endpoint(self, base: Config, levels: Mapping[tuple[str, str], Config], variants: Iterable[Arm]) -> None:
-        """Notes a score over more evaluations than the run has: of all variants, of one level's, or of levels together.
-
-        It is told at the field that decides how many evaluations there are.
+        Later stages are checked only where earlier ones have no error: all variants, single levels, combined levels.
         """
         factors = self._file.factors
         stages: list[list[tuple[Config, Changes, Position]]] = [
@@ -275,7 +263,7 @@ class _Checker:
             rule = "not be a name that the search gives" if is_taken else NAME_RULE
             self._error(("baseline",), f"must {rule}, got {baseline!r}; write preset")
         if block.seed in self._file.seeds and "seeds" not in self._wrong:
-            # The best of many trials at a seed is partly the luckiest at that seed.
+            # Selected as the best of many at its own seed, a trial would score too well there.
             rule = f"must not be among seeds, which confirm the best trial, got {block.seed}; choose another"
             self._error(("search", "seed"), rule)
         fields: dict[str, Range | tuple[Any, ...]] = {}
@@ -284,13 +272,13 @@ class _Checker:
             if name not in field_names():
                 self._error(position, f"no such field; {did_you_mean(name, field_names())}", at="key")
             elif name in self._changes:
-                self._error(position, _TAKEN.format("--set"), at="key")
+                self._error(position, _CHANGED_TWICE.format("--set"), at="key")
             elif not isinstance(space, RangeBlock):
                 values = tuple(self._value(base, name, str(index), value) for index, value in enumerate(space))
                 self._check_each_once(position, values)
                 fields[name] = values
             elif type(flatten(base)[name]) not in (int, float):
-                self._error(position, "holds no number, so it has no range; list its choices")
+                self._error(position, "is not a number, so it has no range; list its choices")
             else:
                 low, high = (self._value(base, name, end, getattr(space, end)) for end in ("low", "high"))
                 if None not in (low, high) and not low < high:
@@ -301,7 +289,7 @@ class _Checker:
         return Search(block.seed, block.trials, block.objective, fields)
 
     def _value(self, base: Config, name: str, place: str, value: Any) -> Any:
-        """`value` as the field holds it; None where the field refuses it or no network can be built with it."""
+        """`value` in the type of the field; None after an error where it is invalid or cannot be built."""
         position = ("search", "fields", name, place)
         try:
             config = override(base, {name: value})

@@ -1,4 +1,4 @@
-"""The format of a study file: what each field must be, for the check and for the JSON schema that editors use.
+"""The format of a study file: a pydantic model with the rule for each field, also as a JSON schema for editors.
 
 `python -m ablations.study_file > studies/schema.json` writes the schema.
 """
@@ -23,14 +23,14 @@ from sagan.presets import PRESETS
 
 NAME = "[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}"
 NAME_RULE = "be 1 to 64 letters, digits or any of _ - + . and not begin with a dot, because it names files"
-SPACE_KINDS = ("(range)", "(choices)")  # pydantic puts these into the position of a mistake in one of them
+SPACE_KINDS = ("(range)", "(choices)")  # pydantic adds these to the position of a mistake
 
 
 @dataclasses.dataclass(frozen=True)
 class Must:
-    """What a value must be and how to write it: told in place of pydantic's own words, and written to the schema.
+    """A rule for a value, with a way to write it, for error messages (in place of pydantic's) and for the schema.
 
-    `names` are the values that it may have, if these are few.
+    `names` are the allowed values, if they are a fixed list.
     """
 
     rule: str
@@ -50,7 +50,7 @@ class Must:
             if not self.names or checked in self.names:
                 return checked
         except ValidationError as error:
-            if any(mistake["loc"] for mistake in error.errors()):  # of a part of the value
+            if any(mistake["loc"] for mistake in error.errors()):  # of an inner value, with a message of its own
                 raise
         close = hint(value, self.names) if self.names else f"; {self.way_out}"
         raise ValueError(f"must {self.rule}, got {value!r}{close}") from None
@@ -92,7 +92,7 @@ class _Block(BaseModel):
 
 
 class RangeBlock(_Block):
-    """What a search may choose for a field: a number from low to high, both included."""
+    """Values of a field in a search: numbers from low to high, both included."""
 
     low: Any
     high: Any
@@ -111,7 +111,7 @@ Space = Annotated[
 
 
 class SearchBlock(_Block):
-    """What is searched, in place of factors: see ablations.plan.Search."""
+    """The search of a study without factors: see ablations.plan.Search."""
 
     seed: Seed
     trials: Annotated[int, Field(ge=1, le=10_000), Must("be a whole number in 1..10000", "write 20")]
@@ -120,7 +120,7 @@ class SearchBlock(_Block):
 
 
 class StudyFile(_Block):
-    """A study file as it is written. studies/README.md explains each field."""
+    """A study file. studies/README.md explains each field."""
 
     name: Name
     question: Text
@@ -149,7 +149,7 @@ def schema() -> dict[str, Any]:
         node["$ref"] = "#/$defs/Changes"
         node.pop("additionalProperties", None)  # pydantic 2.10 does not write it
     for node in found["properties"].values():
-        if not node.get("default", True):  # empty stands for absent; nobody should write it
+        if not node.get("default", True):  # an empty default means absent, which is not a valid value
             del node["default"]
     return {**found, "oneOf": [{"required": ["factors"]}, {"required": ["search"]}]}
 

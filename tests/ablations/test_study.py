@@ -47,14 +47,14 @@ SEARCH_MISTAKES = {
     ),
     "a range of a word": (
         {"optim.d_steps: [1, 2]": "model.init: {low: 1, high: 2}"},
-        "12:17: .*holds no number",
+        "12:17: .*is not a number",
     ),
     "an open range": ({"high: 2e-3, ": ""}, "11:17: search.fields.optim.lr_g.high: is missing"),
     "a range upside down": ({"high: 2e-3": "high: 1e-5"}, "11:17: .*low must be below high, got 0.0001 and 1e-05"),
     "a bound that is a word": ({"high: 2e-3": "high: fast"}, "11:35: .*lr_g.high: must be a finite number, got 'fast'"),
     "factors beside a search": (
         {"search:\n": "factors: {a: {preset: {}}}\nsearch:\n"},
-        "6:1: factors: has no place beside search",
+        "6:1: factors: cannot be used with search",
     ),
     "runs that are shorter than the endpoint": (
         {
@@ -99,8 +99,8 @@ MISTAKES = {
         "10:14: factors.attention.feat32.model.atention.at: no such field; did you mean 'model.attention.at'?",
     ),
     "a value that the field refuses": ({"at: [32]": "at: [33]"}, "10:34: .*must be one of 8, 16"),
-    "a duplicate key": ({"seeds: [0, 1]": "seeds: [0]\nseeds: [1]"}, "6:1: seeds: stands on line 5 already"),
-    "a duplicate level": ({"feat64:": "feat32:"}, "11:5: factors.attention.feat32: stands on line 10 already"),
+    "a duplicate key": ({"seeds: [0, 1]": "seeds: [0]\nseeds: [1]"}, "6:1: seeds: is on line 5 already"),
+    "a duplicate level": ({"feat64:": "feat32:"}, "11:5: factors.attention.feat32: is on line 10 already"),
     "an unknown baseline": ({"baseline: none": "baseline: non"}, "6:11: baseline: .*did you mean 'none'?"),
     "an empty factor": ({"factors:\n": "factors:\n  other: {}\n"}, "8:10: factors.other: must have a level or more"),
     "a level without a mapping": ({"none:   {}": "none:"}, "9:10: factors.attention.none: must map fields"),
@@ -113,7 +113,7 @@ MISTAKES = {
     "a level name with a slash": ({"feat32:": "a/b:"}, "10:5: factors.attention.a/b: .*names files"),
     "an unknown design": ({"seeds:": "design: grd\nseeds:"}, "5:9: design: .*did you mean 'grid'?"),
     "broken YAML": ({"[0, 1]": "[0, 1"}, "6:9: not valid YAML"),
-    "an alias": ({"none:   {}": "none: &a {}\n    copy: *a"}, "9:11: .*anchors and aliases are not read"),
+    "an alias": ({"none:   {}": "none: &a {}\n    copy: *a"}, "9:11: .*anchors and aliases are not supported"),
     "a Python object": (
         {"question: Where": "question: !!python/name:os.system Where"},
         "2:11: question: cannot be read",
@@ -123,7 +123,7 @@ MISTAKES = {
     "a whole number of 5,000 digits": ({"[0, 1]": f"[0x{'f' * 5000}]"}, "5:9: seeds.0: cannot be read as a value"),
     "a tag on a list": (
         {"[0, 1]": "!!python/object/apply:os.system ['true']"},
-        "5:8: seeds: tags are not read, got '.*os.system'; drop it",
+        "5:8: seeds: tags are not supported, got '.*os.system'; drop it",
     ),
     "half a character": (
         {"Where should": '"\\ud800" #'},
@@ -146,7 +146,7 @@ MISTAKES = {
     ),
     "a metric that photographs do not have": (
         {"preset: embedded": "preset: cifar10\nmetric: relation_error"},
-        "4:9: metric: is read off the built-in pictures alone, and this preset has cifar10, got 'relation_error'",
+        "4:9: metric: is measured on the built-in pictures only, and this preset has cifar10, got 'relation_error'",
     ),
     "a contrast with no variant": (
         {"seeds:": "contrasts: [[feat32, non]]\nseeds:"},
@@ -177,7 +177,7 @@ MISTAKES = {
     ),
     "a variant without the study's metric": (
         {"seeds:": "metric: intra_fid\nseeds:", "{model.attention.at: [32]}": "{model.conditioning: none}"},
-        "11:13: factors.attention.feat32: has not the study's metric intra_fid, which is of classes, and model.cond",
+        "11:13: factors.attention.feat32: lacks the study's metric intra_fid, which needs classes, and model.cond",
     ),
     "an endpoint of no evaluations": ({"seeds:": "set: {eval.endpoint: 0}\nseeds:"}, "5:22: .*must be above 0, got 0"),
     "a field of two factors": (
