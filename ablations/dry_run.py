@@ -1,4 +1,4 @@
-"""The plan of a study and what it costs, printed; nothing is written."""
+"""Prints the plan of a study and its cost; nothing is written."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rich.table import Table
 from ablations.calibration import Calibration
 from ablations.display import duration
 from ablations.machine import Team
-from ablations.plan import Cell, Study, Variant, show
+from ablations.plan import Cell, Study, show
 from ablations.preflight import sqlite_path
 from reports import statistics
-from sagan.config import Config, diff, flatten
-from sagan.cost import Cost, count
+from sagan.config import diff, flatten
+from sagan.cost import count
 from sagan.data import num_classes
 
 if TYPE_CHECKING:
@@ -40,54 +40,75 @@ def show_plan(
 ) -> float:
     """Prints what each variant changes and costs, then the cells, and about how long they take on this machine.
 
-    Returns that time in seconds, in which the first `shared` of the cells cost nothing: a study before has trained
-    them. The trials of a search are not known ahead: give its outline.
+    Returns that time in seconds. The first `shared` of the cells take none, because another study has trained them. The
+    trials of a search are not known ahead: give its outline.
     """
-    store = _existing_store(tracking_uri)
+    path = sqlite_path(tracking_uri)
+    store = None
+    if path is None or path.exists():  # opening a store would make its file
+        from ablations.tracking import Store  # imports MLflow
+
+        store = Store(tracking_uri)
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
-    buildable = [variant for variant in variants if variant.build_error is None]
-    costs = {v.name: count(v.config, num_classes(v.config.data, data_root)) for v in buildable}
-    planned = {cell.variant for cell in cells}
+    costs = {v.name: count(v.config, num_classes(v.config.data, data_root)) for v in variants if not v.build_error}
+    planned = {cell.variant: cell.config.optim for cell in cells}
+    start = 0.0
     if calibration is not None:
-        seconds = {v.name: calibration.cell_seconds(v.config) for v in buildable if v.name in planned}
-        total = calibration.start + makespan([seconds[cell.variant] for cell in cells[shared:]], team.workers)
-        each = max(speed.memory_mib for speed in calibration.speeds.values()) / 1024
-        memory = f"{each:.1f} GiB of {'' if team.places == ('cpu',) else 'GPU '}memory each"
-        memory += f", {each * team.workers:.1f} GiB in all" if team.places == ("cpu",) else ""
-        said = f"About {duration(total)} on {team}, {memory}: measured just now."
+        start = calibration.start
+        seconds = {cell.variant: calibration.cell_seconds(cell.config) for cell in cells}
     else:
-        measured = _measured_rates(study, store)
-        rate = None if measured.keys() >= costs.keys() else _flops_per_second(team.places[0], team.threads)
-        seconds = {v.name: _seconds(v, costs[v.name], measured, rate) for v in buildable}
-        total = makespan([seconds[cell.variant] for cell in cells[shared:]], team.workers)
-        basis = "at the speed of earlier runs in the store" if rate is None else _ROUGH
-        said = f"About {duration(total)} of training on {team}, {basis}. --calibrate does better: it measures."
+        rates = _measured_rates(study, store)
+        missing = planned.keys() - rates.keys()
+        flops = _flops_per_second(team.places[0], team.threads) if missing else 0.0
+        seconds = {
+            name: optim.steps * costs[name].flops_per_step / flops
+            if name in missing
+            else optim.steps * optim.batch_size * optim.d_steps / rates[name]
+            for name, optim in planned.items()
+        }
+    total = start + makespan([seconds[cell.variant] for cell in cells[shared:]], team.workers)
 
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{study.name}: {study.question}\nprotocol: {study.protocol}\n")
     if study.search is not None:
         say(f"{study.search}, counted at the values of {baseline.name}")
         variants = [baseline]
-    for variant in variants:
-        if variant is not baseline:
-            say(f"{variant.name} changes against {baseline.name}: {_changes(baseline.config, variant)}")
     table = Table()
-    for title in ("variant", "G params", "D params", "GFLOPs/image", "memory MiB", "a cell"):
+    for title in ("variant", "G params", "D params", "GFLOPs/image", "memory MiB", "per cell"):
         table.add_column(title, justify="left" if title == "variant" else "right", no_wrap=True)
     for variant in variants:
-        table.add_row(variant.name, *_figures(variant, costs, seconds))
+        if variant is not baseline:
+            changes = [
+                f"{k} {show(old)} -> {show(new)}" for k, (old, new) in diff(baseline.config, variant.config).items()
+            ]
+            say(f"{variant.name} changes against {baseline.name}: {', '.join(changes)}")
+        if variant.build_error is not None:
+            table.add_row(variant.name, variant.build_error)
+            continue
+        cost = costs[variant.name]
+        numbers = (f"{cost.num_params_g:,}", f"{cost.num_params_d:,}", f"{cost.flops_per_image / 1e9:.3g}")
+        each = duration(seconds[variant.name]) if variant.name in seconds else ""
+        table.add_row(variant.name, *numbers, f"{cost.memory_mib:,.0f}", each)
     console.print(table)
 
     names = ", ".join(cell.name for cell in cells)
     say(f"{len(cells)} cells{f', the first {shared} shared with studies above' if shared else ''}: {names}")
-    say(said)
+    if calibration is not None:
+        gib = max(speed.memory_mib for speed in calibration.speeds.values()) / 1024
+        on_cpu = team.places == ("cpu",)
+        memory = f"memory each, {gib * team.workers:.1f} GiB in all" if on_cpu else "GPU memory each"
+        say(f"About {duration(total)} on {team}, {gib:.1f} GiB of {memory}: measured just now.")
+    else:
+        basis = "at the speed of one large convolution; at small widths expect several times that"
+        basis = basis if missing else "at the speed of earlier runs in the store"
+        say(f"About {duration(total)} of training on {team}, {basis}. --calibrate does better: it measures.")
     say(_power(study, cells, store))
     return total
 
 
 def _power(study: Study, cells: Sequence[Cell], store: Store | None) -> str:
-    """The smallest difference that the cells show with 80 % power, and where the noise that it rests on is from."""
+    """The smallest difference that the cells show with 80 % power, and the source of the noise that this assumes."""
     counts = Counter(cell.variant for cell in cells)
     sizes = {variant: n for variant, n in counts.items() if n > 1}  # a search's trials have one seed
     pairs = [pair for pair in study.pairs if set(pair) <= sizes.keys()]
@@ -115,12 +136,13 @@ def _power(study: Study, cells: Sequence[Cell], store: Store | None) -> str:
 def _scores(study: Study, store: Store | None) -> list[list[float]]:
     """The primary metric of the store's runs at this preset, variant by variant, over all studies.
 
-    Only of runs as long as these, on the same pictures and scored alike: others have another noise. Scored as a report
-    scores them, by the mean of the last evaluations. A copy of another study's run is not counted twice.
+    Only of runs with as many steps, the same pictures and the same scoring: the noise of others differs. The score is
+    that of a report, the mean of the last evaluations. Copies of other studies' runs are left out.
     """
     if store is None:
         return []
-    alike = {name: show(value) for name, value in flatten(study.base).items() if _decides_noise(name)}
+    decisive = [name for name in flatten(study.base) if name.startswith(("data.", "eval.")) or name == "optim.steps"]
+    alike = {name: show(flatten(study.base)[name]) for name in decisive}
     count = study.base.eval.endpoint
     found: dict[tuple[str, str, str], list[float]] = {}
     for experiment in store.client.search_experiments():
@@ -139,18 +161,11 @@ def _scores(study: Study, store: Store | None) -> list[list[float]]:
     return list(found.values())
 
 
-def _decides_noise(field: str) -> bool:
-    return field.startswith(("data.", "eval.")) or field == "optim.steps"
-
-
 def show_total(plans: Sequence[tuple[int, int, float]], console: Console) -> None:
-    """The sum over studies of (cells, shared ones, seconds)."""
+    """Prints the sum of `plans`, one (cells, shared cells, seconds) per study."""
     cells, shared, seconds = (sum(column) for column in zip(*plans, strict=True))
     said = f"{len(plans)} studies, {cells} cells, {shared} of them shared: about {duration(seconds)}."
     console.print(f"\n{said}", markup=False, highlight=False, soft_wrap=True)
-
-
-_ROUGH = "if it ran at the speed of one large convolution; expect several times that at small widths"
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
@@ -161,44 +176,8 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
     return max(free_at)
 
 
-def _figures(variant: Variant, costs: dict[str, Cost], seconds: dict[str, float]) -> list[str]:
-    if variant.build_error is not None:
-        return [variant.build_error]
-    cost = costs[variant.name]
-    return [
-        f"{cost.num_params_g:,}",
-        f"{cost.num_params_d:,}",
-        f"{cost.flops_per_image / 1e9:.3g}",
-        f"{cost.memory_mib:,.0f}",
-        duration(seconds[variant.name]) if variant.name in seconds else "",
-    ]
-
-
-def _changes(baseline: Config, variant: Variant) -> str:
-    changes = diff(baseline, variant.config)
-    return ", ".join(f"{name} {show(before)} -> {show(after)}" for name, (before, after) in changes.items())
-
-
-def _seconds(variant: Variant, cost: Cost, measured: dict[str, float], rate: float | None) -> float:
-    optim = variant.config.optim
-    if variant.name in measured:
-        return optim.steps * optim.batch_size * optim.d_steps / measured[variant.name]
-    assert rate is not None
-    return optim.steps * cost.flops_per_step / rate
-
-
-def _existing_store(tracking_uri: str) -> Store | None:
-    """None where it is a file that no launch has made yet: a plan writes nothing."""
-    path = sqlite_path(tracking_uri)
-    if path is not None and not path.exists():
-        return None
-    from ablations.tracking import Store  # imports MLflow
-
-    return Store(tracking_uri)
-
-
 def _measured_rates(study: Study, store: Store | None) -> dict[str, float]:
-    """{variant: images a second} of runs of this protocol, where a store is there already."""
+    """{variant: images per second} of runs of this protocol in the store."""
     if store is None:
         return {}
     experiment_id = store.find_experiment(study)
@@ -211,7 +190,7 @@ def _measured_rates(study: Study, store: Store | None) -> dict[str, float]:
 
 
 def _flops_per_second(place: str, threads: int) -> float:
-    """What one large convolution, forward and backward, reaches here within a second."""
+    """The speed of one large convolution, forward and backward, measured for a second."""
     import torch
 
     torch.set_num_threads(threads)
