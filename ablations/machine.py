@@ -1,4 +1,4 @@
-"""How many workers this machine keeps busy, and what it may use."""
+"""The resources of this machine, and how many workers it can run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sagan.config import Config
 # step: half as fast.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
-# Of a worker of the embedded preset at its peak: Python, torch, MLflow, the images, an evaluation.
+# Peak of a worker of the embedded preset without its networks: Python, torch, MLflow, images, an evaluation.
 _PROCESS_MIB = 1300.0
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity, cut to its container's quota."""
+    """Cores that this process may use: its affinity, limited by the quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
@@ -33,7 +33,7 @@ def usable_cores() -> int:
 
 
 def devices(name: str) -> tuple[str, ...]:
-    """The devices that workers take in turn: all GPUs for "cuda". Raises ValueError for one that is not here."""
+    """The devices for workers: all GPUs for "cuda". Raises ValueError for a device that this machine lacks."""
     if name == "cpu":
         return ("cpu",)
     import torch
@@ -42,19 +42,21 @@ def devices(name: str) -> tuple[str, ...]:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"must be cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if count == 0:
-            raise ValueError(f"this machine has no CUDA device, got {name!r}; use --device cpu")
-        if device.index is not None and device.index >= count:
-            raise ValueError(f"this machine has cuda:0 to cuda:{count - 1}, got {name!r}")
-        return (name,) if device.index is not None else tuple(f"cuda:{index}" for index in range(count))
+    if device.type != "cuda":
+        return (name,)
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise ValueError(f"this machine has no CUDA device, got {name!r}; use --device cpu")
+    if device.index is None:
+        return tuple(f"cuda:{index}" for index in range(count))
+    if device.index >= count:
+        raise ValueError(f"this machine has cuda:0 to cuda:{count - 1}, got {name!r}")
     return (name,)
 
 
 @dataclass(frozen=True)
 class Team:
-    """Worker processes, torch threads for each, and the devices that they take in turn."""
+    """The number of worker processes, the torch threads of each, and the devices, which they take in turn."""
 
     workers: int
     threads: int
@@ -65,16 +67,16 @@ class Team:
         return self.places[member % len(self.places)]
 
     def __str__(self) -> str:
-        workers, threads = _counted(self.workers, "worker"), _counted(self.threads, "thread")
-        return f"{workers} of {threads} on {', '.join(self.places)}"
+        workers, threads = "worker" + "s" * (self.workers > 1), "thread" + "s" * (self.threads > 1)
+        return f"{self.workers} {workers} of {self.threads} {threads} on {', '.join(self.places)}"
 
 
 def choose_team(
     asked: int | None, configs: Sequence[Config], places: tuple[str, ...], data_root: Path | None = None
 ) -> Team:
-    """Workers for cells of `configs`, no more than cells. By default one per core or per GPU, as far as memory allows.
+    """Workers for one cell per config: at most one per cell; by default one per core or GPU, as memory allows.
 
-    On a CPU one thread per worker is the rule: it is what gives most cells per hour (tests/benchmarks/test_studies.py).
+    On a CPU each worker then has one thread, which gives the most cells per hour (tests/benchmarks/test_studies.py).
     """
     cores = usable_cores()
     on_cpu = places == ("cpu",)
@@ -85,47 +87,39 @@ def choose_team(
         if (held := max(1, int(free // need))) < workers:
             note = (
                 f"--workers auto takes {held}, not {workers}: {free / 1024:.1f} GiB of memory are free, and a worker "
-                f"needs about {need / 1024:.1f}. --workers {workers} does it nevertheless."
+                f"needs about {need / 1024:.1f}. To use more all the same, write --workers {workers}."
             )
             workers = held
     return Team(workers, max(1, cores // workers), places, note)
 
 
 def worker_memory_mib(configs: Sequence[Config], on_cpu: bool, data_root: Path | None = None) -> float:
-    """About what one worker needs of the machine's memory. On a GPU the networks are elsewhere."""
+    """An estimate of one worker's host memory, for the largest of `configs`. On a GPU the networks are not in it."""
     if not on_cpu:
         return _PROCESS_MIB
     from sagan.cost import count
     from sagan.data import num_classes
 
-    largest = max(configs, key=_activations)
+    # In proportion to the activations of a step, and faster than counting the cost of each config.
+    sizes = [(c.optim.batch_size * c.data.resolution**2 * (c.model.width_g + c.model.width_d), c) for c in configs]
+    largest = max(sizes, key=lambda sized: sized[0])[1]
     return _PROCESS_MIB + count(largest, num_classes(largest.data, data_root)).memory_mib
 
 
 def free_memory_mib() -> float:
-    """Memory that can be had without swapping, cut to the limit of this process's container."""
+    """Memory that is available without swapping, within the limit of this process's container."""
     free = float(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
         counters = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # The page cache counts as used there, and is given up when asked for.
+        # The page cache is counted as used there, but is released on demand.
         used = int((group / "memory.current").read_text()) - int(counters["inactive_file"])
         free = min(free, int(limit) - used)
     return max(0.0, free) / 2**20
 
 
-def _activations(config: Config) -> int:
-    """In proportion to what a step keeps, for telling which of several configs keeps most."""
-    model = config.model
-    return config.optim.batch_size * config.data.resolution**2 * (model.width_g + model.width_d)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it is installed elsewhere."""
+    """The git commit of this package's checkout, or None where it is not in one."""
     here = Path(__file__).parent
     try:
         found = subprocess.run(

@@ -1,4 +1,4 @@
-"""What must hold before a launch touches anything. Nothing made here stays; torch, MLflow and Optuna are not needed."""
+"""Checks of database URLs before a launch. They leave no files, and do not import torch, MLflow or Optuna."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sagan.options import check_folder
 
 
 def check_storage(url: str) -> None:
-    """Raises ValueError where no queue can be kept at `url`."""
+    """Raises ValueError where `url` cannot hold the queue."""
     if not url.startswith(("sqlite:///", "postgresql")):
         raise ValueError(f"must be a sqlite or postgresql URL, got {url!r}; write sqlite:///optuna.db")
     _check_sqlite(url, "sqlite:///optuna.db")
 
 
 def check_store(uri: str) -> None:
-    """Raises ValueError where no MLflow store of ours can be at `uri`. Whether it answers is seen when it is opened."""
+    """Raises ValueError where `uri` cannot be an MLflow store. Whether a server answers is not checked."""
     if not uri.startswith(("sqlite:///", "postgresql", "http://", "https://")):
         raise ValueError(f"must be a sqlite, postgresql or http URI, got {uri!r}; write sqlite:///mlflow.db")
     _check_sqlite(uri, "sqlite:///mlflow.db")
@@ -34,7 +34,7 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def absolute(url: str) -> str:
-    """The same database for a process in another folder."""
+    """`url` with an absolute path, so that it is valid in every folder."""
     path = sqlite_path(url)
     return f"sqlite:///{path.resolve()}" if path is not None else url
 
@@ -47,13 +47,13 @@ def _check_sqlite(url: str, example: str) -> None:
         raise ValueError(f"must name a file that workers share, got {url!r}; write {example}")
     if not path.parent.is_dir():
         raise ValueError(f"must be in a folder that exists, got {url!r}; make it first")
-    whole = str(path.resolve())
-    if "?" in whole or unquote(whole) != whole:
+    resolved = str(path.resolve())
+    if "?" in resolved or unquote(resolved) != resolved:
         raise ValueError(
             f"must be in a folder whose path has no ? and no % before two hexadecimal digits, which SQLAlchemy and "
-            f"MLflow read as parts of a URL, got {whole!r}; work in another folder"
+            f"MLflow read as parts of a URL, got {resolved!r}; work in another folder"
         )
     check_folder(path.parent)
-    # Not by opening it: closing any handle of a SQLite file drops the locks that this process holds on it.
+    # Without opening the file: closing any handle of a SQLite file drops the locks that this process holds on it.
     if path.exists() and not os.access(path, os.W_OK):
         raise ValueError(f"must be a file that can be written, got {url!r}; change its permissions")

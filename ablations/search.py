@@ -1,7 +1,8 @@
-"""The trials of a search: proposed by Optuna's TPE (Bergstra et al. 2011), run as cells, answered from the store.
+"""The trials of a search: proposed by Optuna's TPE (Bergstra et al. 2011), trained as cells, scored from the store.
 
-Each proposal is a function of (the search's seed, its number, the answers before it), so a search that was stopped
-goes on as one that was not. Trials keep the variant's name; one that lacks it died while it was made, and is ignored.
+Each proposal is a function of (the search's seed, its number, the values of earlier trials), so a search that was
+stopped continues as one that was not. A trial in Optuna has the attribute "variant", its name; one without it was
+interrupted while it was created, and is ignored.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,12 @@ from ablations.storage import exclusive, open_storage
 from ablations.tracking import Result
 from sagan.config import digest
 
-_RANDOM_TRIALS = 10  # before TPE learns from their answers: Optuna's default; half of the trials where they are few
-_FEWEST_RANKED = 4  # trials with a value, before importances mean anything
+_RANDOM_TRIALS = 10  # before TPE models their values: Optuna's default; half of all trials, if these are fewer
+_FEWEST_RANKED = 4  # trials with a value that importances need
 
 
 class Trials:
-    """The trials of one search at one protocol. Several launchers may share them."""
+    """The trials of one search at one protocol. Several launchers may share them, on one or several hosts."""
 
     def __init__(self, url: str, study: Study) -> None:
         assert study.search is not None
@@ -52,17 +53,26 @@ class Trials:
         self._storage.engine.dispose()
 
     def propose(self, count: int) -> list[str]:
-        """The variants to run now: those without an answer, else up to `count` new ones; [] when the search is over."""
-        with self._exclusive():
+        """The variants to train now: those that are open, else up to `count` new ones; [] when the search is over."""
+        with exclusive(self._url, self._name):
             if not self._open():
                 for _ in range(min(count, self._search.trials - len(self._newest()))):
-                    self._ask()
+                    number = len(self._newest())
+                    seed = np.random.SeedSequence([self._search.seed, number]).generate_state(1)[0]
+                    self._optuna.sampler = TPESampler(
+                        seed=int(seed),
+                        n_startup_trials=min(_RANDOM_TRIALS, max(1, self._search.trials // 2)),
+                        multivariate=True,
+                        constant_liar=True,  # the trials of one round are proposed before any has a value
+                    )
+                    # The name comes last: without it the trial does not count.
+                    self._optuna.ask(self._distributions).set_user_attr("variant", trial_name(number))
             return list(self._open())
 
     def record(self, results: Mapping[str, Result], failed: Container[str]) -> None:
-        """Answers what is open from the results of its cells (by key), and from the names of variants that failed.
+        """Ends open trials by the results of their cells (by key), or as failed where the variant is in `failed`.
 
-        A collapsed or diverged trial has no value: a huge one would bend the model of all the others.
+        A collapsed or diverged trial has no value, because a huge one would distort TPE's model of the others.
         """
         keys = {cell.variant: cell.key for cell in self.study().cells()}
         for name, trial in self._open().items():
@@ -71,12 +81,12 @@ class Trials:
                 value = result.metrics.get(self._search.objective) if result.outcome == "finished" else None
                 state = "failed" if result.outcome == "finished" else result.outcome
                 self._tell(trial, "complete" if value is not None else state, value)
-            elif name in failed or name not in keys:  # or a combination that no network can be built of
+            elif name in failed or name not in keys:  # the latter: no network can be built from these values
                 self._tell(trial, "failed", None)
 
     def retry_failed(self) -> None:
-        """Opens trials again whose cell failed; collapsed and diverged ones have a result."""
-        with self._exclusive():
+        """Opens trials again whose cell failed; collapsed and diverged ones keep their result."""
+        with exclusive(self._url, self._name):
             for name, trial in self._newest().items():
                 if trial.user_attrs.get("state") == "failed":
                     again = create_trial(
@@ -92,12 +102,12 @@ class Trials:
         return list(self._newest())
 
     def study(self) -> Study:
-        """The study with the trials so far and, when all have an answer, the best."""
+        """The study with the trials so far and, when all have ended, the best of them."""
         proposed: dict[str, Changes] = {name: dict(trial.params) for name, trial in self._newest().items()}
         return self._study.proposing(proposed, self._best())
 
     def report(self) -> dict[str, Any]:
-        """search.json."""
+        """The content of search.json."""
         values = self._values()
         changes = {variant.name: variant.changes for variant in self.study().variants()}
         trials = [
@@ -120,20 +130,8 @@ class Trials:
             "best": self._best(),
         }
 
-    def _ask(self) -> None:
-        """A trial counts from the moment it has its variant's name, which comes last."""
-        seed = np.random.SeedSequence([self._search.seed, len(self._newest())]).generate_state(1)[0]
-        self._optuna.sampler = TPESampler(
-            seed=int(seed),
-            n_startup_trials=min(_RANDOM_TRIALS, max(1, self._search.trials // 2)),
-            multivariate=True,
-            constant_liar=True,  # trials of one round are asked for before any is answered
-        )
-        name = trial_name(len(self._newest()))
-        self._optuna.ask(self._distributions).set_user_attr("variant", name)
-
     def _tell(self, trial: FrozenTrial, state: str, value: float | None) -> None:
-        with contextlib.suppress(UpdateFinishedTrialError):  # another launcher was first, with the same answer
+        with contextlib.suppress(UpdateFinishedTrialError):  # another launcher has ended it, with the same result
             self._storage.set_trial_user_attr(trial._trial_id, "state", state)
             if value is None:
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
@@ -141,7 +139,7 @@ class Trials:
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [value])
 
     def _newest(self) -> dict[str, FrozenTrial]:
-        """{variant: its last attempt}, in the order in which they were proposed."""
+        """{variant: its last trial in Optuna}, in the order in which they were proposed."""
         trials = self._optuna.get_trials(deepcopy=False)
         return {trial.user_attrs["variant"]: trial for trial in trials if "variant" in trial.user_attrs}
 
@@ -162,17 +160,12 @@ class Trials:
         if len(self._values()) < _FEWEST_RANKED:
             return None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that few trials tell little: the report says how many there are
+            warnings.simplefilter("ignore")  # about few trials: the report says how many there are
             return dict(optuna.importance.get_param_importances(self._optuna))
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        with exclusive(self._url, self._name):
-            yield
 
 
 def _identity(study: Study) -> str:
-    """8 hexadecimal digits: trials of one search must not inform another, at other sizes or over other ranges."""
+    """8 hexadecimal digits, which differ for other base configs, ranges or objectives: these are other searches."""
     assert study.search is not None
     search = study.search
     text = json.dumps([digest(study.base), search.seed, search.objective, search.describe_fields()], sort_keys=True)
@@ -181,7 +174,7 @@ def _identity(study: Study) -> str:
 
 def _distribution(space: Range | tuple[Any, ...]) -> BaseDistribution:
     if not isinstance(space, Range):
-        return CategoricalDistribution([show(choice) for choice in space])  # texts, which a config field reads back
+        return CategoricalDistribution([show(choice) for choice in space])  # as texts, which `override` converts
     if isinstance(space.low, int) and isinstance(space.high, int):
         return IntDistribution(space.low, space.high, log=space.log)
     return FloatDistribution(space.low, space.high, log=space.log)

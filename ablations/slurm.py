@@ -1,7 +1,7 @@
 """Workers as a Slurm job array, submitted through submitit: each job runs `ablations.run ... --worker-only`.
 
-What Slurm should know (partition, account, time limit, memory) is said in its own variables: SBATCH_PARTITION,
-SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ... A job that Slurm is about to end saves its cell, gives it back and is requeued.
+Partition, account, time limit and memory are set by Slurm's own variables: SBATCH_PARTITION, SBATCH_ACCOUNT,
+SBATCH_TIMELIMIT, ... Before its time limit a job saves its cells, returns them to the queue and is requeued.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
     from submitit import Executor, Job
     from submitit.helpers import DelayedSubmission
 
-_WARNING_SECONDS = 120  # before the time limit: workers have a minute to finish an evaluation and save
-_MAX_MINUTES = 24 * 60  # of a job where SBATCH_TIMELIMIT says nothing; then it is requeued
+_WARNING_SECONDS = 120  # between Slurm's signal and the time limit: enough to finish an evaluation and save
+_MAX_MINUTES = 24 * 60  # time limit of a job without SBATCH_TIMELIMIT; then it is requeued
 
 
 @dataclass
 class WorkerJob:
-    """What one job of the array does. submitit calls it, and calls `checkpoint` when Slurm says that time is up."""
+    """One job of the array. submitit calls it, and `checkpoint` when Slurm signals that the time limit is near."""
 
     command: Sequence[str]
     folder: Path
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __call__(self) -> None:
-        # Slurm signals all processes of a job, and SIGUSR2, which tells submitit, would kill the command.
-        deaf = ["/bin/sh", "-c", "trap '' USR2; exec \"$@\"", "sh", *self.command]
-        self._process = subprocess.Popen(deaf, cwd=self.folder)
+        # SIGUSR2 is meant for submitit, but Slurm sends it to all processes of the job, and it would kill the command.
+        ignoring = ["/bin/sh", "-c", "trap '' USR2; exec \"$@\"", "sh", *self.command]
+        self._process = subprocess.Popen(ignoring, cwd=self.folder)
         if status := self._process.wait():
             sys.exit(status)
 
     def checkpoint(self) -> DelayedSubmission:
-        """Lets the worker save and leave; returns what the requeued job does: the same again."""
+        """Waits until the command has saved and ended; returns the requeued job, which is the same."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
             self._process.terminate()
-            # We are in a signal handler, within the `wait` above, which holds a lock that its like would wait for.
+            # Not self._process.wait(): this runs in a signal handler during the `wait` above, which holds its lock.
             with contextlib.suppress(psutil.NoSuchProcess):
                 psutil.Process(self._process.pid).wait()
         return DelayedSubmission(WorkerJob(self.command, self.folder))
 
 
 def open_executor(logs: Path, on_gpu: bool, cluster: str = "slurm") -> Executor:
-    """What submits jobs. Raises ValueError where submitit or Slurm is not installed."""
+    """The object that submits jobs. Raises ValueError where submitit or Slurm is not installed."""
     try:
         import submitit
 
@@ -60,7 +60,9 @@ def open_executor(logs: Path, on_gpu: bool, cluster: str = "slurm") -> Executor:
     except ImportError:
         raise ValueError("--launcher slurm: needs submitit; install it with: pip install '.[slurm]'") from None
     except RuntimeError as error:  # srun is not on the path
-        raise ValueError(f"--launcher slurm: must be called where jobs are submitted from, but {error}") from None
+        raise ValueError(
+            f"--launcher slurm: must run on a host from which jobs can be submitted, but {error}"
+        ) from None
     executor.update_parameters(
         name="sagan",
         timeout_min=_MAX_MINUTES,
