@@ -160,7 +160,7 @@ def _start(
     _check_data(configs, data_root)
     fingerprints: dict[str, str] = {}
     if not elsewhere and (not options.dry_run or options.calibrate):  # the first job prepares them
-        from ablations.images import prepare_images
+        from sagan.data.preparation import prepare_images
 
         _check_extractors(configs, runs / "cache", inception_weights)
         fingerprints = prepare_images(configs, data_root, runs / "cache", console)
