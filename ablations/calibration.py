@@ -30,7 +30,7 @@ from ablations.plan import Cell
 from sagan.config import Config, digest, flatten, override
 
 if TYPE_CHECKING:
-    from ablations.crew import Interrupt
+    from ablations.trainers import Interrupt
     from sagan.training import Trainer
 
 STEP_SECONDS = 5.0  # of steps that are timed in one measurement
@@ -118,8 +118,8 @@ def calibrate(
 
     Raises ValueError where a measurement fails, with what it said, and SystemExit (130, 143) when told to stop.
     """
-    from ablations.crew import Interrupt
     from ablations.tracking import Store
+    from ablations.trainers import Interrupt
 
     kinds = list({kind(cell.config): flatten(cell.config) for cell in cells}.values())
     rounds = math.ceil(len(kinds) / team.workers)
@@ -280,8 +280,7 @@ def main(arguments: Sequence[str]) -> int:
     assignment = json.loads(file.read_text())
     import torch
 
-    import ablations.worker  # noqa: F401 - a worker holds it in memory, and waits for it
-    from ablations.outbox import open_client
+    from ablations.tracking import open_client
     from sagan.training import Trainer
 
     torch.set_num_threads(assignment["threads"])

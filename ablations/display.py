@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ablations.queue import CellState
+if TYPE_CHECKING:
+    from ablations.queue import CellState
 
 _LINE_SECONDS = 10.0
 _MAX_ROWS = 40

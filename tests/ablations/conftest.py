@@ -61,7 +61,7 @@ def study(write_study: Callable[..., Path], request: pytest.FixtureRequest) -> S
 
 @pytest.fixture(scope="session")
 def forked() -> Iterator[None]:
-    """Opens the nursery, from which the launchers and workers of tests/ablations/lab.py are forked."""
+    """Opens the nursery, from which the launchers and training processes of tests/ablations/lab.py are forked."""
     if sys.platform != "linux":
         pytest.skip("the nursery writes its children's command lines as Linux does")
     with nursery.nursery():

@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from ablations.crew import Crew
+from ablations.worker import Launch
 from lab import wait_until
 
 from ablations import machine
-from ablations.crew import Crew
 from ablations.machine import choose_team, devices, worker_memory_mib
-from ablations.worker import Launch
 from sagan.config import override
 from sagan.presets import PRESETS
 
