@@ -131,8 +131,10 @@ class Attempt:
         mark = self.mark
         if mark.is_lost:
             return False
-        has_end = self.is_newest and (self.outcome is not None or self.failure is not None)
-        return bool(self.read(mark.offset, self.end)[0]) or (has_end and not mark.has_end)
+        size = self.journal.stat().st_size if self.journal.exists() else 0
+        if size > mark.offset and self.read(mark.offset, self.end)[0]:
+            return True
+        return not mark.has_end and self.is_newest and (self.failure is not None or self.outcome is not None)
 
     def become_copy(self, records: list[Record], tags: Mapping[str, str]) -> Attempt:
         """The same attempt with a copy of another run's journal."""
@@ -140,6 +142,7 @@ class Attempt:
         self.journal.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         copy = replace(self, copied=dict(tags), started=records[0].time)
         copy.write()
+        copy.put_mark(Mark())
         return copy
 
     def write(self) -> None:

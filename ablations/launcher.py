@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -69,6 +70,14 @@ class _Claimed:
     end: Literal["done", "stopped", "died"] | None = None
     _offset: int = 0
     _began: float | None = None
+
+    @property
+    def fingerprints(self) -> tuple[str, str] | None:
+        """Of data and metrics, where the run began at its first step; None before it is open."""
+        protocol = self.attempt.protocol
+        if protocol is None or protocol["step"] > 0:
+            return None
+        return protocol["data_fingerprint"], protocol["metric_fingerprint"]
 
     def look(self) -> dict[str, Any]:
         """What the queue is told of its progress, from the lines that the journal has by now."""
@@ -294,6 +303,11 @@ class Launcher:
         for claim in queue.beat({claim: cell.look() for claim, cell in claimed.items()}):
             self._lose(claimed[claim], trainers, mirror)
         self._beat_at = time.monotonic()
+        for cell in self._claimed.values():
+            # torchrun's processes are not told of `known`, and begin.
+            if self.options.processes > 1 and cell.end is None and cell.fingerprints in cell.known:
+                trainers.kill(cell.attempt.folder)
+                self._copy(cell, trainers, mirror)
 
     def _lose(self, cell: _Claimed, trainers: Trainers, mirror: Mirror) -> None:
         _log.warning("%s: taken over by another launcher; this one was silent for too long", cell.claim.cell.name)
@@ -352,16 +366,18 @@ class Launcher:
         else:
             was_told_to = is_leaving or status in (130, 143, NO_ROOM)
             cell.end = "stopped" if was_told_to else "died"
+        # The status of torchrun says nothing of its processes'.
+        if self.options.processes > 1 and cell.end == "died" and shutil.disk_usage(attempt.folder).free < 2**20:
+            cell.end, status = "stopped", NO_ROOM
         # The store first: a cell that the queue calls done and the store does not know looks like a lost record.
         mirror.finish(attempt)
         return status == NO_ROOM
 
     def _copy(self, cell: _Claimed, trainers: Trainers, mirror: Mirror) -> None:
         """Ends as a copy of another study's result, or trains where that cannot be had any more."""
-        attempt, protocol = cell.attempt, cell.attempt.protocol
-        assert protocol is not None
-        fingerprints = protocol["data_fingerprint"], protocol["metric_fingerprint"]
-        source = self._store.find_source(cell.claim.cell, fingerprints)
+        attempt, fingerprints = cell.attempt, cell.fingerprints
+        source = self._store.find_source(cell.claim.cell, fingerprints) if fingerprints is not None else None
+        cell.known = []
         if source is None:
             trainers.start(attempt.folder, cell.place, ())
             return

@@ -7,6 +7,7 @@ Ctrl-C reaches the launcher alone, and ends within ten seconds of its launcher.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
+
+import psutil
 
 from ablations.attempts import LOG
 
@@ -83,8 +86,7 @@ class Trainers:
         """Ends the process of this folder, if it is running, without a word."""
         if folder in self._running:
             process, _ = self._running.pop(folder)
-            process.kill()
-            process.wait(_KILLED_SECONDS)
+            _kill(process)
 
     def stop(self, patience: float) -> None:
         """Asks all to save and leave; kills those that have not after `patience` seconds."""
@@ -95,8 +97,17 @@ class Trainers:
             try:
                 process.wait(max(0.0, give_up - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(_KILLED_SECONDS)
+                _kill(process)
+
+
+def _kill(process: Process) -> None:
+    """Ends a process and those that it started, as torchrun does."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
+    process.wait(_KILLED_SECONDS)
 
 
 class _Forked:

@@ -52,6 +52,8 @@ class FakeTrainer:
             file.write(f"{os.getpid()} from {self.step}\n")
         gate, gate_step = os.environ.get("FAKE_GATE"), int(os.environ.get("FAKE_GATE_STEP", "0"))
         try:
+            if self.step == 0:
+                yield Event(0, {})
             while self.step < steps:
                 while gate and self.step >= gate_step and not Path(gate).exists():
                     if stop():

@@ -1,4 +1,4 @@
-"""A folder to launch studies in, with the processes of nursery.py: what they do there, and what they leave."""
+"""A folder to launch studies in, with the processes of forks.py: what they do there, and what they leave."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from forks import Popen, living
 from mlflow.entities import Run
-from nursery import Popen, living
 
 from ablations.attempts import all_attempts
 from ablations.study import read_study
@@ -19,6 +20,7 @@ from ablations.tracking import Store
 from sagan.checkpoint import load_checkpoint
 
 _OF_THE_MACHINE = {"images_per_sec", "peak_memory_mib"}  # and not of the run
+_EXACT = {"loss_g", "loss_d", "logit_real", "logit_fake"}
 Point = tuple[str, int]  # metric, step
 
 
@@ -52,6 +54,17 @@ def undisturbed(folder: Path, text: str, *options: str) -> dict[str, Any]:
     lab = Lab(folder)
     assert lab.start(study, *options).wait(240) == 0, lab.said.read_text()
     return lab.results(study)
+
+
+def assert_same_results(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """To the bit; but for the last bits of linear algebra in scores, which hang on where in memory its arrays lie."""
+    assert found.keys() == wanted.keys()
+    for cell, (outcome, points, weights) in found.items():
+        assert (outcome, weights) == (wanted[cell][0], wanted[cell][2])
+        assert points == pytest.approx(wanted[cell][1], rel=1e-12)
+        for name, step in points:
+            if name in _EXACT:
+                assert points[name, step] == wanted[cell][1][name, step]
 
 
 class Lab:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from fake_trainer import FakeTrainer
+from forks import forked_trainers
 from lab import sittings, steps, wait_until
 from mlflow_server import Server
-from nursery import forked_trainers
 
 from ablations import tracking
 from ablations.attempts import all_attempts

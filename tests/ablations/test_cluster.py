@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 from fake_trainer import FakeTrainer
+from forks import forked_trainers
 from lab import Lab, sittings, steps, wait_until
 from mlflow_server import Server
-from nursery import forked_trainers
 from postgres import Postgres, postgres_server
 
 from ablations.plan import Study

@@ -53,7 +53,7 @@ def test_a_process_is_forked_before_there_is_a_thread_or_a_cuda_context(
     monkeypatch.chdir(tmp_path)
     assert main([str(SMOKE), "--workers", "1"], trainer=Looking) == 0
     found = [json.loads(file.read_text()) for file in tmp_path.glob("runs/*/*/*/*/found.json")]
-    wanted = {"threads of the server": 1, "has CUDA": False, "threads of torch": os.cpu_count(), "group": True}
+    wanted = {"threads of the server": 1, "has CUDA": False, "threads of torch": 1, "group": True}
     assert len(found) == 2
     for one in found:
         assert one == wanted | {"threads of torch": one["threads of torch"]}
@@ -89,7 +89,7 @@ def told(folder: Path) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_cell_is_trained_by_two_processes_that_end_with_their_launcher_and_goes_on(
-    launch: Callable[[], subprocess.Popen[bytes]], tmp_path: Path
+    launch: Callable[[], subprocess.Popen[bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = launch()
     wait_until(lambda: len(told(tmp_path)) > 5)
@@ -117,6 +117,12 @@ def test_a_cell_is_trained_by_two_processes_that_end_with_their_launcher_and_goe
     assert experiment_id is not None
     (run,) = store.runs(experiment_id, "tags.kind = 'cell'")
     assert (run.info.status, run.data.tags["last_step"], "fid" in run.data.metrics) == ("FINISHED", "100", True)
+
+    other = tmp_path / "other.yaml"
+    other.write_text(SMOKE.read_text().replace("name: smoke", "name: other"))
+    with contextlib.chdir(tmp_path):
+        assert main([str(other), *SHARED[1:]]) == 0
+    assert "1 cells: 1 finished; 1 shared with smoke." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ import pytest
 
 HERE = Path(__file__).parent
 _ROOM = 4096  # bytes that the command line of a child may have
-_ADDRESS = "NURSERY"
+_ADDRESS = "FORK_SERVER"
 _IMPORTED = (
     "ablations.launch",
     "ablations.trainers",
@@ -52,9 +52,9 @@ _IMPORTED = (
 
 
 @contextlib.contextmanager
-def nursery() -> Iterator[None]:
+def fork_server() -> Iterator[None]:
     """While it is open, Popen works, here and in the children, of whom none outlives it."""
-    with tempfile.TemporaryDirectory(prefix="nursery-") as folder:  # a short path: it holds a socket
+    with tempfile.TemporaryDirectory(prefix="forks-") as folder:  # a short path: it holds a socket
         address = f"{folder}/socket"
         python_path = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
         own = {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", _ADDRESS: address}
@@ -63,7 +63,7 @@ def nursery() -> Iterator[None]:
         try:
             give_up = time.monotonic() + 240
             while not os.path.exists(address):
-                assert server.poll() is None and time.monotonic() < give_up, "the nursery did not open"
+                assert server.poll() is None and time.monotonic() < give_up, "the server of forks did not start"
                 time.sleep(0.05)
             yield
         finally:
@@ -124,7 +124,7 @@ class Popen:
 
 @contextlib.contextmanager
 def forked_trainers() -> Iterator[None]:
-    """Launches of this process have training processes from the nursery."""
+    """Launches of this process have training processes from the server."""
     from ablations import trainers
 
     def start_process(folder: Path, known: Any, trainer: Any, environment: Mapping[str, str]) -> Popen:
@@ -155,7 +155,7 @@ def _is_readable(connection: socket.socket, seconds: float) -> bool:
 
 
 def _serve() -> None:
-    """Until the process that opened the nursery is gone."""
+    """Until the process that started it is gone."""
     owner = os.getppid()
     for module in _IMPORTED:
         importlib.import_module(module)
