@@ -219,6 +219,11 @@ class Launcher:
             while self._interrupt.status is None:
                 if time.monotonic() - self._beat_at > BEAT_SECONDS:
                     self._beat(queue, trainers, mirror)
+                    for cell in self._claimed.values():
+                        # torchrun's processes are not told of `known`, and begin.
+                        if self.options.processes > 1 and cell.end is None and cell.fingerprints in cell.known:
+                            trainers.kill(cell.attempt.folder)
+                            self._copy(cell, trainers, mirror)
                 has_news = self._collect(queue, trainers, mirror)
                 if has_news or time.monotonic() - looked > tick:
                     began = time.monotonic()
@@ -303,11 +308,6 @@ class Launcher:
         for claim in queue.beat({claim: cell.look() for claim, cell in claimed.items()}):
             self._lose(claimed[claim], trainers, mirror)
         self._beat_at = time.monotonic()
-        for cell in self._claimed.values():
-            # torchrun's processes are not told of `known`, and begin.
-            if self.options.processes > 1 and cell.end is None and cell.fingerprints in cell.known:
-                trainers.kill(cell.attempt.folder)
-                self._copy(cell, trainers, mirror)
 
     def _lose(self, cell: _Claimed, trainers: Trainers, mirror: Mirror) -> None:
         _log.warning("%s: taken over by another launcher; this one was silent for too long", cell.claim.cell.name)
@@ -354,7 +354,7 @@ class Launcher:
         attempt, name = cell.attempt, cell.claim.cell.name
         if queue.beat({cell.claim: cell.look()}):  # before anything is recorded
             raise ClaimLost(name)
-        if status == NOT_BEGUN:
+        if status == NOT_BEGUN and not is_leaving:
             self._copy(cell, trainers, mirror)
             return False
         if attempt.outcome is not None:
@@ -391,6 +391,7 @@ class Launcher:
         the next launcher takes them back."""
         trainers.stop(STOP_SECONDS)
         with contextlib.suppress(*AWAY, OSError):
+            self._beat(queue, trainers, mirror)
             self._collect(queue, trainers, mirror, is_leaving=True)
             give_up = time.monotonic() + _SENDING_SECONDS
             while self._claimed and time.monotonic() < give_up:

@@ -5,6 +5,7 @@ A file is 8 bytes of magic, the SHA-256 of the rest, and what `torch.save` wrote
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -33,9 +34,9 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
 
 
 def take_checkpoints(source: Path, directory: Path) -> None:
-    """Move the checkpoints of `source` to `directory`, which has none."""
+    """Move the checkpoints of `source` to `directory`, which has none; a process may still be writing to `source`."""
     for name in _NAMES:
-        if (source / name).exists():
+        with contextlib.suppress(FileNotFoundError):
             os.replace(source / name, directory / name)
 
 
@@ -45,7 +46,11 @@ def has_checkpoint(directory: Path) -> bool:
 
 def has_whole_checkpoint(directory: Path) -> bool:
     """Whether `load_checkpoint` would find one that is not damaged."""
-    return any(_payload(path.read_bytes()) is not None for name in _NAMES if (path := directory / name).exists())
+    for name in _NAMES:
+        with contextlib.suppress(FileNotFoundError):
+            if _payload((directory / name).read_bytes()) is not None:
+                return True
+    return False
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,8 @@ def launch(folder: Path, *options: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which both cells of the smoke study were trained, as badly placed as can be: their launcher has no
-    home, the worker one that cannot be written, and the clocks jump by an hour at each look."""
+    """A folder in which both cells of the smoke study were trained, as badly placed as can be: launcher and training
+    processes have no home, and their clocks jump by an hour at each look."""
     folder = tmp_path_factory.mktemp("lab") / "Größe und % 'x' #1"
     site = folder.with_name("site")
     folder.mkdir()
@@ -58,8 +59,10 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("PYTHONPATH", f"{HERE.parents[1]}{os.pathsep}{site}")
         patch.setattr(time, "time", lambda: real() + next(jumps))
         patch.delenv("HOME", raising=False)
+        forkserver._forkserver._stop()  # it keeps the surroundings that it was started in
         status, said = launch(folder)
         assert status == 0, said
+        forkserver._forkserver._stop()
     yield folder
 
 
