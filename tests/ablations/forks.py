@@ -234,6 +234,7 @@ def _live(wanted: dict[str, Any]) -> None:
 
 
 def _obey(command: list[str], job: str) -> int:
+    import torch
     from fake_host import pretend
 
     from ablations import launcher, tracking, trainers
@@ -250,6 +251,8 @@ def _obey(command: list[str], job: str) -> int:
     if room := os.environ.get("FAKE_MEMORY_MIB"):  # that a process may take beyond what it begins with
         most = psutil.Process().memory_info().vms + int(room) * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda _threads: None  # more would wait for each other on a busy machine
     try:
         trainers.train(*pickle.loads(base64.b64decode(job)))
     except SystemExit as done:

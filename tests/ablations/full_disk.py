@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, assert_same_results, undisturbed, wait_until
+from lab import Lab, undisturbed, wait_until
 from test_kills import STUDY
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -79,7 +79,7 @@ def test_training_goes_on_from_the_last_checkpoint_for_which_there_was_room(
     said = fill_and_clear(disk, lab, study, lambda: any(lab.folder.glob("runs/*/*/*/*/checkpoint.pt")))
     assert f"there is no room left on the disk of {disk.folder}" in said and "The same command goes on" in said
     assert "Traceback" not in said
-    assert_same_results(lab.results(study), expected)
+    assert lab.results(study) == expected
     sizes = [line for line in lab.told() if "num_params_g" in line["metrics"]]
     assert len(sizes) == 2, "each cell began once"
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from forks import Popen, living
 from mlflow.entities import Run
 
@@ -20,7 +19,6 @@ from ablations.tracking import Store
 from sagan.checkpoint import load_checkpoint
 
 _OF_THE_MACHINE = {"images_per_sec", "peak_memory_mib"}  # and not of the run
-_EXACT = {"loss_g", "loss_d", "logit_real", "logit_fake"}
 Point = tuple[str, int]  # metric, step
 
 
@@ -54,17 +52,6 @@ def undisturbed(folder: Path, text: str, *options: str) -> dict[str, Any]:
     lab = Lab(folder)
     assert lab.start(study, *options).wait(240) == 0, lab.said.read_text()
     return lab.results(study)
-
-
-def assert_same_results(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """To the bit; but for the last bits of linear algebra in scores, which hang on where in memory its arrays lie."""
-    assert found.keys() == wanted.keys()
-    for cell, (outcome, points, weights) in found.items():
-        assert (outcome, weights) == (wanted[cell][0], wanted[cell][2])
-        assert points == pytest.approx(wanted[cell][1], rel=1e-12)
-        for name, step in points:
-            if name in _EXACT:
-                assert points[name, step] == wanted[cell][1][name, step]
 
 
 class Lab:

@@ -16,7 +16,7 @@ import filelock
 import pytest
 from fake_trainer import Event, FakeTrainer
 from forks import forked_trainers
-from lab import Lab, assert_same_results, undisturbed, wait_until
+from lab import Lab, undisturbed, wait_until
 from test_kills import MOMENTS, STUDY
 
 from ablations import queue
@@ -80,7 +80,7 @@ def test_a_frozen_launchers_cell_is_taken_over_from_another_host_and_counted_onc
     assert first.wait(240) == 0
     assert lab.workers() == []
     assert lab.store_contents(study) == told, "it records nothing"
-    assert_same_results(lab.results(study), expected)
+    assert lab.results(study) == expected
     assert {run.info.status for run in lab.runs(study, "cell")} == {"FINISHED"}
 
 

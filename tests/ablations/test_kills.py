@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from forks import Popen
-from lab import Lab, assert_same_results, wait_until
+from lab import Lab, wait_until
 
 STUDY = """
     name: kills
@@ -109,7 +109,7 @@ def test_after_forty_kills_at_random_moments_every_cell_is_counted_once_and_equa
                 kills[moment] += kill(lab, launcher, draw, moment)
             status = launcher.wait(240)
             wait_until(lambda: not lab.workers(), 10)  # they leave where nobody would tell what they do
-        assert_same_results(lab.results(study), expected)
+        assert lab.results(study) == expected
         assert {run.info.status for run in lab.runs(study, "cell")} == {"FINISHED"}
         assert "RUNNING" not in {run.info.status for run in lab.runs(study, "launch")}
 
