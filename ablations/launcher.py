@@ -412,8 +412,10 @@ class Launcher:
         busy = {worker.host for worker in living.values()}
         for run_id, process in self._store.running_launches(self._experiment_id).items():
             launcher = Worker.of(process)
-            # Of another host its cells are the only sign of life. If it lives all the same, it tells its end itself.
-            if launcher.is_dead() or (launcher.is_elsewhere and launcher.host not in busy):
+            # An earlier launch of this process has ended. Of another host its cells are the only sign of life; if it
+            # lives all the same, it tells its end itself.
+            is_over = launcher == self._me and run_id != self._parent
+            if is_over or launcher.is_dead() or (launcher.is_elsewhere and launcher.host not in busy):
                 self._store.end_run(run_id, "KILLED")
 
 
