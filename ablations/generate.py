@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablations.outbox import open_client
 from ablations.preflight import check_store, sqlite_path
+from ablations.tracking import open_client
 from sagan.generate import add_picture, picture_options, write_grid
 from sagan.options import Parser
 from sagan.run_folder import GENERATOR

@@ -1,193 +1,424 @@
-"""Runs studies one after another: each a session, whose cells go to workers until all have ended."""
+"""Cells of one study on this host: claimed from the queue, trained, one process for each, until all have ended.
+
+Any number of launchers may run one study at once, on any number of hosts: they share its queue. Only a launcher talks
+to queue and store; its training processes write to the folders of their attempts (attempts.py), which it reads. What
+survives a launcher that is killed is in the two stores and in these folders, so the same command goes on from there.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import errno
+import logging
+import os
+import shutil
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 
-from ablations.crew import Interrupt, Program
-from ablations.plan import BEST, Study, show
-from ablations.preflight import sqlite_path
-from ablations.queue import CellQueue, CellState
-from ablations.room import fullest, is_full_disk
-from ablations.search import Trials
-from ablations.session import Order, Session
-from ablations.slurm import open_executor, submit
-from ablations.spool import held_unsent
-from ablations.storage import AWAY, exclusive, probe
-from ablations.tracking import Result, Store, StoreAway
+from ablations.attempts import Attempt, attempts, begin_attempt
+from ablations.display import LiveTable, PlainLines
+from ablations.machine import Team, git_commit
+from ablations.mirror import Mirror
+from ablations.plan import Cell, Study
+from ablations.queue import CellQueue, CellState, Claim, ClaimLost, Worker
+from ablations.storage import AWAY, exclusive
+from ablations.tracking import Result, Store, plan_digest
+from ablations.trainers import Interrupt, Trainers
+from sagan.train import NO_ROOM, NOT_BEGUN
 
-WORKER: Program = (sys.executable, "-m", "ablations.worker")
+BEAT_SECONDS = 2.0
+TICK_SECONDS = 1.0  # between two looks at the queue
+STOP_SECONDS = 60.0  # for training processes to finish a step or an evaluation, and save
+_LONGEST_TICK = 15.0  # where looking at all cells takes long
+_POLL_SECONDS = 0.1
+_SENDING_SECONDS = 5.0  # for the mirror to send the rest when all processes have ended
+_log = logging.getLogger(__name__)
 
 
-def run_studies(orders: Sequence[Order], console: Console, program: Program = WORKER) -> int:
-    """Exit status: 0 every cell has a result; 1 some cell failed; 130 or 143 interrupted, with everything saved. Where
-    workers are all that is asked for: 0 no cell waits any more.
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for, checked; paths are absolute."""
 
-    A failed cell stops neither its study nor the next one; an interrupt stops all. The orders name one storage and one
-    store. Raises ValueError, naming the option, where one of them cannot be opened; nothing is written then.
+    only: str  # glob of cells
+    storage: str
+    tracking_uri: str
+    runs: Path
+    data_root: Path | None
+    inception_weights: Path | None
+    retry_failed: bool
+    reuse: bool  # results of the same cell in another study
+    worker_only: bool  # claim and train until no cell waits, with no launch of its own
+    fingerprints: dict[str, str]  # of the images of a config, by its digest, where they are known
+    processes: int = 1  # for each cell: so many GPUs train it together
+
+
+@dataclass
+class _Claimed:
+    """A cell of this launcher. `end` is what the queue is to be told once the store knows how the attempt ended."""
+
+    claim: Claim
+    attempt: Attempt
+    place: str
+    known: list[tuple[str, str]]
+    progress: dict[str, Any] = field(default_factory=dict)
+    end: Literal["done", "stopped", "died"] | None = None
+    _offset: int = 0
+    _began: float | None = None
+
+    @property
+    def fingerprints(self) -> tuple[str, str] | None:
+        """Of data and metrics, where the run began at its first step; None before it is open."""
+        protocol = self.attempt.protocol
+        if protocol is None or protocol["step"] > 0:
+            return None
+        return protocol["data_fingerprint"], protocol["metric_fingerprint"]
+
+    def look(self) -> dict[str, Any]:
+        """What the queue is told of its progress, from the lines that the journal has by now."""
+        if self._began is None:
+            if (protocol := self.attempt.protocol) is None:
+                return self.progress
+            self._began = time.monotonic()
+            self.progress = {"since": protocol["step"], "step": protocol["step"]}
+        records, self._offset = self.attempt.read(self._offset)
+        for record in records:
+            shown = {name: value for name, value in record.metrics.items() if name in ("images_per_sec", "fid")}
+            seconds = time.monotonic() - self._began
+            self.progress = {**self.progress, **shown, "step": record.step, "seconds": seconds}
+        return self.progress
+
+
+class Launcher:
+    """Runs cells of one study, as often as asked. The parent run is made once there is something to run.
+
+    `trainer` stands for sagan.training.Trainer in the training processes.
     """
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    store = _open(orders)
-    worst, summaries = 0, []
-    with Interrupt() as interrupt:
-        for number, order in enumerate(orders, 1):
-            if len(orders) > 1:
-                say(f"Study {number} of {len(orders)}: {order.study.name}")
-            try:
-                with Session(order, store, interrupt, console, program) as session:
-                    _run(session, console)
-                    summary = _summary(session)
-                    good = {"done", "running"} if order.worker_only else {"done"}
-                    worst = max(worst, int(any(state.state not in good for state in session.states.values())))
-            except Exception as error:
-                if (reason := _passing_obstacle(error, order)) is None:
-                    raise
-                say(f"{order.study.name}: not run to its end, because {reason}. The same command goes on from here.")
-                worst = 1
-                break
-            say(summary)
-            _name_failures(list(session.states.values()), console)
-            summaries.append(f"{order.study.name}: {summary}")
-            if interrupt.status is not None:
-                break
-    if len(orders) > 1:
-        say("\n".join(summaries))
-    if unsent := sum(1 for order in orders for _ in held_unsent(order.runs / order.study.name)):
-        say(
-            f"The tracking store lacks something of {unsent} cells, which is safe in {orders[0].runs}. "
-            f"When it takes it, the same command sends it, and trains nothing that is trained."
+
+    def __init__(
+        self,
+        study: Study,
+        team: Team,
+        options: Options,
+        store: Store,
+        interrupt: Interrupt,
+        console: Console,
+        trainer: Callable[..., Any] | None = None,
+    ) -> None:
+        self.study, self.team, self.options = study, team, options
+        self.states: dict[str, CellState] = {}  # of all cells that were asked for, by key
+        self._store, self._interrupt, self._console, self._trainer = store, interrupt, console, trainer
+        self._experiment_id = store.open_experiment(study)
+        self._parent: str | None = None
+        self._documents: dict[str, dict[str, Any]] = {}
+        self._others: dict[str, Any] | None = None  # beats of cells elsewhere, when there was nothing left to claim
+        self._claimed: dict[Path, _Claimed] = {}  # by the attempt's folder
+        self._beat_at = time.monotonic()
+        self._me, self._commit = Worker.here(), git_commit()
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if self._parent is not None and not self.options.worker_only:
+            failed = kind is not None or any(state.state != "done" for state in self.states.values())
+            status = "KILLED" if self._interrupt.status else "FAILED" if failed else "FINISHED"
+            self._store.end_run(self._parent, status)
+
+    @property
+    def folder(self) -> Path:
+        return self.options.runs / self.study.name
+
+    @property
+    def has_run(self) -> bool:
+        return self._parent is not None
+
+    @property
+    def have_all_ended(self) -> bool:
+        """Every cell that was asked for has ended, well or not."""
+        return all(state.state in ("done", "failed") for state in self.states.values())
+
+    def results(self) -> dict[str, Result]:
+        return self._store.recorded(self._experiment_id, self.folder, self.options.reuse)
+
+    def publish(self, documents: Mapping[str, dict[str, Any]]) -> None:
+        """JSON artifacts of the parent run, by name; they wait for it where there is none yet."""
+        for name, content in documents.items():
+            if self._documents.get(name) != content:
+                self._documents[name] = content
+                if self._parent is not None:
+                    self._store.log_document(self._parent, name, content)
+
+    def run(self, cells: Sequence[Cell]) -> list[CellState]:
+        """Until each of these cells has a result or has failed, or the launch is interrupted."""
+        with self._open_queue(cells) as queue:
+            self.prepare(queue)
+            states = _with_results(queue.states(), self.results())
+            if self._interrupt.status is None and any(state.state in ("waiting", "running") for state in states):
+                self._train(queue)
+        return self.look(cells)
+
+    def prepare(self, queue: CellQueue) -> int:
+        """Puts what has no result in the queue, after clearing up behind the dead; returns how many cells wait."""
+        self._clear_up(queue)
+        queue.enqueue(self.results(), self.options.retry_failed)
+        return sum(state.state == "waiting" for state in queue.states())
+
+    def look(self, cells: Sequence[Cell]) -> list[CellState]:
+        """How these cells stand, without running them."""
+        with self._open_queue(cells) as queue:
+            states = _with_results(queue.states(), self.results())
+        self.states.update({state.cell.key: state for state in states})
+        return states
+
+    def _open_queue(self, cells: Sequence[Cell]) -> contextlib.closing[CellQueue]:
+        return contextlib.closing(CellQueue(self.options.storage, self.study.name, cells))
+
+    def _train(self, queue: CellQueue) -> None:
+        if self._parent is None:
+            self._parent = self._find_launch() if self.options.worker_only else self._start_launch()
+        trainers = Trainers(self.team.places, self.options.processes, self.team.threads, self._trainer)
+        mirror = Mirror(
+            self._store, self._experiment_id, lambda: time.monotonic() - self._beat_at < max(1.0, queue.grace / 2)
         )
-        worst = 1
-    if interrupt.status is not None:
-        say("Stopped. The same command goes on from here.")
-        return interrupt.status
-    if not orders[0].worker_only:
-        say("Look at the runs: mlflow ui      Build the report: python -m reports.build")
-    return worst
-
-
-def submit_studies(orders: Sequence[Order], arguments: Sequence[str], on_gpu: bool, console: Console) -> int:
-    """Makes stores and queues, and submits workers to Slurm that take the arguments of this command; does not wait."""
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    logs = orders[0].runs / "slurm"
-    executor = open_executor(logs, on_gpu)
-    store = _open(orders)
-    waiting = 0
-    with Interrupt() as interrupt:
-        for order in orders:
-            session = Session(order, store, interrupt, console, WORKER)
-            cells = order.study.cells(order.only)
-            with contextlib.closing(CellQueue(order.storage, order.study.name, cells)) as queue:
-                waiting += session.prepare(queue)
-    if not waiting:
-        say("Nothing to run.")
-        return 0
-    job = "--launcher local --worker-only --workers 1".split()
-    command = (sys.executable, "-m", "ablations.run", *arguments, *job)
-    jobs = submit(executor, command, min(waiting, max(order.workers for order in orders)))
-    say(f"{waiting} cells wait; submitted {len(jobs)} workers: {', '.join(job.job_id for job in jobs)}. Logs: {logs}")
-    return 0
-
-
-def _open(orders: Sequence[Order]) -> Store:
-    try:
-        probe(orders[0].storage)
-    except ValueError as error:
-        raise ValueError(f"--storage: {error}") from None
-    url = orders[0].storage
-    # Hosts that make the tables of one new store at once would fail. (A SQLite file has a lock of its own.)
-    with exclusive(url, "store") if sqlite_path(url) is None else contextlib.nullcontext():
         try:
-            store = Store(orders[0].tracking_uri)
-            for order in orders:
-                store.check_experiment(order.study)
-        except ValueError as error:
-            raise ValueError(f"--tracking-uri: {error}") from None
-    for order in orders:
-        store.check_images(order.study, order.fingerprints)
-    return store
+            self._watch(queue, trainers, mirror)
+        finally:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._leave(queue, trainers, mirror)
+            self._clear_up(queue)
+
+    def _start_launch(self) -> str:
+        parent = self._store.start_launch(self._experiment_id, self.study, asdict(self._me), self._commit)
+        for name, content in self._documents.items():
+            self._store.log_document(parent, name, content)
+        return parent
+
+    def _find_launch(self) -> str:
+        """The parent run of a launch with this plan. One is made where none is, and ended at once: it is a record of
+        the plan, and no process could be trusted to be there when the last of these workers leaves."""
+        with exclusive(self.options.storage, f"{self.study.name}/launch"):
+            for run in self._store.runs(self._experiment_id, "tags.kind = 'launch'"):
+                if run.data.tags.get("plan") == plan_digest(self.study):
+                    return str(run.info.run_id)
+            parent = self._start_launch()
+            self._store.end_run(parent, "FINISHED")
+            return parent
+
+    def _watch(self, queue: CellQueue, trainers: Trainers, mirror: Mirror) -> None:
+        """Until all cells have ended: claim and train, give signs of life, take cells back from the dead, show."""
+        is_terminal = self._console.is_terminal and not self.options.worker_only
+        display = LiveTable(self._console) if is_terminal else PlainLines(self._console)
+        looked, tick = -_LONGEST_TICK, TICK_SECONDS
+        try:
+            while self._interrupt.status is None:
+                if time.monotonic() - self._beat_at > BEAT_SECONDS:
+                    self._beat(queue, trainers, mirror)
+                    for cell in self._claimed.values():
+                        # torchrun's processes are not told of `known`, and begin.
+                        if self.options.processes > 1 and cell.end is None and cell.fingerprints in cell.known:
+                            trainers.kill(cell.attempt.folder)
+                            self._copy(cell, trainers, mirror)
+                has_news = self._collect(queue, trainers, mirror)
+                if has_news or time.monotonic() - looked > tick:
+                    began = time.monotonic()
+                    queue.reap()
+                    states = queue.states()
+                    tick = min(max(TICK_SECONDS, 10 * (time.monotonic() - began)), _LONGEST_TICK)
+                    shown = [s for s in states if not self.options.worker_only or s.worker == self._me]
+                    if shown:
+                        display.update(shown, self.team.workers)
+                    if not self._go_on(queue, states, trainers, mirror):
+                        return
+                    looked = time.monotonic()
+                time.sleep(_POLL_SECONDS)
+        finally:
+            display.close()
+
+    def _go_on(self, queue: CellQueue, states: Sequence[CellState], trainers: Trainers, mirror: Mirror) -> bool:
+        """Claims as many waiting cells as there are processes free; False where there is nothing left to do."""
+        counts = Counter(state.state for state in states)
+        for _ in range(min(self.team.workers - len(trainers), counts["waiting"])):
+            if (claim := queue.claim(self._me)) is None:
+                break
+            try:
+                self._begin(claim, queue, trainers, mirror)
+            except Exception:
+                with contextlib.suppress(ClaimLost, *AWAY):
+                    queue.release(claim)
+                raise
+        if counts["waiting"] or self._claimed:
+            self._others = None
+            return True
+        if self._must_stay(states):
+            return True
+        # A launcher may have died between telling the queue and telling the store. What other hosts have trained
+        # cannot be known while the store is away.
+        recorded = self.results()
+        return not self._store.is_away and bool(queue.enqueue(recorded))
+
+    def _must_stay(self, states: Sequence[CellState]) -> bool:
+        """Whether cells that run elsewhere may come back. A launcher stays until they have ended; one that only works,
+        until each has shown that it is alive: so the cells of the dead wait for somebody."""
+        beats = {state.cell.key: state.progress.get("beat") for state in states if state.state == "running"}
+        if self._others is None or not self.options.worker_only:
+            self._others = beats
+            return bool(beats)
+        return any(beats[key] == self._others[key] for key in beats.keys() & self._others.keys())
+
+    def _begin(self, claim: Claim, queue: CellQueue, trainers: Trainers, mirror: Mirror) -> None:
+        """Trains a cell that was claimed, or finds that it has a result: one that was recorded by a launcher that died
+        before it told the queue, or that it could not record any more."""
+        cell, options = claim.cell, self.options
+        if outcome := self._store.find_outcome(self._experiment_id, cell, options.reuse):
+            queue.complete(claim, outcome)
+            return
+        before = attempts(cell.directory(options.runs), cell.key)
+        for attempt in before:
+            if attempt.outcome is not None and not attempt.copied and not attempt.mark.is_lost:
+                self._claimed[attempt.folder] = _Claimed(claim, attempt, "", [], end="done")
+                mirror.follow(attempt)
+                mirror.finish(attempt)
+                return
+        place = trainers.next_place()
+        machine = {
+            "device": trainers.device(place),
+            "threads": max(1, self.team.threads // options.processes),
+            "data_root": options.data_root and str(options.data_root),
+            "inception_weights": options.inception_weights and str(options.inception_weights),
+            "cache_dir": str(options.runs / "cache"),
+        }
+        assert self._parent is not None
+        tags = {"device": trainers.device(place), **({"git_commit": self._commit} if self._commit else {})}
+        attempt = begin_attempt(options.runs, cell, self._parent, tags, machine)
+        known = self._store.find_shared(cell) if options.reuse else []
+        self._claimed[attempt.folder] = _Claimed(claim, attempt, place, known)
+        mirror.follow(attempt)
+        trainers.start(attempt.folder, place, known)
+        _log.info("%s: claimed", cell.name)
+
+    def _beat(self, queue: CellQueue, trainers: Trainers, mirror: Mirror) -> None:
+        """A sign of life for all cells; those that were taken over by others are left, and nothing of them recorded."""
+        claimed = {cell.claim: cell for cell in self._claimed.values()}
+        for claim in queue.beat({claim: cell.look() for claim, cell in claimed.items()}):
+            self._lose(claimed[claim], trainers, mirror)
+        self._beat_at = time.monotonic()
+
+    def _lose(self, cell: _Claimed, trainers: Trainers, mirror: Mirror) -> None:
+        _log.warning("%s: taken over by another launcher; this one was silent for too long", cell.claim.cell.name)
+        trainers.kill(cell.attempt.folder)
+        mirror.drop(cell.attempt)
+        del self._claimed[cell.attempt.folder]
+
+    def _collect(self, queue: CellQueue, trainers: Trainers, mirror: Mirror, is_leaving: bool = False) -> bool:
+        """Follows up on processes that have ended and on ends that the store knows; whether there was one."""
+        ended = trainers.ended()
+        full = False
+        for folder, status in ended.items():
+            ended_cell = self._claimed[folder]
+            try:
+                full |= self._end(ended_cell, status, queue, trainers, mirror, is_leaving)
+            except ClaimLost:
+                self._lose(ended_cell, trainers, mirror)
+        told = mirror.take_ended()
+        for attempt in told:
+            cell = self._claimed.pop(attempt.folder, None)
+            if cell is None:  # it failed, which the queue knows
+                continue
+            with contextlib.suppress(ClaimLost):  # then its end is another launcher's to tell
+                if cell.end == "done":
+                    queue.complete(cell.claim, attempt.outcome or "")
+                elif cell.end == "stopped":
+                    queue.release(cell.claim)
+                elif cell.end == "died":
+                    queue.give_back_dead(cell.claim)
+        if full and not is_leaving:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return bool(ended or told)
+
+    def _end(
+        self,
+        cell: _Claimed,
+        status: int,
+        queue: CellQueue,
+        trainers: Trainers,
+        mirror: Mirror,
+        is_leaving: bool,
+    ) -> bool:
+        """What follows from the exit status of a training process; True where a disk was full. Raises ClaimLost."""
+        attempt, name = cell.attempt, cell.claim.cell.name
+        if queue.beat({cell.claim: cell.look()}):  # before anything is recorded
+            raise ClaimLost(name)
+        if status == NOT_BEGUN and not is_leaving:
+            self._copy(cell, trainers, mirror)
+            return False
+        if attempt.outcome is not None:
+            cell.end = "done"
+        elif (failure := attempt.failure) is not None:
+            queue.fail(cell.claim, failure.reason)
+            del self._claimed[attempt.folder]
+            _log.info("%s: failed: %s", name, failure.reason)
+        else:
+            was_told_to = is_leaving or status in (130, 143, NO_ROOM)
+            cell.end = "stopped" if was_told_to else "died"
+        # The status of torchrun says nothing of its processes'.
+        if self.options.processes > 1 and cell.end == "died" and shutil.disk_usage(attempt.folder).free < 2**20:
+            cell.end, status = "stopped", NO_ROOM
+        # The store first: a cell that the queue calls done and the store does not know looks like a lost record.
+        mirror.finish(attempt)
+        return status == NO_ROOM
+
+    def _copy(self, cell: _Claimed, trainers: Trainers, mirror: Mirror) -> None:
+        """Ends as a copy of another study's result, or trains where that cannot be had any more."""
+        attempt, fingerprints = cell.attempt, cell.fingerprints
+        source = self._store.find_source(cell.claim.cell, fingerprints) if fingerprints is not None else None
+        cell.known = []
+        if source is None:
+            trainers.start(attempt.folder, cell.place, ())
+            return
+        cell.attempt = attempt.become_copy(source.records, source.tags)
+        cell.progress = {"step": source.records[-1].step, "shared_study": source.study}
+        cell.end = "done"
+        mirror.finish(cell.attempt)
+
+    def _leave(self, queue: CellQueue, trainers: Trainers, mirror: Mirror) -> None:
+        """Lets all processes save, sends what they told, and gives their cells back; where the queue does not answer,
+        the next launcher takes them back."""
+        trainers.stop(STOP_SECONDS)
+        with contextlib.suppress(*AWAY, OSError):
+            self._beat(queue, trainers, mirror)
+            self._collect(queue, trainers, mirror, is_leaving=True)
+            give_up = time.monotonic() + _SENDING_SECONDS
+            while self._claimed and time.monotonic() < give_up:
+                time.sleep(0.02)
+                self._collect(queue, trainers, mirror, is_leaving=True)
+            for cell in self._claimed.values():
+                with contextlib.suppress(ClaimLost):
+                    queue.release(cell.claim)
+        mirror.close(_SENDING_SECONDS)
+        self._claimed.clear()
+
+    def _clear_up(self, queue: CellQueue) -> None:
+        """Takes the cells of dead launchers back, sends what they left, and ends the runs that they left running."""
+        queue.reap()
+        living = queue.living()
+        self._store.send_rest(self._experiment_id, self.folder, living, wait=self._interrupt.status is None)
+        self._store.end_abandoned(self._experiment_id, living)
+        busy = {worker.host for worker in living.values()}
+        for run_id, process in self._store.running_launches(self._experiment_id).items():
+            launcher = Worker.of(process)
+            # An earlier launch of this process has ended. Of another host its cells are the only sign of life; if it
+            # lives all the same, it tells its end itself.
+            is_over = launcher == self._me and run_id != self._parent
+            if is_over or launcher.is_dead() or (launcher.is_elsewhere and launcher.host not in busy):
+                self._store.end_run(run_id, "KILLED")
 
 
-def _passing_obstacle(error: Exception, order: Order) -> str | None:
-    """What keeps the launch from going on for now; None for other errors."""
-    if is_full_disk(error):
-        files = (sqlite_path(url) for url in (order.storage, order.tracking_uri))
-        folders = [order.runs, *(file.parent for file in files if file is not None)]
-        return f"there is no room left on the disk of {fullest(filter(Path.exists, folders))}; make some"
-    if isinstance(error, AWAY):
-        return f"the queue's database does not answer ({str(error.__cause__ or error).splitlines()[0][:300]})"
-    return str(error) if isinstance(error, StoreAway) else None
-
-
-def _run(session: Session, console: Console) -> None:
-    study, only = session.order.study, session.order.only
-    # The best variant needs all the trials of its search; the baseline alone needs none.
-    if study.search is not None and any(c.variant != study.baseline for c in study.outline().cells(only)):
-        study = _search(session, console)
-    if session.is_settled:  # not interrupted, and workers can run
-        trials = study.search.proposed if study.search else {}
-        session.run([cell for cell in study.cells(only) if cell.variant not in trials])
-    if session.is_settled and not session.has_run:
-        console.print("Nothing to run.", highlight=False)
-
-
-def _search(session: Session, console: Console) -> Study:
-    """Runs the trials in rounds of as many as there are workers; returns the study with all of them and the best."""
-    order = session.order
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    with Trials(order.storage, order.study) as trials:
-        if order.retry_failed:
-            trials.retry_failed()
-        _run_trials(session, trials, trials.names())  # what earlier launches left without a result
-        while session.is_settled and (names := trials.propose(order.workers)):
-            say(f"Search: {', '.join(names)}")
-            _run_trials(session, trials, names)
-        study = trials.study()
-    best = next((variant for variant in study.variants() if variant.name == BEST), None)
-    if best is not None:
-        say(f"Search: best is {', '.join(f'{name}={show(value)}' for name, value in best.changes.items())}")
-    elif session.is_settled:
-        say("Search: no trial has a value, so there is no best one")
-    return study
-
-
-def _run_trials(session: Session, trials: Trials, names: Sequence[str]) -> None:
-    _publish(session, trials)
-    states = session.run([cell for cell in trials.study().cells() if cell.variant in names])
-    trials.record(session.results(), {state.cell.variant for state in states if state.state == "failed"})
-    _publish(session, trials)
-
-
-def _publish(session: Session, trials: Trials) -> None:
-    session.publish({"plan.json": trials.study().plan(), "search.json": trials.report()})
-
-
-def _summary(session: Session) -> str:
-    """ "12 cells: 11 finished, 1 collapsed; 3 shared with attention_position."."""
-    states, results = list(session.states.values()), session.results()
-    counts = Counter(_fate(state, results) for state in states)
-    listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    shared = Counter(
-        study for state in states if state.cell.key in results and (study := results[state.cell.key].shared_study)
-    )
-    copies = ", ".join(f"{count} shared with {study}" for study, count in shared.items())
-    return f"{len(states)} cells: {listed}{'; ' if copies else ''}{copies}."
-
-
-def _fate(state: CellState, results: Mapping[str, Result]) -> str:
-    return results[state.cell.key].outcome if state.cell.key in results else state.state
-
-
-def _name_failures(states: Sequence[CellState], console: Console) -> None:
-    failed = [state for state in states if state.state == "failed"]
-    for state in failed:
-        console.print(f"{state.cell.name} failed: {state.error}", markup=False, highlight=False, soft_wrap=True)
-    if failed:
-        console.print("--retry-failed runs them again; their tracebacks are in MLflow.", highlight=False)
+def _with_results(states: Sequence[CellState], recorded: Container[str]) -> list[CellState]:
+    """A cell whose outcome is in the store is done, whatever the queue knows of it."""
+    return [replace(state, state="done") if state.cell.key in recorded else state for state in states]

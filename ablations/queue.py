@@ -1,9 +1,9 @@
-"""The queue, kept in Optuna: cells claimed exactly once by any number of workers, and taken back from dead ones.
+"""The queue, kept in Optuna: cells claimed exactly once by any number of launchers, and taken back from dead ones.
 
 A trial is one attempt at a cell, and the newest trial of a cell decides its state. Optuna moves a trial from WAITING
 to RUNNING and from RUNNING to COMPLETE or FAIL by compare-and-set (see storage.py). What takes more than one step
 (look, then add or claim) runs under `exclusive`. Optuna's own `ask` and heartbeats are not used here: `ask` invents a
-trial when none waits, and its heartbeats miss a worker that dies before the first of them.
+trial when none waits, and its heartbeats miss a process that dies before the first of them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from optuna.trial import TrialState, create_trial
 from ablations.plan import Cell
 from ablations.storage import Attempt, attempts, exclusive, open_storage, outlasting, waiting_ids
 
-GRACE = 120.0  # seconds without a sign of life; only for workers whose process cannot be looked up from here
+GRACE = 120.0  # seconds without a sign of life; only for launchers whose process cannot be looked up from here
 _BLIND = 60.0  # seconds without a look, after which what we saw before says nothing of a silence since
 _BATCH = 100  # cells that are put in the queue at a time; others may claim in between
-MAX_DEATHS = 3  # of workers at one cell that comes no further; then it counts as failed: it is what kills them
+MAX_DEATHS = 3  # of processes at one cell that comes no further; then it counts as failed: it is what kills them
 _FIRST_NAMESPACE = "pid:[4026531836]"  # Linux: of processes in no container
 
 State = Literal["new", "waiting", "running", "done", "failed"]
@@ -39,15 +39,15 @@ State = Literal["new", "waiting", "running", "done", "failed"]
 
 @dataclass(frozen=True)
 class Worker:
-    """Who claims. `token` stands in the worker's command line, which tells it from a later process of the same pid."""
+    """A launcher that claims. `token` tells its process from a later one of the same pid."""
 
     host: str
     pid: int
     token: str
 
     @classmethod
-    def here(cls, token: str) -> Worker:
-        return cls(_host(), os.getpid(), token)
+    def here(cls) -> Worker:
+        return cls(_host(), os.getpid(), _started(os.getpid()) or "")
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Worker:
@@ -61,26 +61,21 @@ class Worker:
 
     def is_dead(self) -> bool:
         """True where that is certain: the process belonged to this host and is gone."""
-        if self.is_elsewhere:
-            return False
-        try:
-            return self.token not in psutil.Process(self.pid).cmdline()
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            return True
-        except psutil.AccessDenied:
-            return False
+        return not self.is_elsewhere and _started(self.pid) not in (self.token, "")
 
 
 @dataclass(frozen=True)
 class Claim:
+    """A cell that is the claimer's to train."""
+
     trial_id: int
-    cell: Cell
+    cell: Cell = field(compare=False)
 
 
 @dataclass(frozen=True)
 class History:
-    """Of a cell, carried from trial to trial: how many workers died at it one after another that all began at step
-    `reached`, and so came to no newer checkpoint. A week's run may well lose three workers."""
+    """Of a cell, carried from trial to trial: how many processes died at it one after another that all began at step
+    `reached`, and so came to no newer checkpoint. A week's run may well lose three."""
 
     deaths: int = 0
     reached: int = 0
@@ -95,7 +90,7 @@ class History:
 
 @dataclass(frozen=True)
 class CellState:
-    """A cell as the display shows it. `progress` is what its worker last said: step, images_per_sec, fid."""
+    """A cell as the display shows it. `progress` is what its launcher last said: step, images_per_sec, fid."""
 
     cell: Cell
     state: State
@@ -106,14 +101,14 @@ class CellState:
 
 
 class ClaimLost(Exception):
-    """The cell was taken from this worker, which had given no sign of life for too long."""
+    """The cell was taken from this launcher, which had given no sign of life for too long."""
 
 
 class CellQueue:
     """The cells of one study in an Optuna storage; `cells` are those that this launch asks for, in that order.
 
     All wait for a database that is away. What it did without an answer is done again, which harms nothing: a
-    cell that waits twice is found to be recorded, and one that was claimed by nobody comes back when its worker leaves.
+    cell that waits twice is found to be recorded, and one claimed by nobody comes back when its launcher leaves.
     """
 
     def __init__(self, url: str, study: str, cells: Sequence[Cell], grace: float = GRACE) -> None:
@@ -130,6 +125,10 @@ class CellQueue:
             with contextlib.suppress(DuplicatedStudyError):
                 self._storage.create_new_study([StudyDirection.MINIMIZE], study)
             self._study_id = self._storage.get_study_id_from_name(study)
+
+    @property
+    def grace(self) -> float:
+        return self._grace
 
     @outlasting
     def enqueue(self, recorded: Container[str], retry_failed: bool = False) -> int:
@@ -150,7 +149,7 @@ class CellQueue:
 
     @outlasting
     def claim(self, worker: Worker) -> Claim | None:
-        """The first waiting cell, now this worker's own; None where no cell waits."""
+        """The first waiting cell, now this launcher's own; None where no cell waits."""
         with self._exclusive():
             waiting = self._waiting()
             if not waiting:
@@ -162,14 +161,20 @@ class CellQueue:
         return Claim(waiting[key], self._cells[key])
 
     @outlasting
-    def beat(self, claim: Claim, progress: dict[str, Any]) -> None:
-        """A sign of life. Raises ClaimLost when the cell is not this worker's any more."""
-        with _own(claim):
-            self._storage.set_trial_user_attr(claim.trial_id, "progress", {**progress, "beat": uuid.uuid4().hex})
+    def beat(self, progress: Mapping[Claim, Mapping[str, Any]]) -> list[Claim]:
+        """A sign of life for all cells of this launcher; returns those that are not its own any more."""
+        lost = []
+        for claim, values in progress.items():
+            try:
+                beat = {**values, "beat": uuid.uuid4().hex}
+                self._storage.set_trial_user_attr(claim.trial_id, "progress", beat)
+            except UpdateFinishedTrialError:
+                lost.append(claim)
+        return lost
 
     @outlasting
     def complete(self, claim: Claim, outcome: str) -> None:
-        """Raises ClaimLost: then the result is another worker's to record."""
+        """Raises ClaimLost: then the result is another launcher's to record."""
         with _own(claim):
             self._storage.set_trial_user_attr(claim.trial_id, "outcome", outcome)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.COMPLETE)
@@ -189,8 +194,15 @@ class CellQueue:
             self._add(claim.cell.key, History.of(trial.user_attrs))
 
     @outlasting
+    def give_back_dead(self, claim: Claim) -> None:
+        """Gives a cell back whose process died, or fails it where too many have."""
+        with self._exclusive(), _own(claim):
+            trial = self._storage.get_trial(claim.trial_id)
+            self._take_back(Attempt(claim.trial_id, trial.state, trial.user_attrs))
+
+    @outlasting
     def reap(self) -> list[Cell]:
-        """Takes cells back from dead workers, and from silent ones after the grace period; returns these cells."""
+        """Takes cells back from dead launchers, and from silent ones after the grace period; returns these cells."""
         if time.monotonic() - self._looked > _BLIND:  # the database was away, or we were: nobody could be heard
             self._beats.clear()
         self._looked = time.monotonic()
@@ -222,7 +234,7 @@ class CellQueue:
         history = History.of(trial.attrs).and_a_death(trial.attrs.get("progress", {}).get("since", 0))
         cell = self._cells[trial.attrs["cell"]]
         if history.deaths >= MAX_DEATHS:
-            message = f"its worker died {history.deaths} times at step {history.reached}; the worker's log says more"
+            message = f"its process died {history.deaths} times at step {history.reached}; its log says more"
             self._storage.set_trial_user_attr(trial.trial_id, "error", message)
         self._storage.set_trial_state_values(trial.trial_id, TrialState.FAIL)
         if history.deaths < MAX_DEATHS:
@@ -303,6 +315,24 @@ def _state(cell: Cell, trial: Attempt | None) -> CellState:
     return CellState(
         cell, names[trial.state], attrs.get("progress", {}), attrs.get("outcome"), attrs.get("error"), worker
     )
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this host started, in a form that no change of the clock alters; None where it has ended, and
+    "" where that cannot be told."""
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return fields[19] if fields[0] not in "ZX" else None  # in ticks since the machine was started
+    try:
+        process = psutil.Process(pid)
+        return str(process.create_time()) if process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+    except psutil.AccessDenied:
+        return ""
 
 
 def _host() -> str:

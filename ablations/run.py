@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ablations.plan import Cell, Study
 from ablations.preflight import absolute, check_shared, check_storage, check_store
@@ -27,17 +27,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def main(arguments: Sequence[str], program: Sequence[str] | None = None) -> int:
-    """`program` is the command that starts a worker, where it is not the installed one."""
+def main(arguments: Sequence[str], trainer: Callable[..., Any] | None = None) -> int:
+    """`trainer` is called in the place of sagan.training.Trainer, in processes that import it anew."""
     options = _parser().parse_intermixed_args(arguments)
-    several = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun started us, as it will start a worker of as many processes
-    if several and os.environ["LOCAL_RANK"] != "0":
-        return 0  # the first one launches
     try:
         chosen = _choose(_studies(options), options.only)
-        if several:
-            program = program or _program_of_several(options, [cell.config for _, cells in chosen for cell in cells])
-        return _start(chosen, options, program, arguments)
+        return _start(chosen, options, trainer, arguments)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -57,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", default="*", metavar="GLOB", help="cells whose variant, or variant/seedK, matches")
     add("--workers", default="auto", metavar="N", help="processes; auto: one a core, or one a GPU")
     add("--device", default="cpu", help="cpu, cuda (all GPUs) or cuda:N")
+    add("--gpus-per-cell", type=int, default=1, metavar="N", help="train each cell on N GPUs, or in N CPU processes")
     add("--data-root", type=Path, help="where data sets are, or are downloaded to (default: data)")
     add("--inception-weights", type=Path, metavar="FILE", help="for machines without a network")
     add("--storage", default="sqlite:///optuna.db", metavar="URL", help="the queue (default %(default)s)")
@@ -127,7 +123,7 @@ def _nothing_in(study: Study, only: str) -> str:
 def _start(
     chosen: list[tuple[Study, list[Cell]]],
     options: argparse.Namespace,
-    program: Sequence[str] | None,
+    trainer: Callable[..., Any] | None,
     arguments: Sequence[str],
 ) -> int:
     from rich.console import Console
@@ -164,38 +160,34 @@ def _start(
 
         _check_extractors(configs, runs / "cache", inception_weights)
         fingerprints = prepare_images(configs, data_root, runs / "cache", console)
+    places = _places_of_several(options, configs, places)
     teams = [choose_team(asked, [cell.config for cell in cells], places, data_root) for _, cells in chosen]
     for note in dict.fromkeys(team.note for team in teams if team.note):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
         return _show(chosen, teams, options, data_root, inception_weights, runs / "cache", console)
-    from ablations.launcher import run_studies, submit_studies
-    from ablations.session import Order
+    from ablations.launch import run_studies, submit_studies
+    from ablations.launcher import Options
 
-    orders = [
-        Order(
-            study=study,
-            only=options.only,
-            storage=absolute(options.storage),
-            tracking_uri=absolute(options.tracking_uri),
-            runs=runs,
-            places=team.places,
-            workers=team.workers,
-            threads=team.threads,
-            data_root=data_root,
-            inception_weights=inception_weights,
-            retry_failed=options.retry_failed,
-            reuse=not options.no_reuse,
-            worker_only=options.worker_only,
-            fingerprints=fingerprints,
-        )
-        for (study, _), team in zip(chosen, teams, strict=True)
-    ]
+    asked_for = Options(
+        only=options.only,
+        storage=absolute(options.storage),
+        tracking_uri=absolute(options.tracking_uri),
+        runs=runs,
+        data_root=data_root,
+        inception_weights=inception_weights,
+        retry_failed=options.retry_failed,
+        reuse=not options.no_reuse,
+        worker_only=options.worker_only,
+        fingerprints=fingerprints,
+        processes=options.gpus_per_cell,
+    )
+    studies = [(study, team) for (study, _), team in zip(chosen, teams, strict=True)]
     if elsewhere:
         # Failed cells are put in the queue here, once, and not again by each job.
         words = [word for word in arguments if word != "--retry-failed"]
-        return submit_studies(orders, words, options.device != "cpu", console)
-    return run_studies(orders, console) if program is None else run_studies(orders, console, program)
+        return submit_studies(studies, asked_for, words, options.device != "cpu", console)
+    return run_studies(studies, asked_for, console, trainer)
 
 
 def _show(
@@ -255,17 +247,33 @@ def _check_extractors(configs: Sequence[Config], cache_dir: Path, inception_weig
         load_extractor(name, device="cpu", cache_dir=cache_dir, inception_weights=inception_weights)
 
 
-def _program_of_several(options: argparse.Namespace, configs: Sequence[Config]) -> Sequence[str]:
-    if options.workers not in ("auto", "1"):
-        raise ValueError(f"--workers: must be 1 under torchrun, got {options.workers}; leave it out")
+def _places_of_several(
+    options: argparse.Namespace, configs: Sequence[Config], places: Sequence[str]
+) -> tuple[str, ...]:
+    """The GPUs in groups of --gpus-per-cell: ("0,1", "2,3"). Raises ValueError where they cannot share a batch."""
+    count = options.gpus_per_cell
+    if count == 1:
+        return tuple(places)
+    if count < 1:
+        raise ValueError(f"--gpus-per-cell: must be 1 or more, got {count}; leave it out")
     if options.launcher != "local":
-        raise ValueError("--launcher: must be local under torchrun, got slurm; leave it out, or leave torchrun out")
+        raise ValueError(f"--launcher: must be local with --gpus-per-cell {count}, got slurm; leave one of them out")
     if options.calibrate:
-        raise ValueError("--calibrate: must go without torchrun, since it measures cells in one process each")
-    options.workers = "1"
-    from ablations import torchrun
-
-    return torchrun.program(options.device, configs)
+        raise ValueError(f"--calibrate: must go without --gpus-per-cell, since it measures one process, got {count}")
+    for config in configs:
+        config.check_shared(count)
+    if options.device == "cpu":
+        return ("",)
+    if options.device != "cuda":
+        raise ValueError(
+            f"--device: must be cuda with --gpus-per-cell {count}, a card for each process, got {options.device}; "
+            f"CUDA_VISIBLE_DEVICES chooses among them"
+        )
+    if count > len(places):
+        raise ValueError(f"--gpus-per-cell: must be the number of GPUs here at most ({len(places)}), got {count}")
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    cards = names if len(names) == len(places) and all(names) else [str(index) for index in range(len(places))]
+    return tuple(",".join(cards[first : first + count]) for first in range(0, len(cards) - count + 1, count))
 
 
 def _named(option: str, check: Callable[[str], T], value: str) -> T:

@@ -23,7 +23,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from ablations.room import is_full_disk, whole
+from ablations.disk import is_full_disk, new_database
 
 logging.getLogger("optuna").setLevel(logging.WARNING)
 
@@ -66,7 +66,7 @@ def open_storage(url: sqlalchemy.URL) -> RDBStorage:
         return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=_POOL)
     assert url.database, "options name a file"
     if not (path := Path(url.database)).exists():
-        with whole(path) as draft:
+        with new_database(path) as draft:
             RDBStorage(f"sqlite:///{draft}").engine.dispose()
     storage = RDBStorage(url.render_as_string(), engine_kwargs={"connect_args": {"timeout": 60}})
 

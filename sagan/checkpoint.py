@@ -5,6 +5,7 @@ A file is 8 bytes of magic, the SHA-256 of the rest, and what `torch.save` wrote
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -32,6 +33,26 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     os.replace(newest.with_suffix(".new"), newest)
 
 
+def take_checkpoints(source: Path, directory: Path) -> None:
+    """Move the checkpoints of `source` to `directory`, which has none; a process may still be writing to `source`."""
+    for name in _NAMES:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(source / name, directory / name)
+
+
+def has_checkpoint(directory: Path) -> bool:
+    return any((directory / name).exists() for name in _NAMES)
+
+
+def has_whole_checkpoint(directory: Path) -> bool:
+    """Whether `load_checkpoint` would find one that is not damaged."""
+    for name in _NAMES:
+        with contextlib.suppress(FileNotFoundError):
+            if _payload((directory / name).read_bytes()) is not None:
+                return True
+    return False
+
+
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint, or None where there is none; a damaged one is said in the log and put aside.
 
@@ -41,9 +62,8 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     for path in (directory / name for name in _NAMES):
         if not path.exists():
             continue
-        content = path.read_bytes()
-        magic, expected, payload = content[:8], content[8:40], content[40:]
-        if magic == _MAGIC and hashlib.sha256(payload).digest() == expected:
+        payload = _payload(path.read_bytes())
+        if payload is not None:
             if damaged:
                 log.warning("going on from %s", path)
             return _read(path, payload)
@@ -54,6 +74,12 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     if damaged:
         log.warning("no checkpoint in %s is whole: the run starts anew", directory)
     return None
+
+
+def _payload(content: bytes) -> bytes | None:
+    """What `torch.save` wrote; None where a file is damaged."""
+    magic, expected, payload = content[:8], content[8:40], content[40:]
+    return payload if magic == _MAGIC and hashlib.sha256(payload).digest() == expected else None
 
 
 def _read(path: Path, payload: bytes) -> dict[str, Any]:

@@ -90,8 +90,9 @@ class Journal:
         self.close()
 
 
-def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
+def read(path: Path, offset: int = 0, end: int | None = None) -> tuple[list[Record], int]:
     """The lines from byte `offset` on, and the offset after them, from which a later call goes on; none of no file.
+    Where `end` is given, nothing after this byte is read.
 
     A last line that is torn (it does not end, or is no record) is not returned and not counted: its process died while
     it wrote, or is still writing. Raises ValueError, with file and line number, for a line that is damaged elsewhere.
@@ -99,7 +100,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            lines = file.read().splitlines(keepends=True)
+            lines = file.read(-1 if end is None else max(0, end - offset)).splitlines(keepends=True)
     except FileNotFoundError:
         return [], offset
     records = []

@@ -1,8 +1,9 @@
 """A run's folder: which files it holds, and config.yaml, which says what is trained there. Nothing here needs torch.
 
 config.yaml                     the config, the seed, and the options of the machine it was started with
-protocol.json                   fingerprints of data and metrics, names of classes and of their groups
+protocol.json                   fingerprints of data and metrics, names of classes and groups, the step it last began at
 journal.jsonl                   what the run has to tell (sagan/journal.py)
+failure.json                    the error that ended it, for the program that started it (sagan/failure.py)
 checkpoint.pt, checkpoint.previous.pt
 samples/step_0001000.png        the sample grid of an evaluation
 attention/g32/step_0001000.npz  attention maps of G's feat32: images, queries, maps

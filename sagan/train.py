@@ -5,6 +5,8 @@ run on several processes, of which the first writes.
 
 Exit status: 0 the run has ended (finished, collapsed or diverged; the journal's last line says which); 2 bad input,
 one line on stderr and nothing written; 74 a disk is full; 130 interrupted and 143 terminated, with a checkpoint saved.
+A program that starts runs gives its process id as `--parent`: a run ends within ten seconds of it, and an error is
+written to the folder, too (sagan/failure.py).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sagan import journal
 from sagan.config import Config, diff, override
+from sagan.failure import write_failure
 from sagan.journal import Journal, Record
 from sagan.options import (
     DEFAULT_CACHE,
@@ -46,17 +50,28 @@ if TYPE_CHECKING:
     from sagan.training import Trainer
 
 NO_ROOM = 74  # EX_IOERR of sysexits.h
+NOT_BEGUN = 75  # where the caller of `main` wanted no training
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_LEAVING_SECONDS = 8.0  # to save a checkpoint, for a run whose parent is gone
 _QUIET_SECONDS = 10.0  # between two lines of losses, where there is no terminal; evaluations are always told
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status; a signal before training raises SystemExit with its own."""
+def main(
+    arguments: Sequence[str] | None = None,
+    trainer: Callable[..., Trainer] | None = None,
+    begin: Callable[[Trainer], bool] = lambda _: True,
+) -> int:
+    """Returns the exit status; a signal before training raises SystemExit with its own.
+
+    `trainer` is called in the place of sagan.training.Trainer. Where `begin` says False of the run, which is open by
+    then, nothing is trained: exit status NOT_BEGUN.
+    """
     options = _parser().parse_args(arguments)
     folder: Path = options.folder
     first = not _is_one_of_several() or os.environ["RANK"] == "0"
     console = Console(quiet=not first, markup=False, highlight=False, soft_wrap=True)
-    with _Signals() as signals, ExitStack() as journals:
+    device = options.device or "cpu"
+    with _Signals(options.parent) as signals, ExitStack() as journals:
         try:
             try:
                 known = read_run(folder)
@@ -66,23 +81,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     console.print(f"{folder}: has {_ending(folder, config, told[-1])}")
                     return 0
                 run = Run(config, seed, _machine(options, known.machine if known is not None else {}))
+                device = run.machine["device"]
                 _check(folder, run)
-                training, record = _open(folder, run, known is not None, console, journals)
+                training, record = _open(folder, run, known is not None, console, journals, trainer)
             except ValueError as error:
+                if options.parent is not None:
+                    write_failure(folder, error, device)
                 if first:
                     print(f"sagan.train: {error}", file=sys.stderr)
                 return 2
+            if not begin(training):
+                return NOT_BEGUN
             signals.wait = True
             return _train(training, folder, record, signals, console)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            print(
-                f"sagan.train: no room is left on a disk ({error}); make room, and the same command goes on from the "
-                f"last checkpoint",
-                file=sys.stderr,
-            )
-            return NO_ROOM
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _FULL:
+                print(
+                    f"sagan.train: no room is left on a disk ({error}); make room, and the same command goes on from "
+                    f"the last checkpoint",
+                    file=sys.stderr,
+                )
+                return NO_ROOM
+            if options.parent is not None:
+                write_failure(folder, error, device)
+            raise
 
 
 def _is_one_of_several() -> bool:
@@ -100,16 +122,20 @@ def _parser() -> argparse.ArgumentParser:
     add_protocol(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="decides all that is drawn at random (default: 0)")
     add_machine(parser)
+    parser.add_argument("--parent", type=int, metavar="PID", help="the program that starts this: the run ends with it")
     return parser
 
 
 class _Signals:
     """SIGTERM and Ctrl-C. Before training they end this process; then, with `wait`, they ask it to save and leave.
 
-    True where it was asked to, or where torchrun is gone, which started it.
+    True where it was asked to, or where torchrun is gone, which started it. When the process `parent` is gone, that is
+    like SIGTERM, and soon after like SIGKILL.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: int | None = None) -> None:
+        if parent is not None:
+            threading.Thread(target=_leave_after, args=(parent,), daemon=True).start()
         self.wait = False
         self.status: int | None = None  # the exit status that a shell knows a signal by
         self._torchrun = os.getppid() if _is_one_of_several() else None
@@ -131,6 +157,20 @@ class _Signals:
         self.status = 128 + number
         if not self.wait:
             raise SystemExit(self.status)
+
+
+def _leave_after(parent: int) -> None:
+    import psutil
+
+    try:
+        process = psutil.Process(parent)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+    except psutil.NoSuchProcess:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_LEAVING_SECONDS)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int]:
@@ -188,7 +228,12 @@ def _check(folder: Path, run: Run) -> None:
 
 
 def _open(
-    folder: Path, run: Run, is_known: bool, console: Console, journals: ExitStack
+    folder: Path,
+    run: Run,
+    is_known: bool,
+    console: Console,
+    journals: ExitStack,
+    trainer: Callable[..., Trainer] | None,
 ) -> tuple[Trainer, Journal | None]:
     """The run, built or gone back to its checkpoint, and its journal, in the first process, which `journals` closes.
 
@@ -224,7 +269,7 @@ def _open(
             mistake = str(error)
     if mistake := world.broadcast(mistake):
         raise ValueError(mistake)
-    training = Trainer(
+    training = (trainer or Trainer)(
         config,
         run.seed,
         folder,
@@ -246,6 +291,7 @@ def _open(
         "metric_fingerprint": training.metric_fingerprint,
         "classes": training.classes,
         "groups": training.groups,
+        "step": training.step,
     }
     write_atomically(folder / PROTOCOL, json.dumps(about, indent=1).encode())
     return training, record

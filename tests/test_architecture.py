@@ -26,8 +26,7 @@ ONLY_IN = {
     "ruamel": ("ablations/document.py", "reports/paper.py", "reports/statistics.py"),
     "yaml": (),
     "pydantic": ("ablations/study.py", "ablations/study_file.py"),
-    "mlflow": tuple(f"ablations/{name}.py" for name in ("tracking", "cell_run", "outbox", "sharing"))
-    + ("reports/store.py",),
+    "mlflow": ("ablations/tracking.py", "reports/store.py"),
 }
 # Imported while a bad study file or --help is answered, which takes under a second.
 QUICK = ("document", "machine", "plan", "preflight", "run", "study", "study_file")
@@ -43,14 +42,22 @@ def test_every_package_is_installed() -> None:
     assert {name.replace(".", "/") for name in listed} == {str(Path(path).parent) for path in sources()}
 
 
-def imported(path: str, top_level_only: bool = False) -> Iterator[str]:
-    tree = ast.parse((ROOT / path).read_text())
-    for node in tree.body if top_level_only else ast.walk(tree):
+def imported(path: str, top_level_only: bool = False, for_types: bool = True) -> Iterator[str]:
+    """`for_types` also those that are there for a type checker alone."""
+    nodes = ast.parse((ROOT / path).read_text()).body
+    while nodes:
+        node = nodes.pop(0)
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative imports hide their direction; write the package"
             yield str(node.module)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
+            nodes += node.orelse
+        elif not top_level_only:
+            nodes += [
+                child for child in ast.iter_child_nodes(node) if hasattr(child, "body") or isinstance(child, ast.stmt)
+            ]
 
 
 def test_the_statistics_are_all_that_both_sides_share() -> None:
@@ -140,6 +147,29 @@ def test_the_command_line_starts_without_heavy_imports(module: str) -> None:
         assert package != "sagan" or rest in ("config", "options", "presets"), (
             f"ablations/{module}.py imports {name}: torch follows"
         )
+
+
+MOST_LAYERS = 6
+
+
+def test_the_laboratory_has_few_layers_and_no_cycle() -> None:
+    """The layer of a module is one above the highest that it imports, also within functions, but not for types."""
+    names = {path.stem for path in (ROOT / "ablations").glob("*.py")}
+    imports = {
+        name: {
+            module.split(".")[1]
+            for module in imported(f"ablations/{name}.py", for_types=False)
+            if module.startswith("ablations.") and module.split(".")[1] in names
+        }
+        for name in names
+    }
+    layers: list[set[str]] = []
+    while imports:
+        free = {name for name, needed in imports.items() if not needed & imports.keys()}
+        assert free, f"these import each other in a circle: {sorted(imports)}"
+        layers.append(free)
+        imports = {name: needed for name, needed in imports.items() if name not in free}
+    assert len(layers) <= MOST_LAYERS, [sorted(layer) for layer in layers]
 
 
 # What turns bytes into code, and what makes a call of it harmless.

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from told import begin, describe, tell
 
 from ablations import tracking
-from ablations.cell_run import CellRun, storable
 from ablations.document import StudyError
 from ablations.study import read_study
+from ablations.tracking import storable
 from reports.load import load_results
 from reports.store import Store
 from sagan import generate, load_generator
@@ -75,10 +76,11 @@ def test_scores_of_classes_of_any_name_reach_the_report(lab: tuple[tracking.Stor
     study = read_study(SMOKE)
     experiment = writer.open_experiment(study)
     launch = writer.start_launch(experiment, study, {}, None)
-    run = CellRun(writer.client, experiment, launch, study.cells()[0], {}, folder / "cell")
-    run.describe_classes(CLASSES, {"odd": (0, 1)})
-    run.log(6, {"fid": 12.5, **{f"fid_class/{name}": float(label) for label, name in enumerate(CLASSES)}})
-    assert run.finish("finished", 6) and run.is_sent
+    attempt = begin(folder / "runs", study.cells()[0], {}, launch)
+    describe(attempt, classes=CLASSES, groups={"odd": (0, 1)})
+    scores = {f"fid_class/{name}": float(label) for label, name in enumerate(CLASSES)}
+    tell(attempt, 6, {"fid": 12.5, **scores}, status="finished")
+    writer.send(experiment, attempt, has_ended=True)
 
     (results,) = load_results(Store(writer.client.tracking_uri))
     assert results.finals.loc[0, "fid"] == 12.5
@@ -91,11 +93,12 @@ def test_a_thousand_classes_cost_the_report_nothing_but_their_names(lab: tuple[t
     writer, folder = lab
     study = read_study(SMOKE)
     experiment = writer.open_experiment(study)
-    run = CellRun(writer.client, experiment, "parent", study.cells()[1], {}, folder / "other")
-    run.describe_classes([f"class number {number}" for number in range(1000)], {})
-    run.log(6, {"fid": 11.5})
-    assert run.finish("finished", 6)
-    tags = writer.client.get_run(run.run_id).data.tags
+    attempt = begin(folder / "runs", study.cells()[1])
+    describe(attempt, classes=[f"class number {number}" for number in range(1000)])
+    tell(attempt, 6, {"fid": 11.5}, status="finished")
+    writer.send(experiment, attempt, has_ended=True)
+    assert attempt.mark.run_id is not None
+    tags = writer.client.get_run(attempt.mark.run_id).data.tags
     assert "classes" not in tags, "MLflow would cut it short, and what is left is no JSON"
     (results,) = load_results(Store(writer.client.tracking_uri))
     assert results.finished("fid")["feat16"] == {0: 11.5}

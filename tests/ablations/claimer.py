@@ -1,4 +1,4 @@
-"""Claims cells until none waits, writing each to a log: claimer.py STORAGE STUDY.yaml LOG TOKEN."""
+"""Claims cells until none waits, writing each to a log: claimer.py STORAGE STUDY.yaml LOG."""
 
 import sys
 import time
@@ -8,12 +8,12 @@ from ablations.queue import CellQueue, Worker
 from ablations.study import read_study
 
 if __name__ == "__main__":
-    url, study_file, log, token = sys.argv[1:]
+    url, study_file, log = sys.argv[1:]
     study = read_study(Path(study_file))
     queue = CellQueue(url, study.name, study.cells())
-    while claim := queue.claim(Worker.here(token)):
+    while claim := queue.claim(Worker.here()):
         with open(log, "a") as file:
             file.write(f"{claim.cell.name}\n")
-        queue.beat(claim, {"step": 1})
+        assert not queue.beat({claim: {"step": 1}})
         time.sleep(0.01)
         queue.complete(claim, "finished")

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import nursery
+import forks
 import pytest
 
 from ablations.plan import Study
@@ -61,8 +61,8 @@ def study(write_study: Callable[..., Path], request: pytest.FixtureRequest) -> S
 
 @pytest.fixture(scope="session")
 def forked() -> Iterator[None]:
-    """Opens the nursery, from which the launchers and workers of tests/ablations/lab.py are forked."""
+    """Starts the server that forks the launchers and training processes of tests/ablations/lab.py."""
     if sys.platform != "linux":
-        pytest.skip("the nursery writes its children's command lines as Linux does")
-    with nursery.nursery():
+        pytest.skip("the server writes its children's command lines as Linux does")
+    with forks.fork_server():
         yield

@@ -3,17 +3,14 @@
 import os
 from functools import partial
 
-from ablations import cell_run, queue, worker
+from ablations import launcher, queue
 
 GRACE = 10.0  # or as many seconds as FAKE_GRACE says; then signs of life come as much more often
 
 
 def pretend() -> None:
     if host := os.environ.get("FAKE_HOST"):
-        from ablations import session
-
         grace = float(os.environ.get("FAKE_GRACE", GRACE))
-        worker.BEAT_SECONDS *= grace / GRACE
-        cell_run._HOLD_SECONDS = grace
+        launcher.BEAT_SECONDS *= grace / GRACE
         queue._host = lambda: host
-        session.CellQueue = partial(queue.CellQueue, grace=grace)
+        launcher.CellQueue = partial(queue.CellQueue, grace=grace)

@@ -1,4 +1,4 @@
-"""A Trainer in name: it counts steps, keeps the count in a file as a checkpoint, and needs no torch.
+"""A Trainer in name: it counts steps and keeps the count in a checkpoint.
 
 `optim.d_steps` chooses its fate: 7 raises, 9 collapses at half way. `fid` rises with the distance of `optim.lr_g` from
 that of the embedded preset. Where FAKE_GATE is set, no step after FAKE_GATE_STEP (0 by default) is made before that
@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from sagan.checkpoint import load_checkpoint, save_checkpoint
 from sagan.config import Config
+from sagan.distributed import World
 from sagan.presets import PRESETS
 
 
@@ -38,11 +40,11 @@ class FakeTrainer:
     metric_fingerprint = "counting; 32 samples"
     classes = ("grain", "twins")
     groups = {"texture": (0,), "geometry": (1,)}
+    device, world = "cpu", World()
 
     def __init__(self, config: Config, seed: int, directory: Path, **_places: Any) -> None:
         self.config, self.seed, self.directory = config, seed, directory
-        self.checkpoint = directory / "checkpoint.txt"
-        self.step = int(self.checkpoint.read_text()) if self.checkpoint.exists() else 0
+        self.step = int((load_checkpoint(directory) or {"step": 0})["step"])
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         steps, fate = self.config.optim.steps, self.config.optim.d_steps
@@ -50,9 +52,12 @@ class FakeTrainer:
             file.write(f"{os.getpid()} from {self.step}\n")
         gate, gate_step = os.environ.get("FAKE_GATE"), int(os.environ.get("FAKE_GATE_STEP", "0"))
         try:
+            if self.step == 0:
+                yield Event(0, {})
             while self.step < steps:
                 while gate and self.step >= gate_step and not Path(gate).exists():
                     if stop():
+                        self._save()
                         return
                     time.sleep(0.05)
                 time.sleep(0.03)
@@ -67,7 +72,8 @@ class FakeTrainer:
                 self._save()
                 if stop():
                     return
-            samples = np.full((2, 3, 8, 8, 3), self.seed, dtype=np.uint8)
+            size = self.config.data.resolution
+            samples = np.full((2, 3, size, size, 3), self.seed, dtype=np.uint8)
             maps = {
                 "attention/g32/images": np.zeros((2, 8, 8, 3), np.uint8),
                 "attention/g32/queries": np.zeros((1, 2), np.int64),
@@ -76,8 +82,12 @@ class FakeTrainer:
             (self.directory / "generator.safetensors").write_bytes(b"weights")
             fid = 100.0 + self.seed + abs(math.log(self.config.optim.lr_g / PRESETS["embedded"].optim.lr_g))
             yield Event(self.step, {"fid": fid, "kid": float("inf")}, {"samples": samples, **maps}, "finished")
-        finally:
+        except OSError:  # what the caller could not tell is told again
+            raise
+        except BaseException:
             self._save()
+            raise
+        self._save()
 
     def _save(self) -> None:
-        self.checkpoint.write_text(str(self.step))
+        save_checkpoint(self.directory, {"step": self.step})

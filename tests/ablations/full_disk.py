@@ -76,11 +76,11 @@ def test_training_goes_on_from_the_last_checkpoint_for_which_there_was_room(
     if place == "checkpoints":
         (disk.folder / "runs").mkdir()
         (lab.folder / "runs").symlink_to(disk.folder / "runs")
-    said = fill_and_clear(disk, lab, study, lambda: any(lab.folder.glob("runs/*/*/*/checkpoint.pt")))
+    said = fill_and_clear(disk, lab, study, lambda: any(lab.folder.glob("runs/*/*/*/*/checkpoint.pt")))
     assert f"there is no room left on the disk of {disk.folder}" in said and "The same command goes on" in said
     assert "Traceback" not in said
     assert lab.results(study) == expected
-    sizes = [line for line in lab.told() if "num_params_g" in line.get("values", {})]
+    sizes = [line for line in lab.told() if "num_params_g" in line["metrics"]]
     assert len(sizes) == 2, "each cell began once"
 
 
@@ -114,7 +114,7 @@ def test_what_one_disk_had_no_room_for_is_told_later_and_not_trained_again(
         "feat32/seed0": 1 / 39,
         "none/seed0": 1 / 39,
     }
-    sat_down = "".join(file.read_text() for file in lab.folder.glob("runs/*/*/*/sittings.txt"))
+    sat_down = "".join(file.read_text() for file in lab.folder.glob("runs/*/*/*/*/sittings.txt"))
     assert sat_down.count("from 0\n") == 2
 
 

@@ -1,4 +1,4 @@
-"""A folder to launch studies in, with launchers and workers of the nursery: what they do there, and what they leave."""
+"""A folder to launch studies in, with the processes of forks.py: what they do there, and what they leave."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from forks import Popen, living
 from mlflow.entities import Run
-from nursery import Popen, living
 
+from ablations.attempts import all_attempts
 from ablations.study import read_study
 from ablations.tracking import Store
+from sagan.checkpoint import load_checkpoint
 
 _OF_THE_MACHINE = {"images_per_sec", "peak_memory_mib"}  # and not of the run
 Point = tuple[str, int]  # metric, step
@@ -28,18 +30,19 @@ def wait_until(condition: Callable[[], Any], seconds: float = 240.0) -> None:
 
 
 def sittings(folder: Path) -> dict[str, list[int]]:
-    """{cell: steps at which a fake trainer sat down to train it in this folder}."""
-    return {
-        f"{file.parts[-3]}/{file.parts[-2].split('-')[0]}": [
-            int(line.split()[-1]) for line in file.read_text().splitlines()
-        ]
-        for file in sorted(folder.glob("runs/*/*/*/sittings.txt"))
-    }
+    """{cell: steps at which a fake trainer began to train it in this folder, attempt after attempt}."""
+    found: dict[str, list[int]] = {}
+    for study in sorted(folder.glob("runs/*")):
+        for attempt in all_attempts(study):
+            file = attempt.folder / "sittings.txt"
+            lines = file.read_text().splitlines() if file.exists() else []
+            found.setdefault(attempt.cell.name, []).extend(int(line.split()[-1]) for line in lines)
+    return {cell: begun for cell, begun in sorted(found.items()) if begun}
 
 
 def steps(folder: Path) -> list[int]:
     """How far a fake trainer has come with each cell of this folder that it has saved."""
-    return [int(file.read_text() or 0) for file in folder.glob("runs/*/*/*/checkpoint.txt")]
+    return [load_checkpoint(file.parent)["step"] for file in folder.glob("runs/*/*/*/*/checkpoint.pt")]
 
 
 def undisturbed(folder: Path, text: str, *options: str) -> dict[str, Any]:
@@ -69,7 +72,8 @@ class Lab:
         return self.start(study, *options, **environment).wait(240), self.said.read_text()
 
     def workers(self) -> list[int]:
-        return living("ablations.worker", self.folder)
+        """The training processes."""
+        return living("ablations.trainers", self.folder)
 
     def store(self) -> Store:
         return Store(self.uri)
@@ -80,6 +84,13 @@ class Lab:
         experiment_id = store.find_experiment(read_study(study))
         assert experiment_id is not None
         return sorted(store.runs(experiment_id, f"tags.kind = '{kind}'"), key=lambda run: str(run.info.run_name))
+
+    def store_contents(self, study: Path) -> dict[str, Any]:
+        """All that the store has of each cell."""
+        return {
+            str(run.info.run_name): (run.info.status, run.info.end_time, run.data.tags, self._history(run))
+            for run in self.runs(study, "cell")
+        }
 
     def results(self, study: Path) -> dict[str, tuple[str | None, dict[Point, float], bytes]]:
         """{cell: (outcome, the value of each metric at each step that counts, final weights)}.
@@ -105,7 +116,7 @@ class Lab:
         return {place: value for place, (_, value) in newest.items()}
 
     def told(self) -> list[dict[str, Any]]:
-        """What all cells' spools hold, whole lines only."""
-        files = sorted(self.folder.glob("runs/*/*/*/spool-*.jsonl"))
+        """The lines of the journals of all attempts, whole ones only."""
+        files = sorted(self.folder.glob("runs/*/*/*/*/journal.jsonl"))
         lines = [line for file in files for line in file.read_text().split("\n")[:-1]]
         return [json.loads(line) for line in lines]

@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fake_trainer import FakeTrainer
+from forks import forked_trainers
 from lab import sittings, steps, wait_until
 from mlflow_server import Server
-from nursery import crews_that_fork
 
 from ablations import tracking
+from ablations.attempts import all_attempts
 from ablations.run import main
-from ablations.spool import spools
 from ablations.study import read_study
 from ablations.tracking import Store
 
-WORKER = ("ablations.worker", "fake")
 STEPS = 40
 START = [[0], [0]]  # of cells at which one process sat down, once
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, forked: None) -> Iterator[S
     folder = tmp_path_factory.mktemp("server")
     server = Server(folder, f"sqlite:///{folder}/server.db")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ablations.session.TICK_SECONDS", 0.1)
+        patch.setattr("ablations.launcher.TICK_SECONDS", 0.1)
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
         try:
             server.start()
@@ -51,8 +51,8 @@ def study(write_study: Callable[..., Path], request: pytest.FixtureRequest) -> P
 
 def launch(folder: Path, study: Path, server: Server) -> tuple[int, str]:
     said = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(said), crews_that_fork():
-        status = main([str(study), "--workers", "1", "--no-reuse", "--tracking-uri", server.uri], program=WORKER)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said), forked_trainers():
+        status = main([str(study), "--workers", "1", "--no-reuse", "--tracking-uri", server.uri], trainer=FakeTrainer)
     return status, " ".join(said.getvalue().split())
 
 
@@ -65,8 +65,8 @@ def meanwhile(action: Callable[[], None]) -> Iterator[None]:
 
 
 def outcomes(folder: Path) -> list[str]:
-    """Of the cells whose spool has one."""
-    found = [spool.summary().tags.get("outcome") for study in folder.glob("runs/*") for spool in spools(study)]
+    """Of the cells whose journal has one."""
+    found = [attempt.outcome for study in folder.glob("runs/*") for attempt in all_attempts(study)]
     return [outcome for outcome in found if outcome]
 
 
@@ -121,8 +121,8 @@ def test_results_are_kept_while_the_server_is_gone_and_the_same_command_sends_th
     assert list(sittings(tmp_path).values()) == START
 
     assert launch(tmp_path, study, server)[0] == 2, "a launch does not begin without its store"
-    with next(tmp_path.glob("runs/*/feat32/*/spool-*.jsonl")).open("ab") as file:
-        file.write(b'{"kind": "metrics", "ti')  # as if the machine had gone down too
+    with next(tmp_path.glob("runs/*/feat32/*/*/journal.jsonl")).open("ab") as file:
+        file.write(b'{"time": 17, "st')  # as if the machine had gone down too
     server.start()
     status, said = launch(tmp_path, study, server)
     assert (status, "Nothing to run." in said) == (0, True), said

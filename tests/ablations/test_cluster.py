@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fake_trainer import FakeTrainer
+from forks import forked_trainers
 from lab import Lab, sittings, steps, wait_until
 from mlflow_server import Server
-from nursery import crews_that_fork
 from postgres import Postgres, postgres_server
 
 from ablations.plan import Study
@@ -28,7 +29,6 @@ from ablations.tracking import Store
 
 WriteStudy = Callable[..., Path]
 HERE = Path(__file__).parent
-WORKER = ("ablations.worker", "fake")
 GRACE = 6.0  # seconds that a host may be silent
 pytestmark = pytest.mark.slow
 
@@ -131,9 +131,9 @@ def test_a_launch_whose_queue_stays_away_says_so_and_the_same_command_finishes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ablations.session.TICK_SECONDS", 0.1)
+    monkeypatch.setattr("ablations.launcher.TICK_SECONDS", 0.1)
     monkeypatch.setattr("ablations.storage.PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr("ablations.session.STOP_SECONDS", 1.0)
+    monkeypatch.setattr("ablations.launcher.STOP_SECONDS", 1.0)
     path = write_study({"seeds:": "set: {optim.steps: 60}\nseeds:", "[0, 1]": "[0]"})
     command = [str(path), "--workers", "1", "--storage", postgres.url("queue")]
 
@@ -141,15 +141,15 @@ def test_a_launch_whose_queue_stays_away_says_so_and_the_same_command_finishes(
         wait_until(lambda: steps(tmp_path))
         postgres.stop()
 
-    with ThreadPoolExecutor() as pool, crews_that_fork():
+    with ThreadPoolExecutor() as pool, forked_trainers():
         lost = pool.submit(lose_it)
-        assert main(command, program=WORKER) == 1
+        assert main(command, trainer=FakeTrainer) == 1
         lost.result()
     said = " ".join(capsys.readouterr().out.split())
     assert "position: not run to its end, because the queue's database does not answer (" in said
     postgres.start()
-    with crews_that_fork():
-        assert main(command, program=WORKER) == 0
+    with forked_trainers():
+        assert main(command, trainer=FakeTrainer) == 0
     assert [row[1] for row in recorded(f"sqlite:///{tmp_path}/mlflow.db", read_study(path))] == ["finished"] * 2
 
 

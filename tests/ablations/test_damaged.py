@@ -1,4 +1,4 @@
-"""Damaged and malicious checkpoints, met by a worker in a process of its own that trains for real."""
+"""Damaged and malicious checkpoints, met by a training process that trains for real."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from told import begin
 
 from ablations.run import main
 from ablations.study import read_study
@@ -29,16 +30,14 @@ class Attack:
         return os.mkdir, (str(self.mark),)
 
 
-def test_a_worker_starts_anew_after_torn_checkpoints_and_runs_no_code_of_a_malicious_one(
+def test_a_run_starts_anew_after_torn_checkpoints_and_runs_no_code_of_a_malicious_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    torn, attacked = (cell.directory(tmp_path / "runs") for cell in read_study(STUDY).cells())
-    torn.mkdir(parents=True)
+    torn, attacked = (begin(tmp_path / "runs", cell).folder for cell in read_study(STUDY).cells())
     (torn / "checkpoint.pt").write_bytes(b"")
     (torn / "checkpoint.previous.pt").write_bytes(b"SAGANCK1 and then the power went")
-    attacked.mkdir(parents=True)
     save_checkpoint(attacked, {"step": 3, "weights": Attack(tmp_path / "ran")})
 
     said = io.StringIO()
@@ -48,10 +47,10 @@ def test_a_worker_starts_anew_after_torn_checkpoints_and_runs_no_code_of_a_malic
         "feat16/seed0 failed: ValueError: " in said.getvalue() and "nothing of it was run; remove it" in said.getvalue()
     )
     assert not (tmp_path / "ran").exists()
-    (log,) = (tmp_path / "runs" / "smoke" / "logs").glob("worker-*.log")
-    text = log.read_text()
+    again = torn.with_name("attempt-2")
+    text = (again / "log.txt").read_text()
     assert text.count("is damaged (its checksum does not match)") == 2
-    assert f"no checkpoint in {torn} is whole: the run starts anew" in text
+    assert f"no checkpoint in {again} is whole: the run starts anew" in text
     store = Store(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = store.find_experiment(read_study(STUDY))
     assert experiment is not None

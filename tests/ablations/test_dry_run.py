@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from told import begin, tell
 
 from ablations import dry_run
-from ablations.cell_run import CellRun
 from ablations.plan import Cell, Study
 from ablations.study import read_study
 from ablations.tracking import Store
@@ -59,11 +59,10 @@ def test_the_noise_of_the_store_is_that_of_runs_as_long_and_scored_alike_in_any_
     write_study: WriteStudy, store: Store, tmp_path: Path, shipped: dict[tuple[str, str], float]
 ) -> None:
     def train(study: Study, cell: Cell, scores: Mapping[int, float], **tags: str) -> None:
-        run = CellRun(store.client, store.open_experiment(study), "parent", cell, {}, cell.directory(tmp_path), True)
-        run.describe(tags)
+        attempt, experiment_id = begin(tmp_path, cell, tags), store.open_experiment(study)
         for step, score in scores.items():
-            run.log(step, {study.metric: score})
-        run.finish("finished", max(scores))
+            tell(attempt, step, {study.metric: score}, status="finished" if step == max(scores) else None)
+        store.send(experiment_id, attempt, has_ended=True)
 
     text = {"seeds:": "set: {eval.endpoint: 2}\nseeds:", "name: position": "name: earlier"}
     planned = replace(read_study(write_study(text)), name="planned")

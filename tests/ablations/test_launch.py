@@ -116,7 +116,7 @@ def test_after_a_killed_launcher_the_same_command_finishes(lab: Lab, write_study
     wait_until(lambda: any(steps(lab.folder)))
     launcher.kill()
     launcher.wait()
-    wait_until(lambda: not lab.workers())  # no orphan stays
+    wait_until(lambda: not lab.workers(), 10)  # no orphan stays
     status, said = lab.run(study, *TWO)
     assert status == 0, said
     assert results(lab, study) == ALL
@@ -161,13 +161,13 @@ def test_studies_run_one_after_another_and_share_what_they_have_in_common(lab: L
     assert status == 1, said
     assert "other: 3 cells: 1 finished, 1 failed, 1 collapsed; 2 shared with position." in said
     assert results(lab, other) == results(lab, study)
-    sat_down = {path.parts[-3] for path in (lab.folder / "runs" / "other").glob("*/*/sittings.txt")}
+    sat_down = {path.parts[-4] for path in (lab.folder / "runs" / "other").glob("*/*/*/sittings.txt")}
     assert sat_down == {"raises"}, "what failed is trained again, the rest is not"
 
     assert lab.run(other, *TWO, "--seeds", "0", "--only", "none")[1].count("Nothing to run.") == 1
     status, said = lab.run(other, *TWO, "--seeds", "0", "--only", "none", "--no-reuse")
     assert (status, "1 cells: 1 finished.\n" in said) == (0, True)
-    assert len(list((lab.folder / "runs" / "other" / "none").glob("*/sittings.txt"))) == 1
+    assert len(list((lab.folder / "runs" / "other" / "none").glob("*/*/sittings.txt"))) == 1
 
 
 SEARCH = """

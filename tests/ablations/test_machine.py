@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import signal
+import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from lab import wait_until
 
-from ablations import machine
-from ablations.crew import Crew
+from ablations import machine, trainers
 from ablations.machine import choose_team, devices, worker_memory_mib
-from ablations.worker import Launch
+from ablations.trainers import Process, Trainers
 from sagan.config import override
 from sagan.presets import PRESETS
 
@@ -81,32 +78,34 @@ def test_the_cell_that_needs_most_decides_how_many_fit(box: pytest.MonkeyPatch) 
     assert worker_memory_mib([large], on_cpu=True) > worker_memory_mib([EMBEDDED], on_cpu=True) + 500
 
 
-IDLE = (sys.executable, "-c", "import time; time.sleep(600)")
+def test_training_processes_share_the_devices_evenly_also_after_one_has_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: dict[Path, dict[str, str]] = {}
 
+    def start_idle(folder: Path, _known: object, _trainer: object, environment: dict[str, str]) -> Process:
+        started[folder] = environment
+        return subprocess.Popen(["sleep", "600"])
 
-@pytest.fixture
-def crew(tmp_path: Path) -> Iterator[Crew]:
-    launch = Launch("", "", "", "", "study", (), tmp_path, launcher_pid=0, threads=4, reuse=True)
-    crew = Crew(launch, ("cuda:0", "cuda:1"), IDLE)
-    yield crew
-    crew.stop(patience=5)
-    crew.close()
+    monkeypatch.setattr(trainers, "start_process", start_idle)
+    team = Trainers(("cuda:0", "cuda:1"), processes=1, threads=4)
+    places: dict[Path, str] = {}
 
+    def start(name: str) -> None:
+        places[tmp_path / name] = team.next_place()
+        team.start(tmp_path / name, places[tmp_path / name], ())
 
-def places_of_workers() -> Counter[str]:
-    lines = [child.cmdline() for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return Counter(line[-1] for line in lines if "--device" in line)
-
-
-def test_workers_share_the_devices_evenly_also_after_one_has_died(crew: Crew) -> None:
-    for _ in range(4):
-        crew.start()
-    wait_until(lambda: places_of_workers() == {"cuda:0": 2, "cuda:1": 2}, 60)  # a new process has no arguments at first
-    dying = next(child for child in psutil.Process().children() if child.cmdline()[-1] == "cuda:1")
-    assert dying.environ()["OMP_NUM_THREADS"] == "4"
-    dying.kill()
-    psutil.wait_procs([dying], timeout=5)
-    crew.collect()
-    crew.start()
-    assert len(crew) == 4
-    wait_until(lambda: places_of_workers() == {"cuda:0": 2, "cuda:1": 2}, 60)
+    try:
+        for name in "abcd":
+            start(name)
+        assert Counter(places.values()) == {"cuda:0": 2, "cuda:1": 2}
+        assert {environment["OMP_NUM_THREADS"] for environment in started.values()} == {"4"}
+        dying, _ = team._running[tmp_path / "b"]
+        dying.kill()
+        dying.wait(5)
+        assert team.ended() == {tmp_path / "b": -signal.SIGKILL} and team.ended() == {}
+        start("e")
+        assert (len(team), places[tmp_path / "e"]) == (4, "cuda:1")
+    finally:
+        team.stop(5)
+    assert set(team.ended().values()) == {-signal.SIGTERM}

@@ -8,14 +8,15 @@ import itertools
 import os
 import shutil
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
+from fake_trainer import FakeTrainer
+from told import begin, tell
 
-from ablations.cell_run import CellRun
 from ablations.plan import Cell
 from ablations.queue import CellQueue, Worker
 from ablations.run import main
@@ -37,18 +38,17 @@ time.time = lambda: real() + next(jumps)
 
 
 def launch(folder: Path, *options: str) -> tuple[int, str]:
-    """Status and what was said, of a launch in this process with its workers in theirs."""
+    """Status and what was said, of a launch in this process with its training processes in theirs."""
     said = io.StringIO()
-    program = ("/usr/bin/env", "HOME=/proc/nowhere", sys.executable, str(HERE / "fake_worker.py"))
     with contextlib.chdir(folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        status = main([str(STUDY), "--workers", "1", *options], program=program)
+        status = main([str(STUDY), "--workers", "1", *options], trainer=FakeTrainer)
     return status, said.getvalue()
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which both cells of the smoke study were trained, as badly placed as can be: their launcher has no
-    home, the worker one that cannot be written, and the clocks jump by an hour at each look."""
+    """A folder in which both cells of the smoke study were trained, as badly placed as can be: launcher and training
+    processes have no home, and their clocks jump by an hour at each look."""
     folder = tmp_path_factory.mktemp("lab") / "Größe und % 'x' #1"
     site = folder.with_name("site")
     folder.mkdir()
@@ -59,8 +59,10 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("PYTHONPATH", f"{HERE.parents[1]}{os.pathsep}{site}")
         patch.setattr(time, "time", lambda: real() + next(jumps))
         patch.delenv("HOME", raising=False)
+        forkserver._forkserver._stop()  # it keeps the surroundings that it was started in
         status, said = launch(folder)
         assert status == 0, said
+        forkserver._forkserver._stop()
     yield folder
 
 
@@ -108,18 +110,18 @@ def test_points_and_ends_come_one_after_another_whatever_the_clock_does(
     now = time.time()
     for jump, value in ((HOUR, 1.0), (-HOUR, 2.0)):
         monkeypatch.setattr(time, "time", lambda jump=jump: now + jump)
-        run = CellRun(store.client, experiment, "parent", cell, {}, tmp_path)
-        run.log(1, {"loss_d": value})
-        run.log(2, {"loss_d": value + 10})
-        run.pause()
-        run.close()
-    assert run.is_sent and run.run_id is not None
-    points = store.client.get_metric_history(run.run_id, "loss_d")
+        attempt = begin(tmp_path, cell)
+        tell(attempt, 1, {"loss_d": value})
+        tell(attempt, 2, {"loss_d": value + 10})
+        store.send(experiment, attempt, has_ended=True)
+    run_id = attempt.mark.run_id
+    assert run_id is not None and not attempt.has_unsent
+    points = store.client.get_metric_history(run_id, "loss_d")
     stamps = [point.timestamp for point in sorted(points, key=lambda point: (point.value % 10, point.step))]
     assert stamps == sorted(set(stamps))
     with contextlib.chdir(old):
         reader = Reader()
-        (ours,) = [found for found in reader.runs() if found.id == run.run_id]
+        (ours,) = [found for found in reader.runs() if found.id == run_id]
         assert ours.end is not None and ours.end >= ours.start
         assert list(reader.histories([ours])["value"]) == [2.0, 12.0]
 
@@ -149,7 +151,7 @@ def test_a_queue_of_an_older_version_is_worked_off(tmp_path: Path) -> None:
     url, cells = f"sqlite:///{tmp_path}/optuna.db", read_study(STUDY).cells()
     with contextlib.closing(CellQueue(url, "smoke", cells, grace=-1.0)) as queue:
         assert queue.enqueue({}) == 2
-        claim = queue.claim(Worker.here("token"))
+        claim = queue.claim(Worker.here())
         assert claim is not None
         with sqlite3.connect(tmp_path / "optuna.db") as connection:
             connection.execute("delete from trial_user_attributes where key = 'deaths'")
@@ -159,7 +161,7 @@ def test_a_queue_of_an_older_version_is_worked_off(tmp_path: Path) -> None:
         with sqlite3.connect(tmp_path / "optuna.db") as connection:
             connection.execute("delete from trial_user_attributes where key = 'worker'")
         claimed: list[Cell] = []
-        while again := queue.claim(Worker.here("token")):
+        while again := queue.claim(Worker.here()):
             claimed.append(again.cell)
             queue.complete(again, "finished")
         assert {cell.key for cell in claimed} == {cell.key for cell in cells}

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
@@ -34,12 +33,12 @@ def open_queue(tmp_path: Path, cells: list[Cell]) -> Callable[..., CellQueue]:
 
 
 def living_worker() -> Worker:
-    return Worker.here(psutil.Process().cmdline()[0])
+    return Worker.here()
 
 
 def dead_worker() -> Worker:
     """Our own process id, as a worker would have had it that is gone and whose id was given out again."""
-    return replace(living_worker(), token="no such word in our command line")
+    return replace(living_worker(), token="an earlier start")
 
 
 def claim(queue: CellQueue, worker: Worker | None = None) -> Claim:
@@ -109,7 +108,8 @@ def test_a_worker_that_was_taken_for_dead_cannot_complete_its_cell(open_queue: C
     queue.enqueue(recorded=set())
     lost = claim(queue, dead_worker())
     queue.reap()
-    for act in (lambda: queue.beat(lost, {}), lambda: queue.complete(lost, "finished"), lambda: queue.release(lost)):
+    assert queue.beat({lost: {}}) == [lost]
+    for act in (lambda: queue.complete(lost, "finished"), lambda: queue.release(lost)):
         with pytest.raises(ClaimLost):
             act()
     assert claim(queue).cell == lost.cell
@@ -131,10 +131,20 @@ def test_a_cell_that_comes_further_between_deaths_is_not_blamed_for_them(open_qu
     queue.enqueue(recorded=set())
     for began in (0, 500, 500, 1000, 1000, 1500):
         claimed = claim(queue, dead_worker())
-        queue.beat(claimed, {"since": began, "step": began + 100})
+        assert not queue.beat({claimed: {"since": began, "step": began + 100}})
         assert queue.reap() == [claimed.cell]
     state = next(state for state in queue.states() if state.cell == claimed.cell)
     assert state.state == "waiting"
+
+
+def test_a_cell_whose_process_dies_waits_again_until_it_has_killed_three(open_queue: Callable[..., CellQueue]) -> None:
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    for deaths in range(1, MAX_DEATHS + 1):
+        claimed = claim(queue)
+        queue.give_back_dead(claimed)
+        state = next(state for state in queue.states() if state.cell == claimed.cell)
+        assert state.state == ("failed" if deaths == MAX_DEATHS else "waiting")
 
 
 def test_a_failed_cell_is_run_again_only_when_asked(open_queue: Callable[..., CellQueue]) -> None:
@@ -170,7 +180,7 @@ def test_four_processes_claim_forty_cells_exactly_once(tmp_path: Path, write_stu
     url, log = f"sqlite:///{tmp_path}/optuna.db", tmp_path / "claims.txt"
     CellQueue(url, study.name, study.cells()).enqueue(recorded=set())
     command = [sys.executable, str(HERE / "claimer.py"), url, str(path), str(log)]
-    processes = [subprocess.Popen([*command, f"claimer-{index}"]) for index in range(4)]
+    processes = [subprocess.Popen(command) for _ in range(4)]
     assert [process.wait(60) for process in processes] == [0] * 4
     claims = Counter(log.read_text().split())
     assert claims == Counter(cell.name for cell in study.cells())
@@ -184,7 +194,7 @@ def test_our_reading_of_trials_equals_optunas(
     queue.enqueue(recorded=set())
     queue.complete(claim(queue), "finished")
     queue.fail(claim(queue), "out of memory")
-    queue.beat(claim(queue), {"step": 3})
+    assert not queue.beat({claim(queue): {"step": 3}})
     storage = open_storage(sqlalchemy.make_url(f"sqlite:///{tmp_path}/optuna.db"))
     study_id = storage.get_study_id_from_name("position")
     trials = storage.get_all_trials(study_id)
@@ -210,9 +220,12 @@ def test_processes_of_two_containers_are_never_taken_for_neighbours(monkeypatch:
     """Their numbers of processes mean nothing to each other, though name and number of namespace may be the same."""
     monkeypatch.setattr("ablations.queue.os.readlink", lambda _path: "pid:[4026532299]")
     monkeypatch.setattr("ablations.queue.Path.is_symlink", lambda _path: True)
-    here = Worker.here("token")
-    monkeypatch.setattr("ablations.queue.Path.read_text", lambda _path: "another boot")
-    assert Worker.here("token").host != here.host
+    here, read_text = Worker.here(), Path.read_text
+    monkeypatch.setattr(
+        "ablations.queue.Path.read_text",
+        lambda path: "another boot" if path.name == "boot_id" else read_text(path),
+    )
+    assert Worker.here().host != here.host
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 from lab import Lab
 from test_kills import STUDY
+
+from ablations.attempts import all_attempts
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
@@ -26,7 +27,7 @@ def test_a_cell_that_needs_more_memory_than_there_is_fails_with_its_traceback_an
         assert "allocate memory" in huge.data.tags["error"]
         report = Path(lab.store().client.download_artifacts(huge.info.run_id, "traceback.txt")).read_text()
         assert "_train_step" in report and "allocate memory" in report
-        begins = [json.loads(line["cell"])["variant"] for line in lab.told() if line["kind"] == "start"]
+        begins = [attempt.cell.variant for attempt in all_attempts(lab.folder / "runs" / "kills")]
         assert Counter(begins) == {"none": 1, "huge": begun, "feat16": 1}
 
 

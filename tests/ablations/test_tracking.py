@@ -1,33 +1,68 @@
+"""What the store has of a cell, sent from the journals of attempts: once, whatever fails on the way."""
+
 from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 from PIL import Image
+from told import begin, describe, tell
 
-from ablations.cell_run import CellRun
-from ablations.plan import Cell, Study
-from ablations.sharing import find_source
-from ablations.tracking import Store
-
-WriteStudy = Callable[..., Path]
-SitDown = Callable[..., CellRun]
+from ablations.attempts import Attempt, Mark, all_attempts
+from ablations.mirror import Mirror
+from ablations.plan import Study
+from ablations.tracking import Store, StoreAway
 
 
-@pytest.fixture
-def sit_down(store: Store, tmp_path: Path) -> Callable[..., CellRun]:
-    """The run of a cell in a folder of this test."""
+class Unreliable:
+    """A client whose calls fail at times, before they reach the store or after: then its answer is what got lost."""
 
-    def sit_down(study: Study, cell: Cell, about: dict[str, str] | None = None, shared: bool = True) -> CellRun:
-        experiment_id, directory = store.open_experiment(study), cell.directory(tmp_path)
-        return CellRun(store.client, experiment_id, "parent", cell, about or {}, directory, shared)
+    def __init__(self, client: Any, seed: int, before: float = 0.2, after: float = 0.2) -> None:
+        self._client, self._random, self._before, self._after = client, random.Random(seed), before, after
 
-    return sit_down
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            chance = self._random.random()
+            if chance < self._before:
+                raise MlflowException("away")
+            answer = getattr(self._client, name)(*arguments, **named)
+            if chance > 1 - self._after:
+                raise MlflowException("timed out")
+            return answer
+
+        return call
+
+
+class Away(Unreliable):
+    def __init__(self) -> None:
+        super().__init__(None, 0, before=1.1)
+
+
+def history(store: Store, run_id: str | None, key: str) -> list[tuple[int, float]]:
+    assert run_id is not None
+    return sorted((point.step, point.value) for point in store.client.get_metric_history(run_id, key))
+
+
+def send(store: Store, attempt: Attempt, has_ended: bool = False) -> Any:
+    """The run of the attempt, after all of it was sent."""
+    experiment_id = store.find_experiment(_Named(attempt.cell.study))  # type: ignore[arg-type]
+    assert experiment_id is not None
+    store.send(experiment_id, attempt, has_ended)
+    run_id = attempt.mark.run_id
+    return store.client.get_run(run_id) if run_id is not None else None
+
+
+class _Named:
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 def test_a_launch_keeps_the_study_and_its_whole_plan(store: Store, study: Study) -> None:
@@ -47,21 +82,18 @@ def test_a_launch_keeps_the_study_and_its_whole_plan(store: Store, study: Study)
     assert store.running_launches(experiment_id) == {run_id: {"pid": 1}}
 
 
-def test_a_cell_is_stored_with_everything_that_a_report_reads(
-    store: Store, study: Study, sit_down: SitDown, tmp_path: Path
-) -> None:
+def test_a_cell_is_stored_with_everything_that_a_report_reads(store: Store, study: Study, tmp_path: Path) -> None:
     experiment_id = store.open_experiment(study)
     cell = study.cells()[1]
-    run = sit_down(study, cell, {"device": "cpu"})
-    run.describe({"data_fingerprint": "d", "classes": '["a", "b"]'})
-    run.log(1, {"loss_g": 2.0, "loss_d": math.inf, "logit_real": math.nan})
+    attempt = begin(tmp_path, cell, {"device": "cpu"})
+    describe(attempt, data="d", classes=["a", "b"])
+    tell(attempt, 1, {"loss_g": 2.0, "loss_d": math.inf, "logit_real": math.nan})
     samples = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
     maps = {f"attention/g32/{part}": np.ones((2, 2)) for part in ("images", "queries", "maps")}
-    run.log_images(5, {"samples": samples, **maps})
-    (cell.directory(tmp_path) / "generator.safetensors").write_bytes(b"weights")
-    assert run.finish("finished", 5)
+    (attempt.folder / "generator.safetensors").write_bytes(b"weights")
+    tell(attempt, 5, {}, ["generator.safetensors"], "finished", images={"samples": samples, **maps})
+    stored = send(store, attempt, has_ended=True)
 
-    stored = store.client.get_run(run.run_id)
     expected = {
         "kind": "cell",
         "mlflow.parentRunId": "parent",
@@ -72,64 +104,190 @@ def test_a_cell_is_stored_with_everything_that_a_report_reads(
         "paper": "table1",
         "config_digest": cell.config_digest,
         "data_fingerprint": "d",
+        "classes": '["a", "b"]',
         "outcome": "finished",
         "last_step": "5",
-        "tile_px": "4",
+        "tile_px": "64",
         "device": "cpu",
     }
     assert expected.items() <= stored.data.tags.items()
-    assert stored.info.status == "FINISHED"
+    assert stored.info.status == "FINISHED" and stored.info.end_time >= stored.info.start_time
     assert stored.data.params["model.attention.at"] == "[32]"
     assert stored.data.metrics == {"loss_g": 2.0}, "infinite values would poison a mean"
-    picture = np.asarray(Image.open(store.client.download_artifacts(run.run_id, "samples/step_0000005.png")))
+    client, run_id = store.client, stored.info.run_id
+    picture = np.asarray(Image.open(client.download_artifacts(run_id, "samples/step_0000005.png")))
     assert (picture[4:8, 8:12] == samples[1, 2]).all()
-    arrays = np.load(store.client.download_artifacts(run.run_id, "attention/g32/step_0000005.npz"))
+    arrays = np.load(client.download_artifacts(run_id, "attention/g32/step_0000005.npz"))
     assert set(arrays) == {"images", "queries", "maps"}
+    paths = {file.path for file in client.list_artifacts(run_id)}
+    assert paths == {"config.yaml", "samples", "attention", "generator.safetensors"}
     assert store.recorded(experiment_id, tmp_path).keys() == {cell.key}
 
 
-def share_with(sit_down: SitDown, study: Study, name: str) -> CellRun:
-    """The run of another study's first cell, which is the same but for its study."""
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_fails_every_point_is_stored_once_in_one_run(
+    store: Store, study: Study, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment_id, cell = store.open_experiment(study), study.cells()[0]
+    attempt = begin(tmp_path, cell, {"device": "cpu"})
+    chance = random.Random(seed)
+    monkeypatch.setattr("ablations.tracking.time.sleep", lambda _seconds: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "client", Unreliable(store.client, seed))
+        describe(attempt, data="d")
+        for step in range(30):
+            tell(attempt, step, {"loss_g": float(step), "loss_d": 1.0})
+            if chance.random() < 0.1:
+                attempt.put_mark(Mark())  # as if a process died before it was written
+            store.try_to_send(experiment_id, attempt, False)
+        with attempt.journal.open("ab") as file:
+            file.write(b'{"time": 17, "st')  # a process that died while it wrote
+        (attempt.folder / "generator.safetensors").write_bytes(b"weights")
+        tell(attempt, 30, {}, ["generator.safetensors"], "finished")
+        while not store.try_to_send(experiment_id, attempt, True):
+            pass
+
+    (stored,) = store.runs(experiment_id, "tags.kind = 'cell'")
+    assert history(store, stored.info.run_id, "loss_g") == [(step, float(step)) for step in range(30)]
+    assert history(store, stored.info.run_id, "loss_d") == [(step, 1.0) for step in range(30)]
+    assert {"data_fingerprint": "d", "outcome": "finished"}.items() <= stored.data.tags.items()
+    assert stored.info.status == "FINISHED"
+    paths = {file.path for file in store.client.list_artifacts(stored.info.run_id)}
+    assert paths == {"config.yaml", "generator.safetensors"}
+    assert not attempt.has_unsent
+
+
+def test_a_cell_that_ended_without_a_store_is_recorded_and_sent_later(
+    store: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment_id, cell = store.open_experiment(study), study.cells()[1]
+    folder = tmp_path / study.name
+    attempt = begin(tmp_path, cell)
+    describe(attempt)
+    lines = [
+        {"time": 1e9 + step, "step": step, "metrics": {"loss_g": step}, "files": [], "status": None}
+        for step in range(1, 1500)
+    ]  # more than one call may bring
+    with attempt.journal.open("a") as file:
+        file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+    tell(attempt, 1500, {"fid": 2.0}, status="collapsed")
+    monkeypatch.setattr("ablations.tracking._PATIENCE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "client", Away())
+        store.send_rest(experiment_id, folder, living=())
+        assert store.is_away
+        result = store.recorded(experiment_id, folder)[cell.key]
+        assert (result.outcome, result.metrics["fid"]) == ("collapsed", 2.0)
+    assert [unsent.has_unsent for unsent in all_attempts(folder)] == [True]
+    store.send_rest(experiment_id, folder, living={cell.key})
+    assert attempt.has_unsent, "its launcher sends it"
+    store.send_rest(experiment_id, folder, living=())
+    assert not attempt.has_unsent
+    (stored,) = store.runs(experiment_id, "tags.kind = 'cell'")
+    assert stored.data.tags["outcome"] == "collapsed" and stored.info.status == "FINISHED"
+    assert history(store, stored.info.run_id, "loss_g") == [(step, float(step)) for step in range(1, 1500)]
+
+
+def test_a_run_that_is_gone_is_made_again_with_all_that_was_told(store: Store, study: Study, tmp_path: Path) -> None:
+    store.open_experiment(study)
+    attempt = begin(tmp_path, study.cells()[0])
+    tell(attempt, 1, {"fid": 3.0})
+    first = send(store, attempt).info.run_id
+    store.client.delete_run(first)
+    store._opened.clear()  # as a process that comes later
+    tell(attempt, 2, {}, status="finished")
+    again = send(store, attempt, has_ended=True)
+    assert again.info.run_id != first
+    assert history(store, again.info.run_id, "fid") == [(1, 3.0)]
+
+
+def test_what_a_store_refuses_for_good_holds_up_nothing_else(store: Store, study: Study, tmp_path: Path) -> None:
+    store.open_experiment(study)
+    attempt = begin(tmp_path, study.cells()[0])
+    tell(attempt, 1, {"not/a key?": 1.0}, ["no such file"])
+    tell(attempt, 2, {}, status="finished")
+    assert send(store, attempt, has_ended=True).data.tags["outcome"] == "finished"
+
+
+def test_what_the_store_has_from_another_disk_is_not_overwritten(store: Store, study: Study, tmp_path: Path) -> None:
+    experiment_id, cell = store.open_experiment(study), study.cells()[0]
+    lost = begin(tmp_path / "here", cell)
+    tell(lost, 1, {"fid": 9.0})
+    other = begin(tmp_path / "another host", cell)
+    tell(other, 1, {"fid": 3.0}, status="finished")
+    stored = send(store, other, has_ended=True)
+    store.send_rest(experiment_id, tmp_path / "here" / study.name, living=())
+    assert history(store, stored.info.run_id, "fid") == [(1, 3.0)]
+    assert not lost.has_unsent and store.client.get_run(stored.info.run_id).info.status == "FINISHED"
+
+
+def test_an_attempt_goes_on_under_the_run_of_the_one_before_and_tells_newer_points(
+    store: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the clock was put back: of two points at one step the newer one counts."""
+    store.open_experiment(study)
+    cell = study.cells()[0]
+    first = begin(tmp_path, cell)
+    for step in (1, 2, 3):
+        tell(first, step, {"fid": float(step)})
+    paused = send(store, first, has_ended=True)
+    assert paused.info.status == "KILLED"
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    second = begin(tmp_path, cell)
+    tell(first, 4, {"fid": 4.0})  # by a process whose launcher has lost the cell
+    for step in (3, 4):
+        tell(second, step, {"fid": 10.0 * step})
+    running = send(store, second)
+    assert (running.info.run_id, running.info.status) == (paused.info.run_id, "RUNNING")
+    send(store, first)
+    points = store.client.get_metric_history(running.info.run_id, "fid")
+    newest = {point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}
+    assert newest == {1: 1.0, 2: 2.0, 3: 30.0, 4: 40.0}
+    assert 4.0 not in {point.value for point in points}
+
+
+def share_with(study: Study, name: str, tmp_path: Path) -> Attempt:
+    """An attempt at another study's first cell, which is the same but for its study."""
     other = replace(study, name=f"{study.name}_{name}")
-    run = sit_down(other, other.cells()[0], {"device": "cuda:0"})
-    run.describe({"data_fingerprint": study.name, "metric_fingerprint": "m"})
-    return run
+    attempt = begin(tmp_path, other.cells()[0], {"device": "cuda:0"})
+    describe(attempt, study.name, "m")
+    return attempt
 
 
-def train(sit_down: SitDown, study: Study, outcome: str = "finished") -> CellRun:
-    run = sit_down(study, study.cells()[0], {"device": "cpu", "git_commit": "abc"})
-    run.describe({"data_fingerprint": study.name, "metric_fingerprint": "m"})  # one store for all tests
+def train(store: Store, study: Study, tmp_path: Path, outcome: str = "finished") -> Any:
+    attempt = begin(tmp_path, study.cells()[0], {"device": "cpu", "git_commit": "abc"})
+    describe(attempt, study.name, "m")  # one store for all tests
     for step in (1, 2, 2):  # the last one replayed after a resume
-        run.log(step, {"fid": 10.0 / step, "loss_g": 1.0}, now=True)
-    run.finish(outcome, 2)
-    return run
+        tell(attempt, step, {"fid": 10.0 / step, "loss_g": 1.0})
+    tell(attempt, 2, {"fid": 5.0, "loss_g": 1.0}, status=outcome)
+    return send(store, attempt, has_ended=True)
 
 
 @pytest.mark.parametrize("outcome", ["finished", "collapsed"])
 def test_a_shared_cell_holds_every_point_of_its_source_once(
-    outcome: str, store: Store, study: Study, sit_down: SitDown, tmp_path: Path
+    outcome: str, store: Store, study: Study, tmp_path: Path
 ) -> None:
-    source = train(sit_down, study, outcome)
-    copy = share_with(sit_down, study, "copy")
-    found = copy.find_source(study.name, "m")
-    assert found is not None and found.run_id == source.run_id
-    copy.share(found)
-    copy.close()
-    store.client.delete_tag(copy.run_id, "outcome")
-    again = share_with(sit_down, study, "copy")  # whoever comes after a crash does it over
-    assert again.run_id == copy.run_id
-    again.share(found)
+    store.open_experiment(study)
+    source = train(store, study, tmp_path, outcome)
+    attempt = share_with(study, "copy", tmp_path)
+    experiment_id = store.open_experiment(replace(study, name=attempt.cell.study))
+    assert (study.name, "m") in store.find_shared(attempt.cell)
+    found = store.find_source(attempt.cell, (study.name, "m"))
+    assert found is not None and found.tags["shared_run"] == source.info.run_id
+    copy = attempt.become_copy(found.records, found.tags)
+    stored = send(store, copy, has_ended=True)
+    store.client.delete_tag(stored.info.run_id, "outcome")
+    copy.put_mark(Mark())  # whoever comes after a crash does it over
+    stored = send(store, copy, has_ended=True)
 
-    stored = store.client.get_run(copy.run_id)
     expected = {
-        "shared_run": source.run_id,
+        "shared_run": source.info.run_id,
         "shared_study": study.name,
         "outcome": outcome,
         "last_step": "2",
         "device": "cpu",
         "git_commit": "abc",
-        "study": f"{study.name}_copy",
-        "metric_fingerprint": "m",
+        "study": attempt.cell.study,
     }
     assert expected.items() <= stored.data.tags.items()
     assert stored.info.status == "FINISHED"
@@ -137,99 +295,143 @@ def test_a_shared_cell_holds_every_point_of_its_source_once(
     for key in ("fid", "loss_g"):
         points = [
             sorted((point.step, point.timestamp, point.value) for point in store.client.get_metric_history(run_id, key))
-            for run_id in (source.run_id, copy.run_id)
+            for run_id in (source.info.run_id, stored.info.run_id)
         ]
         assert points[0] == points[1]
-    experiment_id = store.client.get_run(copy.run_id).info.experiment_id
     (result,) = store.recorded(experiment_id, tmp_path).values()
     assert (result.outcome, result.metrics["fid"], result.shared_study) == (outcome, 5.0, study.name)
     assert store.recorded(experiment_id, tmp_path, shared=False) == {}
 
 
 def test_a_cell_is_shared_only_where_all_that_decides_it_is_the_same(
-    store: Store, study: Study, sit_down: SitDown
+    store: Store, study: Study, tmp_path: Path
 ) -> None:
-    train(sit_down, study)
-    copy = share_with(sit_down, study, "copy")
-    assert copy.find_source("other data", "m") is None
-    assert copy.find_source(study.name, "other metrics") is None
+    store.open_experiment(study)
+    train(store, study, tmp_path)
+    copy = share_with(study, "copy", tmp_path).cell
+    assert store.find_source(copy, ("other data", "m")) is None
+    assert store.find_source(copy, (study.name, "other metrics")) is None
     for cell in (study.cells()[1], study.cells()[2]):  # another config, another seed
-        assert find_source(store.client, replace(cell, study="other"), study.name, "m") is None
-    assert find_source(store.client, study.cells()[0], study.name, "m") is None, "the study itself is no other study"
+        assert store.find_source(replace(cell, study="other"), (study.name, "m")) is None
+    assert store.find_source(study.cells()[0], (study.name, "m")) is None, "the study itself is no other study"
 
 
-def test_a_copy_and_a_run_that_failed_are_no_sources(store: Store, study: Study, sit_down: SitDown) -> None:
-    failed = share_with(sit_down, study, "failed")
-    failed.fail("RuntimeError: out of memory")
-    waiting = share_with(sit_down, study, "waiting")
-    assert waiting.find_source(study.name, "m") is None
-    source = train(sit_down, study)
-    copy = share_with(sit_down, study, "copy")
-    found = copy.find_source(study.name, "m")
+def test_a_copy_and_a_run_that_failed_are_no_sources(store: Store, study: Study, tmp_path: Path) -> None:
+    for name in ("failed", "copy", "waiting"):
+        store.open_experiment(replace(study, name=f"{study.name}_{name}"))
+    store.open_experiment(study)
+    failed = share_with(study, "failed", tmp_path)
+    (failed.folder / "failure.json").write_text('{"reason": "RuntimeError: no", "traceback": "..."}')
+    send(store, failed, has_ended=True)
+    waiting = share_with(study, "waiting", tmp_path).cell
+    assert store.find_source(waiting, (study.name, "m")) is None
+    source = train(store, study, tmp_path)
+    copy = share_with(study, "copy", tmp_path)
+    found = store.find_source(copy.cell, (study.name, "m"))
     assert found is not None
-    copy.share(found)
-    second = waiting.find_source(study.name, "m")
-    assert second is not None and second.run_id == source.run_id
-    store.client.delete_run(source.run_id)
-    assert waiting.find_source(study.name, "m") is None, "a copy is not copied: its pictures are gone"
+    send(store, copy.become_copy(found.records, found.tags), has_ended=True)
+    second = store.find_source(waiting, (study.name, "m"))
+    assert second is not None and second.tags["shared_run"] == source.info.run_id
+    store.client.delete_run(source.info.run_id)
+    assert store.find_source(waiting, (study.name, "m")) is None, "a copy is not copied: its pictures are gone"
 
 
-def test_a_copy_is_not_taken_for_a_trained_run_where_none_may_be_shared(
-    store: Store, study: Study, sit_down: SitDown, tmp_path: Path
-) -> None:
-    train(sit_down, study)
-    copy = share_with(sit_down, study, "copy")
-    found = copy.find_source(study.name, "m")
+def test_a_copy_is_not_taken_for_a_trained_run(store: Store, study: Study, tmp_path: Path) -> None:
+    store.open_experiment(study)
+    train(store, study, tmp_path)
+    first = share_with(study, "copy", tmp_path)
+    experiment_id = store.open_experiment(replace(study, name=first.cell.study))
+    found = store.find_source(first.cell, (study.name, "m"))
     assert found is not None
-    copy.share(found)
-    shared_run = copy.run_id
-    copy.close()
-    own = sit_down(replace(study, name=copy.cell.study), copy.cell, shared=False)
-    assert own.run_id != shared_run
-    own.log(2, {"fid": 7.0})
-    own.finish("finished", 2)
-    (result,) = store.recorded(store.client.get_run(own.run_id).info.experiment_id, tmp_path).values()
+    copied = send(store, first.become_copy(found.records, found.tags), has_ended=True)
+    own = begin(tmp_path, first.cell)
+    tell(own, 2, {"fid": 7.0}, status="finished")
+    assert send(store, own, has_ended=True).info.run_id != copied.info.run_id
+    (result,) = store.recorded(experiment_id, tmp_path).values()
     assert (result.metrics["fid"], result.shared_study) == (7.0, None), "what was trained counts, also beside a copy"
 
 
-def test_a_paused_cell_goes_on_under_its_own_run(store: Store, study: Study, sit_down: SitDown) -> None:
-    first = sit_down(study, study.cells()[0])
-    first.pause()
-    first.close()
-    assert store.client.get_run(first.run_id).info.status == "KILLED"
-    second = sit_down(study, study.cells()[0])
-    assert second.run_id == first.run_id
-    assert store.client.get_run(first.run_id).info.status == "RUNNING"
-
-
-def test_a_worker_with_another_disk_goes_on_under_the_same_run(
-    store: Store, study: Study, sit_down: SitDown, tmp_path: Path
-) -> None:
-    cell = study.cells()[0]
-    first = sit_down(study, cell)
+def test_a_run_that_a_dead_process_left_running_is_ended(store: Store, study: Study, tmp_path: Path) -> None:
     experiment_id = store.open_experiment(study)
-    second = CellRun(store.client, experiment_id, "parent", cell, {}, tmp_path / "another host")
-    assert second.run_id == first.run_id and second.outcome is None
-    second.finish("finished", 3)
-    third = CellRun(store.client, experiment_id, "parent", cell, {}, tmp_path / "a third")
-    assert third.outcome == "finished"
-    first.pause()  # taken for dead, it wakes up
-    assert store.client.get_run(first.run_id).info.status == "KILLED"
+    dead, alive = (begin(tmp_path, cell) for cell in study.cells()[:2])
+    runs = [send(store, attempt).info.run_id for attempt in (dead, alive)]
+    store.end_abandoned(experiment_id, living={alive.cell.key})
+    assert [store.client.get_run(run_id).info.status for run_id in runs] == ["KILLED", "RUNNING"]
+
+
+def test_a_second_run_that_a_slow_store_made_is_deleted(store: Store, study: Study, tmp_path: Path) -> None:
+    experiment_id, cell = store.open_experiment(study), study.cells()[0]
+    attempt = begin(tmp_path, cell)
+    tell(attempt, 1, {"fid": 3.0})
+    run = send(store, attempt)
+    twin = store.client.create_run(experiment_id, tags=run.data.tags, start_time=1).info.run_id
+    tell(attempt, 2, {}, status="finished")
+    send(store, attempt, has_ended=True)
+    assert store.find_outcome(experiment_id, cell, shared=True) == "finished"
     store.end_abandoned(experiment_id, set())
-    assert store.recorded(experiment_id, tmp_path)[cell.key].outcome == "finished"
+    assert [found.info.run_id for found in store.runs(experiment_id, "")] == [run.info.run_id]
+    assert store.client.get_run(twin).info.lifecycle_stage == "deleted"
 
 
-def test_a_run_that_a_dead_process_left_running_is_ended(store: Store, study: Study, sit_down: SitDown) -> None:
-    dead, alive = (sit_down(study, cell) for cell in study.cells()[:2])
-    store.end_abandoned(store.open_experiment(study), living={alive.cell.key})
-    assert store.client.get_run(dead.run_id).info.status == "KILLED"
-    assert store.client.get_run(alive.run_id).info.status == "RUNNING"
-
-
-def test_a_failed_cell_keeps_its_traceback(store: Store, study: Study, sit_down: SitDown) -> None:
-    run = sit_down(study, study.cells()[0])
-    run.fail("Traceback (most recent call last):\n  ...\nRuntimeError: out of memory\n")
-    stored = store.client.get_run(run.run_id)
+def test_a_failed_cell_keeps_its_traceback_until_it_is_run_again(store: Store, study: Study, tmp_path: Path) -> None:
+    store.open_experiment(study)
+    attempt = begin(tmp_path, study.cells()[0])
+    failure = {"reason": "RuntimeError: out of memory", "traceback": "Traceback (most recent call last):\n ..."}
+    (attempt.folder / "failure.json").write_text(json.dumps(failure))
+    stored = send(store, attempt, has_ended=True)
     assert stored.info.status == "FAILED"
     assert stored.data.tags["error"] == "RuntimeError: out of memory"
-    assert "most recent call" in Path(store.client.download_artifacts(run.run_id, "traceback.txt")).read_text()
+    report = Path(store.client.download_artifacts(stored.info.run_id, "traceback.txt")).read_text()
+    assert "most recent call" in report
+    again = send(store, begin(tmp_path, study.cells()[0]))
+    assert (again.info.run_id, again.info.status) == (stored.info.run_id, "RUNNING")
+    assert "error" not in again.data.tags
+
+
+def test_a_launch_survives_a_store_that_goes_away(
+    store: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ablations.tracking._PATIENCE_SECONDS", 0.0)
+    experiment_id, cell = store.open_experiment(study), study.cells()[0]
+    attempt = begin(tmp_path, cell)
+    tell(attempt, 1, {"fid": 1.0}, status="finished")
+    send(store, attempt, has_ended=True)
+    before = store.recorded(experiment_id, tmp_path)
+    launch = store.start_launch(experiment_id, study, {"pid": 1}, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "client", Away())
+        assert store.recorded(experiment_id, tmp_path) == before and store.is_away
+        store.log_document(launch, "search.json", {"trials": 3})
+        store.end_abandoned(experiment_id, set())
+        assert store.running_launches(experiment_id) == {}
+        assert store.find_shared(cell) == [] and store.find_outcome(experiment_id, cell, True) is None
+        with pytest.raises(StoreAway, match="does not answer .*away"):
+            store.open_experiment(study)
+    store.end_run(launch, "FINISHED")
+    assert store.client.get_run(launch).info.status == "FINISHED" and not store.is_away
+    assert "search.json" in {file.path for file in store.client.list_artifacts(launch)}
+
+
+def test_the_mirror_sends_beside_its_caller_and_nothing_of_a_lost_cell(
+    store: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ablations.mirror._SECONDS", 0.01)
+    experiment_id = store.open_experiment(study)
+    done, lost = (begin(tmp_path, cell) for cell in study.cells()[:2])
+    has_claims = False
+    mirror = Mirror(store, experiment_id, lambda: has_claims)
+    for attempt in (done, lost):
+        mirror.follow(attempt)
+        tell(attempt, 1, {"fid": 3.0}, status="finished")
+    mirror.finish(done)
+    assert mirror.take_ended() == [], "a launcher that was stopped for long sends nothing"
+    mirror.drop(lost)
+    has_claims = True
+    while not (ended := mirror.take_ended()):
+        pass
+    assert ended == [done] and mirror.take_ended() == []
+    mirror.close(10.0)
+    assert store.recorded(experiment_id, tmp_path).keys() == {done.cell.key}
+    assert lost.mark.is_lost and not lost.has_unsent
+    store.send_rest(experiment_id, tmp_path / study.name, living=())
+    assert store.recorded(experiment_id, tmp_path / study.name).keys() == {done.cell.key}

@@ -1,7 +1,7 @@
 """What the queue costs, without training: `python -m benchmarks.queue_simulation CELLS WORKERS SECONDS`, in tests/.
 
-So many cells of so many seconds, claimed by so many processes from a PostgreSQL server of its own, each with a
-worker's heartbeat, and with a launcher that looks on and takes cells back.
+So many cells of so many seconds, claimed by so many processes from a PostgreSQL server of its own, each with
+a sign of life, and with a launcher that looks on and takes cells back.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, quantiles
 
-import psutil
 from postgres import postgres_server
 
 from ablations.plan import Cell
 from ablations.queue import CellQueue, Worker
 from ablations.study import read_study
-from ablations.worker import Heartbeat
 
 STUDY = Path(__file__).parents[2] / "studies" / "smoke.yaml"
 _PROCESSES = multiprocessing.get_context("fork")  # so that they need not import everything anew
@@ -81,15 +79,15 @@ def _claim_all(
     url: str, study: str, cells: list[Cell], seconds: float, times: multiprocessing.Queue[tuple[str, float, float]]
 ) -> None:
     queue = CellQueue(url, study, cells)
-    me = Worker.here(psutil.Process().cmdline()[0])
+    me = Worker.here()
     while True:
         asked = time.perf_counter()
         claim = queue.claim(me)
         got = time.perf_counter() - asked
         if claim is None:
             break
-        with Heartbeat(queue, claim):
-            time.sleep(seconds)
+        queue.beat({claim: {}})
+        time.sleep(seconds)
         trained = time.perf_counter()
         queue.complete(claim, "finished")
         times.put((claim.cell.name, got, time.perf_counter() - trained))

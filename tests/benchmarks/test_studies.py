@@ -57,12 +57,9 @@ class Launch:
     @property
     def between(self) -> float:
         """Seconds a cell that its steps and evaluations do not explain, with the way from one cell to the next."""
-        spans = []
-        for process in {cell["process"] for cell in self.cells}:
-            mine = [cell for cell in self.cells if cell["process"] == process]
-            span = max(cell["ended"] for cell in mine) - min(cell["began"] for cell in mine)
-            spans.append(span - sum(cell["steps"] + cell["evaluation"] for cell in mine))
-        return sum(spans) / len(self.cells)
+        first, last = min(cell["began"] for cell in self.cells), max(cell["ended"] for cell in self.cells)
+        busy = sum(cell["steps"] + cell["evaluation"] for cell in self.cells)
+        return ((last - first) * self.workers - busy) / len(self.cells)
 
     @property
     def overhead(self) -> float:
@@ -88,7 +85,7 @@ def launch(folder: Path, workers: int, device: str = "cpu") -> Launch:
     started = time.time()
     subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True)
     ended = time.time()
-    cells = [json.loads(file.read_text()) for file in folder.glob("runs/short/*/*/seconds.json")]
+    cells = [json.loads(file.read_text()) for file in folder.glob("runs/short/*/*/*/seconds.json")]
     assert len(cells) == 2 * cores
     return Launch(workers, started, ended, cells)
 

@@ -1,9 +1,10 @@
-"""`python -m ablations.run` with workers that note where their time goes."""
+"""`python -m ablations.run` with training processes that note where their time goes."""
 
 import sys
-from pathlib import Path
+
+from benchmarks.timed_trainer import TimedTrainer
 
 from ablations.run import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], program=(sys.executable, str(Path(__file__).with_name("timed_worker.py")))))
+    sys.exit(main(sys.argv[1:], trainer=TimedTrainer))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from told import begin, describe, tell
 
 from ablations import tracking
-from ablations.cell_run import CellRun
 from ablations.study import read_study
 from reports.load import load_results
 from reports.store import Store
@@ -27,18 +27,18 @@ def test_a_launch_and_its_cells_come_back_as_the_tracker_wrote_them(
     experiment = writer.open_experiment(study)
     launch = writer.start_launch(experiment, study, {"pid": 1}, "0123abc")
     none, feat16 = study.cells()
-    run = CellRun(writer.client, experiment, launch, none, {"device": "cpu"}, tmp_path / "cell")
-    run.describe({"data_fingerprint": "data", "metric_fingerprint": "embedded-v1@1a2b; 32 samples"})
-    run.log(0, {"num_params_g": 33_000.0})
-    run.log(3, {"fid": 12.5})
-    run.log(6, {"fid": 12.5, "loss_d": float("inf")})
+    attempt = begin(tmp_path / "runs", none, {"device": "cpu"}, launch)
+    describe(attempt, "data", "embedded-v1@1a2b; 32 samples")
+    tell(attempt, 1, {"num_params_g": 33_000.0})
+    tell(attempt, 3, {"fid": 12.5})
     images, queries = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((1, 2), int)
     arrays = {"images": images, "queries": queries, "maps": np.ones((2, 1, 4, 4))}
     pictures = {"samples": np.zeros((6, 2, 8, 8, 3), np.uint8), **{f"attention/g16/{k}": v for k, v in arrays.items()}}
-    run.log_images(6, pictures)
-    assert run.finish("finished", 6)
-    failed = CellRun(writer.client, experiment, launch, feat16, {}, tmp_path / "failed")
-    failed.fail("Traceback\nValueError: no")
+    tell(attempt, 6, {"fid": 12.5, "loss_d": float("inf")}, status="finished", images=pictures)
+    failed = begin(tmp_path / "runs", feat16, {}, launch)
+    (failed.folder / "failure.json").write_text('{"reason": "ValueError: no", "traceback": "Traceback"}')
+    for one in (attempt, failed):
+        writer.send(experiment, one, has_ended=True)
 
     (results,) = load_results(Store())
     assert (results.study, results.protocol, results.baseline) == (study.name, study.protocol, study.baseline)
@@ -50,8 +50,8 @@ def test_a_launch_and_its_cells_come_back_as_the_tracker_wrote_them(
     assert results.cells.loc[1, "error"] == "ValueError: no"
     assert results.cells.loc[0, ["step", "steps"]].tolist() == [6, none.config.optim.steps]
     assert [(picture.kind, picture.name, picture.step, picture.tile_px) for picture in results.pictures] == [
-        ("samples", "samples", 6, 8),
-        ("attention", "g16", 6, 8),
+        ("samples", "samples", 6, none.config.data.resolution),
+        ("attention", "g16", 6, none.config.data.resolution),
     ]
     with np.load(results.pictures[1].path) as loaded:
         assert all(np.array_equal(loaded[key], value) for key, value in arrays.items())

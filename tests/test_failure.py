@@ -1,9 +1,13 @@
+"""What a run that failed says, to the program that started it."""
+
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from ablations.gpu_memory import is_out_of_gpu_memory, out_of_gpu_memory
+from sagan.failure import NAME, is_out_of_gpu_memory, out_of_gpu_memory, read_failure, write_failure
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,24 @@ def test_memory_that_gives_out_while_a_step_is_recorded_is_seen_behind_the_error
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert triggered"), MemoryError("none left")])
 def test_other_errors_keep_their_own_words(error: Exception) -> None:
     assert not is_out_of_gpu_memory(error)
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+def test_the_first_error_of_several_processes_counts(tmp_path: Path) -> None:
+    assert read_failure(tmp_path) is None
+    write_failure(tmp_path, raised(ValueError("no")), "cpu")
+    write_failure(tmp_path, raised(RuntimeError("Connection closed by peer")), "cpu")
+    failure = read_failure(tmp_path)
+    assert failure is not None and failure.reason == "ValueError: no"
+    assert "in raised" in failure.traceback and failure.traceback.endswith("ValueError: no\n")
+
+
+def test_a_failure_that_a_killed_process_did_not_write_to_its_end_is_none(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text('{"reason": "Val')
+    assert read_failure(tmp_path) is None

@@ -1,20 +1,24 @@
-"""Launchers and workers forked from a process that has imported everything, so that one starts in milliseconds.
+"""Launchers and their training processes forked from a process that has imported everything, so that one starts in
+milliseconds.
 
 Importing torch and MLflow takes seconds: with a start each, forty kills would take minutes. Each child is a process of
 its own that does what the command would, under a command line that says which: `Popen(["ablations.run", TRAINER, ...])`
-and, from there, `Popen(["ablations.worker", TRAINER, LAUNCH.json, TOKEN, ...])`. TRAINER is "real" or "fake".
+and, from there, `Popen(["ablations.trainers", FOLDER])`. TRAINER is "real" or "fake".
 
 In the environment of a launch, FAKE_HOST and FAKE_GRACE stand for fake_host.py, FAKE_PATIENCE for the seconds that it
-waits for its tracking store, and FAKE_MEMORY_MIB for the memory that a worker may take beyond what it begins with.
+waits for its tracking store, and FAKE_MEMORY_MIB for the memory that a training process may take beyond what it begins
+with.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import importlib
 import json
 import os
+import pickle
 import resource
 import select
 import signal
@@ -27,17 +31,18 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any
 
 import psutil
+import pytest
 
 HERE = Path(__file__).parent
 _ROOM = 4096  # bytes that the command line of a child may have
-_ADDRESS = "NURSERY"
+_ADDRESS = "FORK_SERVER"
 _IMPORTED = (
-    "ablations.launcher",
-    "ablations.worker",
+    "ablations.launch",
+    "ablations.trainers",
+    "sagan.data.preparation",
     "fake_trainer",
     "mlflow.store.artifact.local_artifact_repo",
     "mlflow.store.tracking.sqlalchemy_store",
@@ -47,9 +52,9 @@ _IMPORTED = (
 
 
 @contextlib.contextmanager
-def nursery() -> Iterator[None]:
+def fork_server() -> Iterator[None]:
     """While it is open, Popen works, here and in the children, of whom none outlives it."""
-    with tempfile.TemporaryDirectory(prefix="nursery-") as folder:  # a short path: it holds a socket
+    with tempfile.TemporaryDirectory(prefix="forks-") as folder:  # a short path: it holds a socket
         address = f"{folder}/socket"
         python_path = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
         own = {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", _ADDRESS: address}
@@ -58,7 +63,7 @@ def nursery() -> Iterator[None]:
         try:
             give_up = time.monotonic() + 240
             while not os.path.exists(address):
-                assert server.poll() is None and time.monotonic() < give_up, "the nursery did not open"
+                assert server.poll() is None and time.monotonic() < give_up, "the server of forks did not start"
                 time.sleep(0.05)
             yield
         finally:
@@ -71,7 +76,7 @@ def nursery() -> Iterator[None]:
 
 
 class Popen:
-    """As much of subprocess.Popen as a crew uses. The child is in a session of its own, and dies with no parent."""
+    """As much of subprocess.Popen as a launcher uses. The child is in a session of its own."""
 
     def __init__(
         self,
@@ -80,9 +85,9 @@ class Popen:
         stdout: IO[Any],
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
-        **_as_ever: Any,
+        job: str = "",
     ) -> None:
-        wanted = {"command": list(command), "log": stdout.name, "cwd": str(cwd or Path.cwd()), "parent": os.getpid()}
+        wanted = {"command": list(command), "log": stdout.name, "cwd": str(cwd or Path.cwd()), "job": job}
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(os.environ[_ADDRESS])
         self._answers = self._socket.makefile("rw")
@@ -118,21 +123,24 @@ class Popen:
 
 
 @contextlib.contextmanager
-def crews_that_fork() -> Iterator[None]:
-    """Launches of this process, with `program=("ablations.worker", TRAINER)`, have workers from the nursery."""
-    from ablations import crew
+def forked_trainers() -> Iterator[None]:
+    """Launches of this process have training processes from the server."""
+    from ablations import trainers
 
-    crew.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
-        Popen=Popen, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
-    )
-    try:
+    def start_process(folder: Path, known: Any, trainer: Any, environment: Mapping[str, str]) -> Popen:
+        job = base64.b64encode(pickle.dumps((folder, known, os.getpid(), trainer))).decode()
+        with (folder / trainers.LOG).open("ab") as log:
+            command = ["ablations.trainers", str(folder)]
+            return Popen(command, stdout=log, env={**os.environ, **environment}, job=job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainers, "start_process", start_process)
         yield
-    finally:
-        crew.subprocess = subprocess  # type: ignore[attr-defined]
 
 
 def living(what: str, cwd: Path) -> list[int]:
-    """Process ids of the launchers ("ablations.run") or workers ("ablations.worker") in a folder, in order of birth."""
+    """Process ids of the launchers ("ablations.run") or training processes ("ablations.trainers") in a folder, in order
+    of birth."""
     found = []
     for file in Path(os.environ[_ADDRESS]).parent.glob("child-*"):
         with contextlib.suppress(FileNotFoundError):  # it has just ended
@@ -147,7 +155,7 @@ def _is_readable(connection: socket.socket, seconds: float) -> bool:
 
 
 def _serve() -> None:
-    """Until the process that opened the nursery is gone."""
+    """Until the process that started it is gone."""
     owner = os.getppid()
     for module in _IMPORTED:
         importlib.import_module(module)
@@ -169,7 +177,7 @@ def _serve() -> None:
 
 
 def _draw_pictures() -> None:
-    """Those of the built-in data set at 32 px, which each worker would draw for itself."""
+    """Those of the built-in data set at 32 px, which each process would draw for itself."""
     import torch
 
     from sagan.data import open_dataset
@@ -216,7 +224,7 @@ def _live(wanted: dict[str, Any]) -> None:
         os.environ.clear()
         os.environ.update(wanted["env"])
         _rename(wanted["command"])
-        status = _obey(wanted["command"], wanted["parent"])
+        status = _obey(wanted["command"], wanted["job"])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -225,25 +233,31 @@ def _live(wanted: dict[str, Any]) -> None:
         os._exit(status)
 
 
-def _obey(command: list[str], parent: int) -> int:
+def _obey(command: list[str], job: str) -> int:
+    import torch
     from fake_host import pretend
 
-    from ablations import session, tracking, worker
+    from ablations import launcher, tracking, trainers
 
     pretend()
-    what, trainer, *arguments = command
-    if what == "ablations.run":
+    if command[0] == "ablations.run":
         from ablations.run import main
 
-        session.TICK_SECONDS = 0.1
+        _, trainer, *arguments = command
+        launcher.TICK_SECONDS = 0.1
         tracking._PATIENCE_SECONDS = float(os.environ.get("FAKE_PATIENCE", tracking._PATIENCE_SECONDS))
-        with crews_that_fork():
-            return main(arguments, program=("ablations.worker", trainer))
-    if room := os.environ.get("FAKE_MEMORY_MIB"):  # that a worker may take beyond what it begins with
+        with forked_trainers():
+            return main(arguments, trainer=_trainer(trainer))
+    if room := os.environ.get("FAKE_MEMORY_MIB"):  # that a process may take beyond what it begins with
         most = psutil.Process().memory_info().vms + int(room) * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    worker._starter = lambda: parent if psutil.pid_exists(parent) else 0
-    return worker.main(arguments, trainer=_trainer(trainer))
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda _threads: None  # more would wait for each other on a busy machine
+    try:
+        trainers.train(*pickle.loads(base64.b64decode(job)))
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
 
 
 def _trainer(name: str) -> Any:
@@ -253,11 +267,8 @@ def _trainer(name: str) -> Any:
         return FakeTrainer
     from functools import partial
 
-    import torch
-
     from sagan.training import Trainer
 
-    torch.set_num_threads(1)
     return partial(Trainer, checkpoint_every=2)
 
 

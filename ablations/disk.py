@@ -29,7 +29,7 @@ def fullest(folders: Iterable[Path]) -> Path:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def new_database(path: Path) -> Iterator[Path]:
     """Where to make the tables of a new SQLite file, which is at `path` once they are all there.
 
     Neither MLflow nor Optuna can go on with some of them, which is what a full disk or a process that is killed leaves.

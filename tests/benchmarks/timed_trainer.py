@@ -1,15 +1,13 @@
-"""`python -m ablations.worker` with a trainer that notes where the time of a cell goes."""
+"""A trainer that notes where the time of a cell goes."""
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Generator
 from typing import Any
 
 from benchmarks.measure import Clock
 
-from ablations import worker
 from sagan.training import Event, Trainer
 
 PARTS = {"steps": ["_train_step"], "evaluation": ["_report"], "saving": ["_save"]}
@@ -34,10 +32,3 @@ class TimedTrainer(Trainer):
         when = {"began": self.began, "ended": time.time()}
         found = {"process": os.getpid(), "events": self.events, **when, **self.clock.seconds}
         (self.directory / "seconds.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    sys.exit(worker.main(sys.argv[1:], trainer=TimedTrainer))

@@ -1,0 +1,225 @@
+"""The folder of a cell: one folder per attempt at it, `attempt-N`, the folder of a run (sagan/run_folder.py).
+
+Beside the run's own files a launcher keeps there `attempt.json`, which says of what cell it is, `log.txt`, what the
+training process printed, and `mirror.json`: how far the tracking store has the journal. An attempt whose launcher lost
+the claim writes to its own folder alone, so it can harm no other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ablations.plan import Cell
+from sagan import journal
+from sagan.failure import Failure, read_failure
+from sagan.journal import Record
+from sagan.run_folder import CONFIG, PROTOCOL, Run, config_yaml
+
+_NOTE, _MARK, LOG = "attempt.json", "mirror.json", "log.txt"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How much of an attempt the tracking store has: `offset` bytes of its journal, in the run `run_id`; whether it
+    knows how the attempt ended. An attempt that lost its claim is never sent."""
+
+    run_id: str | None = None
+    offset: int = 0
+    has_end: bool = False
+    is_lost: bool = False
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """`tags` are those that its run in the tracking store has from the start, under the run `parent`; `copied` those
+    that it ends with where its journal is a copy of another study's run: "shared_run", "shared_study" and others.
+    `ends` are the sizes of the journals of earlier attempts, by folder, when this one began: what they tell later is
+    of a launcher that had lost its claim, and does not count.
+    """
+
+    folder: Path
+    cell: Cell
+    parent: str
+    tags: dict[str, str]
+    started: float  # seconds since 1970, after all that earlier attempts told
+    ends: dict[str, int] = field(default_factory=dict)
+    copied: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        return int(self.folder.name.rpartition("-")[2])
+
+    @property
+    def is_newest(self) -> bool:
+        return int(_folders(self.folder.parent)[-1].name.rpartition("-")[2]) == self.number
+
+    @property
+    def end(self) -> int | None:
+        """The byte of the journal that the next attempt began at; None where this is the newest."""
+        later = [] if self.is_newest else attempts(self.folder.parent)
+        return next((after.ends[self.folder.name] for after in later if self.folder.name in after.ends), None)
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / journal.NAME
+
+    def read(self, offset: int = 0, end: int | None = None) -> tuple[list[Record], int]:
+        """Lines of the journal between these bytes, and the offset after them, with times from `started` on, whatever
+        the clock did meanwhile: of two points at one step the newer one counts.
+
+        A damaged journal has no lines, which is said in the log.
+        """
+        try:
+            records, after = journal.read(self.journal, offset, end)
+            first = records[0] if records and not offset else self._first_record if records else None
+        except ValueError as error:
+            _log.error("%s", error)
+            return [], self.journal.stat().st_size
+        if first is None:
+            return [], after
+        late = max(0.0, self.started - first.time)
+        return [replace(record, time=record.time + late) for record in records], after
+
+    @property
+    def _first_record(self) -> Record:
+        with self.journal.open("rb") as file:
+            size = len(file.readline())
+        return journal.read(self.journal, 0, size)[0][0]
+
+    @property
+    def outcome(self) -> str | None:
+        """Of a run that has come to its end."""
+        records = journal.current(self.read(0, self.end)[0])
+        return records[-1].status if records else None
+
+    @property
+    def failure(self) -> Failure | None:
+        return read_failure(self.folder)
+
+    @property
+    def protocol(self) -> dict[str, Any] | None:
+        """protocol.json; None before the data set and the networks are open."""
+        try:
+            found = json.loads((self.folder / PROTOCOL).read_text())
+            return found if isinstance(found, dict) else None
+        except (FileNotFoundError, ValueError):
+            return None
+
+    @property
+    def mark(self) -> Mark:
+        try:
+            return Mark(**json.loads((self.folder / _MARK).read_text()))
+        except (OSError, ValueError, TypeError):  # all is sent again then, which harms nothing
+            return Mark()
+
+    def put_mark(self, mark: Mark) -> None:
+        _write(self.folder / _MARK, asdict(mark))
+
+    def lose(self) -> None:
+        self.put_mark(replace(self.mark, is_lost=True))
+
+    @property
+    def has_unsent(self) -> bool:
+        mark = self.mark
+        if mark.is_lost:
+            return False
+        size = self.journal.stat().st_size if self.journal.exists() else 0
+        if size > mark.offset and self.read(mark.offset, self.end)[0]:
+            return True
+        return not mark.has_end and self.is_newest and (self.failure is not None or self.outcome is not None)
+
+    def become_copy(self, records: list[Record], tags: Mapping[str, str]) -> Attempt:
+        """The same attempt with a copy of another run's journal."""
+        lines = ({**vars(record), "metrics": journal.to_json(record.metrics)} for record in records)
+        self.journal.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        copy = replace(self, copied=dict(tags), started=records[0].time)
+        copy.write()
+        copy.put_mark(Mark())
+        return copy
+
+    def write(self) -> None:
+        values = {name: value for name, value in vars(self).items() if name != "folder"}
+        values["cell"] = self.cell.to_json()
+        _write(self.folder / _NOTE, values)
+
+
+def begin_attempt(runs: Path, cell: Cell, parent: str, tags: Mapping[str, str], machine: dict[str, Any]) -> Attempt:
+    """A new attempt at `cell`, which goes on from the newest checkpoint of an earlier one that is not damaged.
+
+    `machine` are the options of sagan/run_folder.py.
+    """
+    directory = cell.directory(runs)
+    directory.mkdir(parents=True, exist_ok=True)
+    before = _folders(directory)
+    number = 1 + max((int(path.name.rpartition("-")[2]) for path in before), default=0)
+    while True:
+        folder = directory / f"attempt-{number}"
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:  # a launcher that has lost its claim to the cell
+            number += 1
+    _take_newest_checkpoint(before, folder)
+    (folder / CONFIG).write_bytes(config_yaml(Run(cell.config, cell.seed, machine)))
+    told, ends = 0.0, {}
+    for earlier in attempts(directory):
+        records, ends[earlier.folder.name] = earlier.read()
+        told = max([told, *(record.time for record in records)])
+    attempt = Attempt(folder, cell, parent, dict(tags), max(time.time(), told + 1e-3), ends)
+    attempt.write()
+    return attempt
+
+
+def attempts(directory: Path, key: str | None = None) -> list[Attempt]:
+    """The attempts at the cell `key` in the folder of a cell, oldest first: cells of two protocols with one config
+    share a folder."""
+    found = []
+    for folder in _folders(directory):
+        try:
+            values = json.loads((folder / _NOTE).read_text())
+        except (FileNotFoundError, ValueError):  # whoever made it was killed, or is making it
+            continue
+        attempt = Attempt(folder, **{**values, "cell": Cell.from_json(values["cell"])})
+        if key is None or attempt.cell.key == key:
+            found.append(attempt)
+    return found
+
+
+def all_attempts(study_folder: Path) -> Iterator[Attempt]:
+    """Those at all cells of a study; the folder is runs/STUDY."""
+    for directory in sorted({path.parent for path in study_folder.glob("*/*/attempt-*")}):
+        yield from attempts(directory)
+
+
+def _folders(directory: Path) -> list[Path]:
+    found = (path for path in directory.glob("attempt-*") if path.name.rpartition("-")[2].isdecimal())
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _take_newest_checkpoint(folders: list[Path], folder: Path) -> None:
+    """Checkpoints are moved: so a cell has those of one attempt, and one that is still running misses nothing."""
+    from sagan.checkpoint import has_checkpoint, has_whole_checkpoint, take_checkpoints
+
+    having = [earlier for earlier in reversed(folders) if has_checkpoint(earlier)]
+    # Where all are damaged, the training process says so in its log.
+    source = next(filter(has_whole_checkpoint, having), having[0] if having else None)
+    if source is not None:
+        take_checkpoints(source, folder)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(values))
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,206 @@
+"""Runs studies one after another, searches their best trial where they ask for it, and says how all ended."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ablations.attempts import all_attempts
+from ablations.disk import fullest, is_full_disk
+from ablations.launcher import Launcher, Options
+from ablations.machine import Team
+from ablations.plan import BEST, Study, show
+from ablations.preflight import sqlite_path
+from ablations.queue import CellQueue, CellState
+from ablations.search import Trials
+from ablations.slurm import open_executor, submit
+from ablations.storage import AWAY, exclusive, probe
+from ablations.tracking import Result, Store, StoreAway
+from ablations.trainers import Interrupt
+
+
+def run_studies(
+    studies: Sequence[tuple[Study, Team]],
+    options: Options,
+    console: Console,
+    trainer: Callable[..., Any] | None = None,
+) -> int:
+    """Exit status: 0 every cell has a result; 1 some cell failed; 130 or 143 interrupted, with everything saved. Where
+    only work is asked for: 0 no cell waits any more.
+
+    A failed cell stops neither its study nor the next one; an interrupt stops all. `trainer` stands for
+    sagan.training.Trainer. Raises ValueError, naming the option, where queue or store cannot be opened; nothing is
+    written then.
+    """
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    store = _open(studies, options)
+    worst, summaries = 0, []
+    with Interrupt() as interrupt:
+        for number, (study, team) in enumerate(studies, 1):
+            if len(studies) > 1:
+                say(f"Study {number} of {len(studies)}: {study.name}")
+            try:
+                with Launcher(study, team, options, store, interrupt, console, trainer) as launcher:
+                    _run(launcher, console)
+                    summary = _summary(launcher)
+                    good = {"done", "running"} if options.worker_only else {"done"}
+                    worst = max(worst, int(any(state.state not in good for state in launcher.states.values())))
+            except Exception as error:
+                if (reason := _passing_reason(error, options)) is None:
+                    raise
+                say(f"{study.name}: not run to its end, because {reason}. The same command goes on from here.")
+                worst = 1
+                break
+            say(summary)
+            _name_failures(list(launcher.states.values()), console)
+            summaries.append(f"{study.name}: {summary}")
+            if interrupt.status is not None:
+                break
+    if len(studies) > 1:
+        say("\n".join(summaries))
+    folders = [options.runs / study.name for study, _ in studies]
+    unsent = {attempt.cell.key for folder in folders for attempt in all_attempts(folder) if attempt.has_unsent}
+    if unsent:
+        say(
+            f"The tracking store lacks something of {len(unsent)} cells, which is safe in {options.runs}. "
+            f"When it takes it, the same command sends it, and trains nothing that is trained."
+        )
+        worst = 1
+    if interrupt.status is not None:
+        say("Stopped. The same command goes on from here.")
+        return interrupt.status
+    if not options.worker_only:
+        say("Look at the runs: mlflow ui      Build the report: python -m reports.build")
+    return worst
+
+
+def submit_studies(
+    studies: Sequence[tuple[Study, Team]],
+    options: Options,
+    arguments: Sequence[str],
+    on_gpu: bool,
+    console: Console,
+) -> int:
+    """Makes stores and queues, and submits workers to Slurm that take the arguments of this command; does not wait."""
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    logs = options.runs / "slurm"
+    executor = open_executor(logs, on_gpu)
+    store = _open(studies, options)
+    waiting = 0
+    with Interrupt() as interrupt:
+        for study, team in studies:
+            launcher = Launcher(study, team, options, store, interrupt, console)
+            with contextlib.closing(CellQueue(options.storage, study.name, study.cells(options.only))) as queue:
+                waiting += launcher.prepare(queue)
+    if not waiting:
+        say("Nothing to run.")
+        return 0
+    job = "--launcher local --worker-only --workers 1".split()
+    command = (sys.executable, "-m", "ablations.run", *arguments, *job)
+    jobs = submit(executor, command, min(waiting, max(team.workers for _, team in studies)))
+    say(f"{waiting} cells wait; submitted {len(jobs)} workers: {', '.join(job.job_id for job in jobs)}. Logs: {logs}")
+    return 0
+
+
+def _open(studies: Sequence[tuple[Study, Team]], options: Options) -> Store:
+    try:
+        probe(options.storage)
+    except ValueError as error:
+        raise ValueError(f"--storage: {error}") from None
+    url = options.storage
+    # Hosts that make the tables of one new store at once would fail. (A SQLite file has a lock of its own.)
+    with exclusive(url, "store") if sqlite_path(url) is None else contextlib.nullcontext():
+        try:
+            store = Store(options.tracking_uri)
+            for study, _ in studies:
+                store.check_experiment(study)
+        except ValueError as error:
+            raise ValueError(f"--tracking-uri: {error}") from None
+    for study, _ in studies:
+        store.check_images(study, options.fingerprints)
+    return store
+
+
+def _passing_reason(error: Exception, options: Options) -> str | None:
+    """What keeps the launch from going on for now; None for other errors."""
+    if is_full_disk(error):
+        files = (sqlite_path(url) for url in (options.storage, options.tracking_uri))
+        folders = [options.runs, *(file.parent for file in files if file is not None)]
+        return f"there is no room left on the disk of {fullest(filter(Path.exists, folders))}; make some"
+    if isinstance(error, AWAY):
+        return f"the queue's database does not answer ({str(error.__cause__ or error).splitlines()[0][:300]})"
+    return str(error) if isinstance(error, StoreAway) else None
+
+
+def _run(launcher: Launcher, console: Console) -> None:
+    study, only = launcher.study, launcher.options.only
+    # The best variant needs all the trials of its search; the baseline alone needs none.
+    if study.search is not None and any(c.variant != study.baseline for c in study.outline().cells(only)):
+        study = _search(launcher, console)
+    if launcher.have_all_ended:  # not interrupted, and workers can run
+        trials = study.search.proposed if study.search else {}
+        launcher.run([cell for cell in study.cells(only) if cell.variant not in trials])
+    if launcher.have_all_ended and not launcher.has_run:
+        console.print("Nothing to run.", highlight=False)
+
+
+def _search(launcher: Launcher, console: Console) -> Study:
+    """Runs the trials in rounds of as many as there are workers; returns the study with all of them and the best."""
+    options = launcher.options
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    with Trials(options.storage, launcher.study) as trials:
+        if options.retry_failed:
+            trials.retry_failed()
+        _run_trials(launcher, trials, trials.names())  # what earlier launches left without a result
+        while launcher.have_all_ended and (names := trials.propose(launcher.team.workers)):
+            say(f"Search: {', '.join(names)}")
+            _run_trials(launcher, trials, names)
+        study = trials.study()
+    best = next((variant for variant in study.variants() if variant.name == BEST), None)
+    if best is not None:
+        say(f"Search: best is {', '.join(f'{name}={show(value)}' for name, value in best.changes.items())}")
+    elif launcher.have_all_ended:
+        say("Search: no trial has a value, so there is no best one")
+    return study
+
+
+def _run_trials(launcher: Launcher, trials: Trials, names: Sequence[str]) -> None:
+    _publish(launcher, trials)
+    states = launcher.run([cell for cell in trials.study().cells() if cell.variant in names])
+    trials.record(launcher.results(), {state.cell.variant for state in states if state.state == "failed"})
+    _publish(launcher, trials)
+
+
+def _publish(launcher: Launcher, trials: Trials) -> None:
+    launcher.publish({"plan.json": trials.study().plan(), "search.json": trials.report()})
+
+
+def _summary(launcher: Launcher) -> str:
+    """ "12 cells: 11 finished, 1 collapsed; 3 shared with attention_position."."""
+    states, results = list(launcher.states.values()), launcher.results()
+    counts = Counter(_fate(state, results) for state in states)
+    listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    shared = Counter(
+        study for state in states if state.cell.key in results and (study := results[state.cell.key].shared_study)
+    )
+    copies = ", ".join(f"{count} shared with {study}" for study, count in shared.items())
+    return f"{len(states)} cells: {listed}{'; ' if copies else ''}{copies}."
+
+
+def _fate(state: CellState, results: Mapping[str, Result]) -> str:
+    return results[state.cell.key].outcome if state.cell.key in results else state.state
+
+
+def _name_failures(states: Sequence[CellState], console: Console) -> None:
+    failed = [state for state in states if state.state == "failed"]
+    for state in failed:
+        console.print(f"{state.cell.name} failed: {state.error}", markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        console.print("--retry-failed runs them again; their tracebacks are in MLflow.", highlight=False)

@@ -1,0 +1,106 @@
+"""A thread that brings what attempts have to tell to the tracking store, about once a second, beside training."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablations.attempts import Attempt, attempts
+
+if TYPE_CHECKING:
+    from ablations.tracking import Store
+
+_SECONDS = 1.0  # between two looks at the journals
+_RETRY_SECONDS = 10.0  # while the store does not answer
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Followed:
+    attempt: Attempt
+    has_ended: bool = False
+    is_sent: bool = False
+    is_taken: bool = False  # by `take_ended`
+
+
+class Mirror:
+    """Follows the attempts of one launcher at the cells of one study.
+
+    Nothing is sent while `may_send` says False: a launcher that was stopped for long may have lost its cells.
+    """
+
+    def __init__(self, store: Store, experiment_id: str, may_send: Callable[[], bool]) -> None:
+        self._store, self._experiment_id, self._may_send = store, experiment_id, may_send
+        self._followed: dict[Path, _Followed] = {}
+        self._lock = threading.Lock()
+        self._wake, self._closing = threading.Event(), False
+        self._quiet_until = 0.0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def follow(self, attempt: Attempt) -> None:
+        """What earlier attempts at the cell told is sent before."""
+        self._drop_sent()
+        with self._lock:
+            for earlier in attempts(attempt.folder.parent, attempt.cell.key):
+                if earlier.number < attempt.number and earlier.has_unsent and earlier.folder not in self._followed:
+                    self._followed[earlier.folder] = _Followed(earlier, is_taken=True)
+            self._followed[attempt.folder] = _Followed(attempt)
+
+    def finish(self, attempt: Attempt) -> None:
+        """The process of this attempt has ended: the rest of its journal is sent at once, with its end."""
+        with self._lock:
+            self._followed[attempt.folder] = _Followed(attempt, has_ended=True)
+        self._wake.set()
+
+    def take_ended(self) -> list[Attempt]:
+        """Attempts that have ended and are told, each once; while the store is away those that could not be told, too,
+        which are told later."""
+        with self._lock:
+            is_away = time.monotonic() < self._quiet_until
+            found = [f for f in self._followed.values() if f.has_ended and not f.is_taken and (f.is_sent or is_away)]
+            for followed in found:
+                followed.is_taken = True
+            return [followed.attempt for followed in found]
+
+    def drop(self, attempt: Attempt) -> None:
+        """The claim to its cell is lost: nothing more of it is ever sent."""
+        with self._lock:
+            self._followed.pop(attempt.folder, None)
+        attempt.lose()
+
+    def close(self, patience: float) -> None:
+        """Sends what is left, if the store takes it."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(patience)
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.wait(_SECONDS)
+            self._wake.clear()
+            self._send_all()
+        self._send_all()
+
+    def _send_all(self) -> None:
+        with self._lock:
+            waiting = [followed for followed in self._followed.values() if not followed.is_sent]
+        for followed in waiting:
+            began = time.monotonic()
+            if began < self._quiet_until or not self._may_send():
+                return
+            if not self._store.try_to_send(self._experiment_id, followed.attempt, followed.has_ended):
+                seconds = time.monotonic() - began
+                self._quiet_until = time.monotonic() + max(_RETRY_SECONDS, 10 * seconds)
+                return
+            followed.is_sent = followed.has_ended
+
+    def _drop_sent(self) -> None:
+        with self._lock:
+            for folder in [folder for folder, f in self._followed.items() if f.is_sent and f.is_taken]:
+                del self._followed[folder]

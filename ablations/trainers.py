@@ -1,0 +1,205 @@
+"""The training processes of a launcher: each runs `sagan.train` on the folder of an attempt.
+
+They are forked from a server process that has imported torch once (the standard library's forkserver), so that one
+starts in milliseconds; a cell on several GPUs is trained by torchrun instead. Each has a session of its own, so that
+Ctrl-C reaches the launcher alone, and ends within ten seconds of its launcher.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import psutil
+
+from ablations.attempts import LOG
+
+_IMPORTED = [__name__, "sagan.data.preparation", "sagan.metrics.extractor", "sagan.training", "torch._dynamo"]
+_KILLED_SECONDS = 5.0  # for the kernel to end a process
+# glibc gives freed memory at the heap's end back to the kernel; a step frees and takes the same memory again, and some
+# processes came into a state where they fetched all of it anew, zeroed, at each step: half as fast.
+_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+
+Fingerprints = tuple[str, str]  # of data and metrics
+
+
+class Process(Protocol):
+    """As much of subprocess.Popen as is used here."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Trainers:
+    """`places` are devices, or with `processes` > 1 the numbers of several GPUs ("0,1"), "" for a CPU."""
+
+    def __init__(
+        self, places: Sequence[str], processes: int, threads: int, trainer: Callable[..., Any] | None = None
+    ) -> None:
+        self._places, self._processes, self._threads, self._trainer = places, processes, threads, trainer
+        self._running: dict[Path, tuple[Process, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def next_place(self) -> str:
+        """That of the fewest processes: in turn at first, and then where one has ended."""
+        return min(self._places, key=[place for _, place in self._running.values()].count)
+
+    def device(self, place: str) -> str:
+        """What `sagan.train` calls it."""
+        return place if self._processes == 1 else "cuda" if place else "cpu"
+
+    def start(self, folder: Path, place: str, known: Collection[Fingerprints]) -> None:
+        """Trains the run in `folder`, unless its data and metrics are those of `known` results (status NOT_BEGUN)."""
+        environment = {**_KEEP_MEMORY, "OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
+        if self._processes == 1:
+            process = start_process(folder, known, self._trainer, environment)
+        else:
+            cards = {"CUDA_VISIBLE_DEVICES": place} if place else {}
+            process = _start_torchrun(folder, self._processes, {**environment, **cards})
+        self._running[folder] = process, place
+
+    def ended(self) -> dict[Path, int]:
+        """Statuses of the processes that have ended since the last call."""
+        found = {
+            folder: status for folder, (process, _) in self._running.items() if (status := process.poll()) is not None
+        }
+        for folder in found:
+            del self._running[folder]
+        return found
+
+    def kill(self, folder: Path) -> None:
+        """Ends the process of this folder, if it is running, without a word."""
+        if folder in self._running:
+            process, _ = self._running.pop(folder)
+            _kill(process)
+
+    def stop(self, patience: float) -> None:
+        """Asks all to save and leave; kills those that have not after `patience` seconds."""
+        for process, _ in self._running.values():
+            process.terminate()
+        give_up = time.monotonic() + patience
+        for process, _ in self._running.values():
+            try:
+                process.wait(max(0.0, give_up - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _kill(process)
+
+
+def _kill(process: Process) -> None:
+    """Ends a process and those that it started, as torchrun does."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
+    process.wait(_KILLED_SECONDS)
+
+
+class _Forked:
+    """A process of multiprocessing, as subprocess shows one."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self.pid: int = process.pid
+
+    def poll(self) -> int | None:
+        status: int | None = self._process.exitcode
+        return status
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if (status := self.poll()) is None:
+            raise subprocess.TimeoutExpired("a training process", timeout or 0.0)
+        return status
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def start_process(
+    folder: Path, known: Collection[Fingerprints], trainer: Callable[..., Any] | None, environment: dict[str, str]
+) -> Process:
+    """Fork a process that trains the run in `folder`. The first call starts the server, in `environment`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    before = dict(os.environ)
+    os.environ.update({**_KEEP_MEMORY, **before, **environment, "PYTHONUNBUFFERED": "1"})
+    try:
+        process = context.Process(target=train, args=(folder, frozenset(known), os.getpid(), trainer))
+        process.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return _Forked(process)
+
+
+def train(
+    folder: Path, known: Collection[Fingerprints], launcher: int, trainer: Callable[..., Any] | None = None
+) -> None:
+    """What a forked process does; it ends in SystemExit with the status of `sagan.train`."""
+    from sagan.train import main
+
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+
+    def begin(training: Any) -> bool:
+        # Half of one run and half of another would be neither.
+        return training.step > 0 or (training.data_fingerprint, training.metric_fingerprint) not in known
+
+    sys.exit(main([str(folder), "--parent", str(launcher)], trainer, begin))
+
+
+def _start_torchrun(folder: Path, processes: int, environment: dict[str, str]) -> Process:
+    # Whatever the machine calls itself, torchrun's processes meet on the loopback interface.
+    torchrun = ("torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}")
+    command = [sys.executable, "-m", *torchrun, "-m", "sagan.train", str(folder), "--parent", str(os.getpid())]
+    with (folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**_KEEP_MEMORY, **os.environ, **environment},
+            start_new_session=True,
+        )
+
+
+class Interrupt:
+    """Remembers the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt, for those in a hurry."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.status is not None:
+            raise KeyboardInterrupt
+        self.status = 128 + number

@@ -1,0 +1,73 @@
+"""failure.json: the error that ended a process of a run, for the program that started it (`sagan.train --parent`)."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME = "failure.json"
+# Of torch's allocator, of CUDA where no context fits, and of the libraries that allocate memory of their own.
+_OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+                  "CUDNN_STATUS_ALLOC_FAILED")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`reason` is the error in at most 500 characters, `traceback` all of it."""
+
+    reason: str
+    traceback: str
+
+
+def write_failure(folder: Path, error: BaseException, device: str) -> None:
+    """Call it where `error` is handled. Of several processes of one run the first to call it counts: when it has ended,
+    the others fail for want of it."""
+    reason = f"{type(error).__name__}: {error}"
+    if is_out_of_gpu_memory(error):
+        reason = out_of_gpu_memory(error, device)
+    try:
+        with (folder / NAME).open("x") as file:
+            json.dump({"reason": reason[:500], "traceback": "".join(traceback.format_exception(error))}, file)
+    except FileExistsError:
+        pass
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """None where no process has failed, or was killed while it wrote."""
+    try:
+        return Failure(**json.loads((folder / NAME).read_text()))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def is_out_of_gpu_memory(error: BaseException) -> bool:
+    return any(
+        type(cause).__name__ == "OutOfMemoryError" or any(text in str(cause) for text in _OUT_OF_MEMORY)
+        for cause in _causes(error)
+    )
+
+
+def out_of_gpu_memory(error: BaseException, device: str) -> str:
+    """One line that says how much memory `device` has and what to change."""
+    import torch
+
+    reason = (str(error).splitlines() or [""])[0].partition(". ")[0]  # torch goes on for a paragraph
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        mine = torch.cuda.memory_reserved(device)
+        memory = f"{total / 2**30:.1f} GiB, of which this worker could have {(free + mine) / 2**30:.1f} GiB"
+    except (RuntimeError, AssertionError, ValueError):  # a card that answers nothing any more; no card at all
+        memory = "too little"
+    return (
+        f"out of GPU memory: {device} has {memory}; set a smaller optim.batch_size, or start fewer --workers "
+        f"({type(error).__name__}: {reason})"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__  # while a step is recorded, its end may raise once more
