@@ -110,7 +110,7 @@ def test_a_run_that_fails_after_its_launcher_has_lost_the_cell_leaves_it_to_the_
         assert claim is not None
         (tmp_path / "late").touch()
         wait_until(lambda: any(attempt.mark.is_lost for attempt in all_attempts(tmp_path / "runs" / study.name)))
-        elsewhere.complete(claim, "finished")
+        elsewhere.fail(claim, "of the other one")
 
     thread = threading.Thread(target=take_over)
     thread.start()
@@ -122,3 +122,5 @@ def test_a_run_that_fails_after_its_launcher_has_lost_the_cell_leaves_it_to_the_
     assert experiment_id is not None
     for run in store.runs(experiment_id, "tags.kind = 'cell'"):
         assert "error" not in run.data.tags
+    (state,) = elsewhere.states()
+    assert (state.state, state.error) == ("failed", "of the other one")
