@@ -19,8 +19,9 @@ from sagan.networks import Generator
 from sagan.sampling import Sampler, diversity
 
 # Samples have collapsed when their diversity is below this share of the real images', or when at least this share of
-# the classes has collapsed. A run has collapsed when its samples have, after their diversity was once twice the limit
-# (or at the last step). The limits are a convention, far below what a poor run without collapse shows.
+# the classes has collapsed. A run has collapsed when its samples have and those of an earlier evaluation had not (or at
+# the last step): a generator that has not yet learnt to vary is no collapse. The limits are a convention, far below
+# what a poor run without collapse shows.
 _COLLAPSED_DIVERSITY = 0.1
 _COLLAPSED_CLASSES = 0.5
 DIVERSITY_SAMPLES = 1000  # enough to estimate it; fifty thousand would fill the memory
@@ -58,7 +59,7 @@ class Scorer:
         )
         self.sampler = Sampler(config, len(dataset.classes), seed, device, world)
         self.real_diversity = real_diversity(dataset)
-        self.highest_diversity = self.highest_class_diversity = 0.0
+        self.has_varied = self.has_varied_within = False
         self.best = BestOfRun()
         self.stop: Callable[[], bool] = lambda: False
         self._world = world
@@ -85,23 +86,25 @@ class Scorer:
 
     def has_collapsed(self, metrics: dict[str, float], is_last: bool) -> bool:
         """Whether samples with these metrics have collapsed, overall or within classes, and earlier ones had not."""
-        self.highest_diversity = max(self.highest_diversity, metrics["sample_diversity"])
-        self.highest_class_diversity = max(self.highest_class_diversity, metrics.get("class_diversity", 0.0))
-        varied = self.highest_diversity > 2 * _COLLAPSED_DIVERSITY or is_last
-        varied_within = self.highest_class_diversity > 2 * COLLAPSED or is_last
-        return (varied and _vary_too_little(metrics)) or (varied_within and _repeat_themselves(metrics))
+        has_collapsed = (_vary_too_little(metrics) and (self.has_varied or is_last)) or (
+            _repeat_themselves(metrics) and (self.has_varied_within or is_last)
+        )
+        # Twice the limit, so that a generator that hovers about it has not varied.
+        self.has_varied |= metrics["sample_diversity"] > 2 * _COLLAPSED_DIVERSITY
+        self.has_varied_within |= not _repeat_themselves(metrics) and metrics.get("class_diversity", 0) > 2 * COLLAPSED
+        return has_collapsed
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "best": self.best.state_dict(),
-            "highest_diversity": self.highest_diversity,
-            "highest_class_diversity": self.highest_class_diversity,
+            "has_varied": self.has_varied,
+            "has_varied_within": self.has_varied_within,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best.load_state_dict(state["best"])
-        self.highest_diversity = state["highest_diversity"]
-        self.highest_class_diversity = state["highest_class_diversity"]
+        self.has_varied = state["has_varied"]
+        self.has_varied_within = state["has_varied_within"]
 
     def _metrics(self, images: Iterable[Tensor], labels: Tensor, shard: slice) -> dict[str, float]:
         return self.evaluator(self._until_stopped(images), labels, shard)

@@ -53,6 +53,7 @@ def tiny() -> Config:
             "model.width_d": 4,
             "model.z_dim": 8,
             "model.attention.at": [8],
+            "optim.ttur": True,
             "optim.batch_size": 4,
             "optim.steps": 6,
             "optim.ema_start": 2,

@@ -10,7 +10,7 @@ from sagan.training import Trainer
 # Adam divides a gradient by its own size: one that is rounding alone, as of a bias before batch norm, would move its
 # weight by the whole rate and at random. An eps above float32's rounding stills it. Rates are low because a ReLU that
 # rounding flips is amplified by the steps that follow.
-CALM = {"optim.adam_eps": 1e-2, "optim.lr_g": 2e-5, "optim.lr_d": 8e-5}
+CALM = {"optim.ttur": True, "optim.adam_eps": 1e-2, "optim.lr_g": 2e-5, "optim.lr_d": 8e-5}
 Named = dict[str, tuple[Tensor, Tensor]]
 
 

@@ -70,7 +70,7 @@ def test_the_best_is_scored_again_on_noise_that_no_evaluation_has_seen(trainer: 
 
 @pytest.mark.parametrize("trainer", [{"optim.steps": 9, "model.sn.g": False}], indirect=True)
 def test_a_run_that_collapses_before_its_end_has_a_best(trainer: Trainer) -> None:
-    trainer.scorer.highest_diversity = 1.0
+    trainer.scorer.has_varied = True
     for event in trainer.run():
         last = event
         if event.step == 4:
@@ -78,6 +78,17 @@ def test_a_run_that_collapses_before_its_end_has_a_best(trainer: Trainer) -> Non
                 torch.nn.init.zeros_(network.out.weight)  # grey pictures from here on
                 network.out.weight.requires_grad_(False)
     assert (last.step, last.outcome, last.metrics["best/step"]) == (6, "collapsed", 3)
+
+
+def test_a_run_collapses_only_after_an_evaluation_that_had_not(trainer: Trainer) -> None:
+    """At its first evaluations a generator may paint one class alike, and another of noise that varies a lot."""
+    scores = {"sample_diversity": 1.0, "class_diversity": 2.4}
+    shares_of_collapsed_classes = [0.5, 0.5, 0.0, 0.5]
+    found = [
+        trainer.scorer.has_collapsed({**scores, "collapsed_classes": share}, is_last=False)
+        for share in shares_of_collapsed_classes
+    ]
+    assert found == [False, False, False, True]
 
 
 @pytest.mark.parametrize("trainer", [{"eval.num_samples": 120}], indirect=True)
