@@ -35,6 +35,13 @@ def write_failure(folder: Path, error: BaseException, device: str) -> None:
         pass
 
 
+def is_broken_connection(error: BaseException) -> bool:
+    """Whether another process of the run ended while this one waited for it: its error, if it had one, is the run's."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def read_failure(folder: Path) -> Failure | None:
     """None where no process has failed, or was killed while it wrote."""
     try:

@@ -21,13 +21,13 @@ _PAPER128 = Config(
 )
 
 # Minutes on one CPU core, chosen on seeds below 20 for the smallest change of relation_error that a study shows (what
-# came of it on other seeds: reports/noise.yaml). One rate for both networks and a long moving average: with 8e-4
-# and 1.2e-3, which studies of two rates take, and an average of 0.99, relation_error ended at 0.23 for 0.15, and differed
-# as much from seed to seed. Images in a batch count for
-# more than width: in as much time, 8 of them at width 8 forgot most of the sizes of the twins, and networks of width 2
-# collapse. Attention gets 8 key channels at least at every place, for with one or two a query can rank keys, not match
-# them. With so few steps running batch-norm averages lag behind the weights, so statistics are measured anew. The score
-# is the mean of the last three evaluations: a run still moves between them.
+# came of it on other seeds: reports/noise.yaml). One rate for both networks and a long moving average: with 8e-4 and
+# 1.2e-3, which studies of two rates take, and an average of 0.99, relation_error ended at 0.23 for 0.15, and differed
+# as much from seed to seed. Images in a batch count for more than width: in as much time, 8 of them at width 8 forgot
+# most of the sizes of the twins, and networks of width 2 collapse. Attention gets 8 key channels at least at every
+# place, for with one or two a query can rank keys, not match them. With so few steps running batch-norm averages lag
+# behind the weights, so statistics are measured anew. The score is the mean of the last three evaluations: a run still
+# moves between them.
 _EMBEDDED = Config(
     data=DataConfig(name="embedded", resolution=64),
     model=ModelConfig(width_g=4, width_d=4, z_dim=16, attention=AttentionConfig(min_key_channels=8)),

@@ -77,6 +77,8 @@ def _from_folder(path: Path) -> Source:
 def _from_npz(path: Path, classes: Sequence[str]) -> Source:
     """Labels are numbers of `classes`."""
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip archive, which an .npz is, or a damaged one")
         with np.load(path, allow_pickle=False) as file:
             names = next((names for names in _ARRAYS if names[0] in file), None)
             if names is None:
@@ -87,9 +89,11 @@ def _from_npz(path: Path, classes: Sequence[str]) -> Source:
             raise ValueError(f"{names[0]} is {images.dtype} {list(images.shape)}")
         if images.shape[3] != 3:
             images = images.transpose(0, 2, 3, 1)
+        if len(images) < FEWEST:
+            raise ValueError(f"it holds {len(images)} images, and statistics need {FEWEST} or more")
         if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
             raise ValueError(f"{names[1]} is {labels.dtype} {list(labels.shape)} for {len(images)} images")
-        if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < max(1, len(classes)):
+        if labels is not None and len(classes) > 1 and not 0 <= labels.min() <= labels.max() < len(classes):
             raise ValueError(
                 f"{names[1]} holds labels from {labels.min()} to {labels.max()} for {len(classes)} classes"
             )

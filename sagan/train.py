@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sagan import journal
 from sagan.config import Config, diff, override
-from sagan.failure import write_failure
+from sagan.failure import is_broken_connection, write_failure
 from sagan.journal import Journal, Record
 from sagan.options import (
     DEFAULT_CACHE,
@@ -102,7 +102,7 @@ def main(
                     file=sys.stderr,
                 )
                 return NO_ROOM
-            if options.parent is not None:
+            if options.parent is not None and not (_is_one_of_several() and is_broken_connection(error)):
                 write_failure(folder, error, device)
             raise
 

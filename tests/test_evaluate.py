@@ -35,10 +35,8 @@ def config(tiny: Config) -> Config:
 @pytest.fixture(scope="module")
 def run(config: Config, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    values = {
-        name: list(v) if isinstance(v, tuple) else v for name, (_, v) in diff(PRESETS["embedded"], config).items()
-    }
-    changes = [f"--set={name}={value}" for name, value in values.items()]
+    changed = diff(PRESETS["embedded"], config)
+    changes = [f"--set={name}={json.dumps(value)}" for name, (_, value) in changed.items()]
     assert train([str(folder), "--preset=embedded", *changes, f"--seed={SEED}", f"--cache-dir={cache_dir}"]) == 0
     return folder
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sagan.failure import NAME, is_out_of_gpu_memory, out_of_gpu_memory, read_failure, write_failure
+from sagan.failure import (
+    NAME,
+    is_broken_connection,
+    is_out_of_gpu_memory,
+    out_of_gpu_memory,
+    read_failure,
+    write_failure,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +67,10 @@ def test_the_first_error_of_several_processes_counts(tmp_path: Path) -> None:
 def test_a_failure_that_a_killed_process_did_not_write_to_its_end_is_none(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text('{"reason": "Val')
     assert read_failure(tmp_path) is None
+
+
+def test_the_end_of_another_process_is_no_error_of_this_one() -> None:
+    lost = "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:63172: Connection reset by peer"
+    assert is_broken_connection(RuntimeError(lost))
+    assert is_broken_connection(torch.distributed.DistBackendError("NCCL communicator was aborted on rank 0"))
+    assert not is_broken_connection(RuntimeError("CUDA error: device-side assert triggered"))
