@@ -168,10 +168,15 @@ def test_a_run_that_fails_is_told_and_leaves_nothing(program: str, message: str,
 
 
 def test_an_interrupted_calibration_ends_its_processes_and_leaves_nothing(temporary: Path) -> None:
+    # A shell starts its jobs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(SystemExit) as stopped:
-        calibrated_by("import time; time.sleep(600)")
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            calibrated_by("import time; time.sleep(600)")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
     assert not [child for child in psutil.Process().children() if "time.sleep(600)" in " ".join(child.cmdline())]
     assert list(temporary.iterdir()) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -127,6 +128,12 @@ MUTATIONS = (token_replaced, lines_moved, line_added, tree_changed, tree_changed
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mutated") / "study.yaml"
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> None:
+    """A trainer flushes them to 0 in its whole thread, and hypothesis draws them."""
+    torch.set_flush_denormal(False)
 
 
 @settings(
