@@ -22,13 +22,10 @@ from typing import Any, Protocol
 import psutil
 
 from ablations.attempts import LOG
+from ablations.machine import KEEP_MEMORY
 
 _IMPORTED = [__name__, "sagan.data.preparation", "sagan.metrics.extractor", "sagan.training", "torch._dynamo"]
 _KILLED_SECONDS = 5.0  # for the kernel to end a process
-# glibc gives freed memory at the heap's end back to the kernel; a step frees and takes the same memory again, and some
-# processes came into a state where they fetched all of it anew, zeroed, at each step: half as fast.
-_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-
 Fingerprints = tuple[str, str]  # of data and metrics
 
 
@@ -65,7 +62,7 @@ class Trainers:
 
     def start(self, folder: Path, place: str, known: Collection[Fingerprints]) -> None:
         """Trains the run in `folder`, unless its data and metrics are those of `known` results (status NOT_BEGUN)."""
-        environment = {**_KEEP_MEMORY, "OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
+        environment = {**KEEP_MEMORY, "OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
         if self._processes == 1:
             process = start_process(folder, known, self._trainer, environment)
         else:
@@ -141,7 +138,7 @@ def start_process(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     before = dict(os.environ)
-    os.environ.update({**_KEEP_MEMORY, **before, **environment, "PYTHONUNBUFFERED": "1"})
+    os.environ.update({**KEEP_MEMORY, **before, **environment, "PYTHONUNBUFFERED": "1"})
     try:
         process = context.Process(target=train, args=(folder, frozenset(known), os.getpid(), trainer))
         process.start()
@@ -180,7 +177,7 @@ def _start_torchrun(folder: Path, processes: int, environment: dict[str, str]) -
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**_KEEP_MEMORY, **os.environ, **environment},
+            env={**KEEP_MEMORY, **os.environ, **environment},
             start_new_session=True,
         )
 
