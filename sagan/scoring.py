@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class Scorer:
         )
         # Twice the limit, so that a generator that hovers about it has not varied.
         self.has_varied |= metrics["sample_diversity"] > 2 * _COLLAPSED_DIVERSITY
-        self.has_varied_within |= not _repeat_themselves(metrics) and metrics.get("class_diversity", 0) > 2 * COLLAPSED
+        self.has_varied_within |= not _repeat_themselves(metrics, 2 * COLLAPSED)
         return has_collapsed
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,9 +128,12 @@ def _vary_too_little(metrics: dict[str, float]) -> bool:
     return metrics["sample_diversity"] < _COLLAPSED_DIVERSITY
 
 
-def _repeat_themselves(metrics: dict[str, float]) -> bool:
-    """False where no class has two samples, so that nothing was measured."""
-    return metrics.get("collapsed_classes", 0.0) >= _COLLAPSED_CLASSES
+def _repeat_themselves(metrics: dict[str, float], limit: float = COLLAPSED) -> bool:
+    """Whether at least half of the classes vary less than `limit`; False where no class has two samples."""
+    of_class = [value for name, value in metrics.items() if name.startswith("class_diversity/")]
+    of_class = of_class or [metrics.get("class_diversity", math.inf)]  # only the mean of many classes is reported
+    share = sum(value < limit for value in of_class) / len(of_class)
+    return max(share, metrics.get("collapsed_classes", 0.0)) >= _COLLAPSED_CLASSES
 
 
 def with_copies(batches: Iterable[Tensor], first: list[Tensor], count: int) -> Iterator[Tensor]:

@@ -82,13 +82,12 @@ def test_a_run_that_collapses_before_its_end_has_a_best(trainer: Trainer) -> Non
 
 def test_a_run_collapses_only_after_an_evaluation_that_had_not(trainer: Trainer) -> None:
     """At its first evaluations a generator may paint one class alike, and another of noise that varies a lot."""
-    scores = {"sample_diversity": 1.0, "class_diversity": 2.4}
-    shares_of_collapsed_classes = [0.5, 0.5, 0.0, 0.5]
-    found = [
-        trainer.scorer.has_collapsed({**scores, "collapsed_classes": share}, is_last=False)
-        for share in shares_of_collapsed_classes
-    ]
-    assert found == [False, False, False, True]
+    found = []
+    for grain in (0.2, 0.35, 0.2, 0.6, 0.35, 0.2):  # 0.25 is the limit; a class has varied from twice that on
+        scores = {"class_diversity": (grain + 3.6) / 2, "class_diversity/grain": grain, "class_diversity/twins": 3.6}
+        scores |= {"sample_diversity": 1.0, "collapsed_classes": float(grain < 0.25) / 2}
+        found.append(trainer.scorer.has_collapsed(scores, is_last=False))
+    assert found == [False, False, False, False, False, True]
 
 
 @pytest.mark.parametrize("trainer", [{"eval.num_samples": 120}], indirect=True)
