@@ -33,7 +33,7 @@ def test_with_a_pooled_variance_it_is_dunnetts_test(monkeypatch: pytest.MonkeyPa
         n = np.array(sizes, dtype=float)
         return np.sqrt(np.outer(variances @ (n - 1) / (n - 1).sum(), (weights**2 / n).sum(1)))
 
-    monkeypatch.setattr(statistics, "_standard_errors", pooled)
+    monkeypatch.setattr(statistics, "standard_errors", pooled)
     statistics._null.cache_clear()
     rng = np.random.default_rng(5)
     groups = {f"v{k}": rng.normal(0.8 * k, 1, 4).tolist() for k in range(4)}
@@ -50,11 +50,11 @@ def test_with_a_pooled_variance_it_is_dunnetts_test(monkeypatch: pytest.MonkeyPa
 def error_rate(sizes: tuple[int, ...], sds: list[float], studies: int = 20_000) -> float:
     """Share of studies without any difference in which some comparison with the first variant is claimed."""
     rng = np.random.default_rng(23)
-    n, sd = np.array(sizes, dtype=float), np.array(sds)
+    n, sd = np.array(sizes), np.array(sds)
     weights = np.eye(len(sizes))[1:] - np.eye(len(sizes))[0]
     means = rng.normal(size=(studies, n.size)) * sd / np.sqrt(n)
     variances = rng.chisquare(n - 1, size=(studies, n.size)) / (n - 1) * sd**2
-    errors = statistics._standard_errors(variances, sizes, weights)
+    errors = statistics.standard_errors(variances, n, weights)
     critical = statistics._critical(statistics._null(sizes, statistics._key(weights)))
     return float((np.abs(means @ weights.T) > critical * errors).any(1).mean())
 
