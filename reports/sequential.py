@@ -1,16 +1,17 @@
 """When a comparison has enough seeds: looks at more and more of them, with one error rate for all looks together.
 
 Pure functions of recorded scores; `ablations` asks which cells to run next, `reports` what they show, and both replay
-the same looks. At a look each pair (variant, reference) is *better*, *worse*, *equivalent* or *undecided*. A variant
-gets more seeds while a pair of it is open: undecided, and with a chance to be decided by the last look (`_hope`).
+the same looks. At a look each pair (variant, reference) is *better*, *worse*, *equivalent* or *undecided*, by its
+interval. A variant gets more seeds while a pair of it is open: undecided, and with a chance of 10 % or more that the
+last look decides it (`_chance`).
 
 The statistic is that of `reports.statistics`: |difference of means| / standard error. Who looks often is misled by
-chance more often, so a look's critical value is higher than that of a single test: of studies without any difference,
-simulated with exactly these looks and pairs, 4.5 % exceed a critical value at some look for some pair. (4.5 and not 5:
-with unequal sds it is up to half as much more.) The share that may exceed it at one look grows with its seeds
-(`_GROWTH`). Difference +- critical value x standard error are then repeated confidence intervals (Jennison and Turnbull
-2000, Group Sequential Methods, chapter 9): all of them, at all looks, hold the truth together with 95 % probability, so
-they are valid whenever one stops and for whatever reason. reports/README.md has what simulation says of it.
+chance more often, so the critical value of a look is higher than that of a single test: of simulated studies without
+any difference, with exactly these looks and pairs, 4.5 % exceed a critical value at some look for some pair. Which
+share may exceed it at one look grows with its seeds (`_GROWTH`). Difference +- critical value x standard error are then
+repeated confidence intervals (Jennison and Turnbull 2000, Group Sequential Methods, chapter 9): all intervals of all
+looks hold the truth together with 95 % probability, so they are valid whenever one stops and for whatever reason; a
+rule that stops earlier can only make fewer false claims. reports/README.md says what simulation shows of it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from reports.statistics import SIGNIFICANT, Array, Gap, standard_errors
 
 LOOKS = (3, 4, 5, 6, 8, 10, 12)
 FEWEST = 3  # scores of a variant that are tested: with two its spread is hardly known
-_LEVEL = 0.045  # chance of any false claim with equal sds: leaves room for sds that differ (at most 7 %)
+_LEVEL = 0.045  # chance of any false claim with equal sds; with unequal ones it is up to half as much more
 _GROWTH = 1.5  # the share that may exceed at a look is as seeds ** _GROWTH: by simulation, for power at 1.5 to 2 sd
-_DRAWS = 20_000  # the error rate is then known to 0.15 %
+_CHANCE = 0.1  # of being decided by the last look: below it a pair gets no more seeds
+_DRAWS = 50_000  # the error rate is then known to 0.1 %
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -78,11 +81,20 @@ class Look:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`gap` and `n`, the number of seeds, are those of the decision, or of the last look of an undecided pair."""
+    """`gap` and `n`, the number of seeds, are those of the decision, or of the last look of an undecided pair.
+
+    `chance` is that of an undecided pair to be decided by the last look; None after it, and before there is a gap.
+    """
 
     label: Label
     n: int
     gap: Gap | None
+    chance: float | None = None
+
+    @property
+    def stopped_early(self) -> bool:
+        """Undecided for good, though seeds are left: they would hardly decide it."""
+        return self.label == "undecided" and self.chance is not None and self.chance < _CHANCE
 
 
 @dataclass(frozen=True)
@@ -120,22 +132,13 @@ def replay(scores: Mapping[str, Sequence[float | None]], rule: Rule, lower_is_be
     held: list[Look] = []
     still = list(rule.pairs)
     for look in _course(table, ended, rule, names, lower_is_better):
-        gaps = {pair: look.gap(place, rule.log) for place, pair in enumerate(rule.pairs) if look.tested[0, place]}
-        held.append(Look(look.n, gaps))
-        verdicts |= {
-            pair: Verdict(LABELS[look.labels[0, place]], look.n, gaps[pair])
-            for place, pair in enumerate(rule.pairs)
-            if pair in gaps
-        }
-        still = [pair for place, pair in enumerate(rule.pairs) if look.still[0, place]]
-    following = rule.looks[len(held) : len(held) + 1]  # none after the last
-    wanted = [
-        (name, seed)
-        for n in following
-        for seed in range(n)
-        for name in names
-        if seed >= len(scores[name]) and any(name in pair for pair in still)
-    ]
+        tested = {pair: look.verdict(place, rule) for place, pair in enumerate(rule.pairs) if look.tested[0, place]}
+        verdicts |= tested
+        held.append(Look(look.n, {pair: verdict.gap for pair, verdict in tested.items() if verdict.gap}))
+        still = [pair for pair, is_open in zip(rule.pairs, look.still[0], strict=True) if is_open]
+    needed = {name for pair in still for name in pair}
+    seeds = range(rule.looks[len(held)] if len(held) < len(rule.looks) else 0)
+    wanted = [(name, seed) for seed in seeds for name in names if name in needed and seed >= len(scores[name])]
     return Progress(held, verdicts, wanted)
 
 
@@ -160,20 +163,24 @@ class _Held:
     n: int
     seeds: Ints
     tested: Bools  # open before, and with enough scores
-    count: Ints  # scores of the side that has fewer
+    scores: Ints  # of the side that has fewer
     value: Array
     error: Array
-    null: Ints  # the row of the null distribution
+    row: Ints  # of `boundary`
     half: Array  # width of the interval to each side
     labels: Ints  # indices of LABELS
+    chance: Array
     still: Bools  # open after
     boundary: _Boundary
 
-    def gap(self, place: int, log: bool) -> Gap:
-        """Of the first study."""
+    def verdict(self, place: int, rule: Rule) -> Verdict:
+        """On a pair of the first study."""
         value, error, half = (float(array[0, place]) for array in (self.value, self.error, self.half))
-        p = self.boundary.p(value, error, int(self.null[0, place]))
-        return Gap(value, value - half, value + half, p, int(self.count[0, place]), log)
+        p = self.boundary.p(value, error, int(self.row[0, place]))
+        gap = Gap(value, value - half, value + half, p, int(self.scores[0, place]), rule.log)
+        label, chance = LABELS[self.labels[0, place]], float(self.chance[0, place])
+        is_open = label == "undecided" and self.n < rule.looks[-1]
+        return Verdict(label, self.n, gap, chance if is_open else None)
 
 
 def _course(scores: Array, ended: Ints, rule: Rule, names: Sequence[str], lower_is_better: bool) -> Iterator[_Held]:
@@ -188,23 +195,36 @@ def _course(scores: Array, ended: Ints, rule: Rule, names: Sequence[str], lower_
         seeds = np.where(needed, n, seeds)
         known = (np.arange(scores.shape[2]) < seeds[:, :, None]) & ~np.isnan(scores)
         sizes = known.sum(2)
-        own = np.where(known, scores, 0.0)
-        means = own.sum(2) / np.maximum(sizes, 1)
+        means = np.where(known, scores, 0.0).sum(2) / np.maximum(sizes, 1)
         squares = np.where(known, (scores - means[:, :, None]) ** 2, 0.0).sum(2)
         error = standard_errors(squares / np.maximum(sizes - 1, 1), np.maximum(sizes, 1), weights)
         value = means @ weights.T
-        count = np.where(weights != 0, sizes[:, None], rule.looks[-1]).min(2)
-        tested = still & (count >= rule.looks[0])
-        null = np.maximum(np.searchsorted(rule.looks, count, side="right") - 1, 0)
-        half = boundary.critical[null] * error
+        fewest = np.where(weights != 0, sizes[:, None], n).min(2)
+        tested = still & (fewest >= rule.looks[0])
+        row = np.maximum(np.searchsorted(rule.looks, fewest, side="right") - 1, 0)  # cells without a score make a look
+        half = boundary.critical[row] * error  # count as the last for which both sides have enough
         margin = _margin(rule, means @ (weights < 0).T)
-        equivalent = tested & (np.abs(value) + half <= margin)
-        shown = tested & (np.abs(value) > half)
-        better = (value < 0) == lower_is_better
+        equivalent, shown = np.abs(value) + half <= margin, np.abs(value) > half
+        direction = np.where((value < 0) == lower_is_better, 1, 2)
         # Equivalence comes first: a difference that is there and does not matter is no reason for more seeds.
-        labels = np.where(equivalent, 3, np.where(shown, np.where(better, 1, 2), 0))
-        still = still & (labels == 0)
-        yield _Held(n, seeds, tested, count, value, error, null, half, labels, still, boundary)
+        labels = np.where(tested & equivalent, 3, np.where(tested & shown, direction, 0))
+        chance = _chance(n, rule.looks[-1], value, error, boundary.critical[-1], margin)
+        still = still & (labels == 0) & ~(tested & (chance < _CHANCE))
+        yield _Held(n, seeds, tested, fewest, value, error, row, half, labels, chance, still, boundary)
+
+
+def _chance(n: int, most: int, value: Array, error: Array, critical: float, margin: Array) -> Array:
+    """That the last look decides a pair, from what `n` of `most` seeds show and nothing else; nan without any spread.
+
+    The mean of `most` seeds is normal around that of the first `n`, with variance error^2 (1 - n / most), and its
+    standard error will be error x sqrt(n / most): predictive power (Spiegelhalter, Freedman and Blackburn 1986).
+    """
+    half, spread = critical * error * math.sqrt(n / most), error * math.sqrt(1 - n / most)
+    within = np.maximum(margin - half, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shown = special.ndtr((value - half) / spread) + special.ndtr((-value - half) / spread)
+        equivalent = special.ndtr((within - value) / spread) - special.ndtr((-within - value) / spread)
+    return np.asarray(shown + equivalent)
 
 
 def _margin(rule: Rule, references: Array) -> Array:
@@ -216,27 +236,18 @@ def _margin(rule: Rule, references: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Boundary:
-    """Of simulated studies without any difference: `null` [looks, studies] is the largest |statistic|, sorted.
+    """The largest |statistic| of simulated studies without any difference, and the critical values made of it."""
 
-    `rarest`, sorted, is how rare each study's most remarkable look is: the share of the studies whose statistic at this
-    look is as large, in proportion to the share that may be.
-    """
+    null: Array  # [looks, studies], each row sorted
+    shares: Array  # [looks]: which share of the studies may exceed the critical value, in proportion to the last look's
+    rarest: Array  # [studies], sorted: smallest over looks of (share of studies with as large a statistic) / `shares`
+    critical: Array  # [looks]: _LEVEL of the studies exceed one of them
 
-    null: Array
-    rarest: Array
-    shares: Array  # [looks]
-
-    @property
-    def critical(self) -> Array:
-        """[looks]: the values that _LEVEL of the studies exceed at some look."""
-        allowed = self.rarest[round(_LEVEL * _DRAWS) - 1] * self.shares
-        return np.array([row[-max(1, round(share * _DRAWS))] for row, share in zip(self.null, allowed, strict=True)])
-
-    def p(self, value: float, error: float, place: int) -> float:
-        """Below SIGNIFICANT where the interval excludes 0; never 0."""
+    def p(self, value: float, error: float, row: int) -> float:
+        """Below SIGNIFICANT where the interval excludes 0, and never 0: the share of studies as remarkable as this."""
         statistic = abs(value) / error if error > 0 else (0.0 if value == 0 else math.inf)
-        beyond = _DRAWS - int(np.searchsorted(self.null[place], statistic, side="left"))
-        rarer = int(np.searchsorted(self.rarest, beyond / _DRAWS / self.shares[place], side="right"))
+        beyond = _DRAWS - int(np.searchsorted(self.null[row], statistic, side="left"))
+        rarer = int(np.searchsorted(self.rarest, beyond / _DRAWS / self.shares[row], side="right"))
         return min(1.0, (rarer + 1) / (_DRAWS + 1) * SIGNIFICANT / _LEVEL)
 
 
@@ -244,14 +255,17 @@ class _Boundary:
 def _boundary(looks: tuple[int, ...], key: tuple[tuple[float, ...], ...]) -> _Boundary:
     rng = np.random.default_rng(0)  # the same for all, so that a verdict is the same wherever it is drawn
     weights = np.array(key)
-    scores = rng.standard_normal((_DRAWS, weights.shape[1], looks[-1]))
-    null = np.array([_largest(scores[:, :, :n], weights) for n in looks])
+    sums = squares = np.zeros((_DRAWS, weights.shape[1]))
+    null = np.empty((len(looks), _DRAWS))
+    for row, (before, n) in enumerate(zip((0, *looks), looks, strict=False)):
+        scores = rng.standard_normal((n - before, *sums.shape))
+        sums, squares = sums + scores.sum(0), squares + (scores**2).sum(0)
+        variances = (squares - sums**2 / n) / (n - 1)
+        errors = standard_errors(variances, np.full(sums.shape[1], n), weights)
+        null[row] = (np.abs(sums / n @ weights.T) / errors).max(1)
     shares = (np.array(looks) / looks[-1]) ** _GROWTH
-    beyond = (_DRAWS - null.argsort(1).argsort(1)) / _DRAWS
-    return _Boundary(np.sort(null, 1), np.sort((beyond / shares[:, None]).min(0)), shares)
-
-
-def _largest(scores: Array, weights: Array) -> Array:
-    n = scores.shape[2]
-    error = standard_errors(scores.var(2, ddof=1), np.full(scores.shape[1], n), weights)
-    return np.asarray((np.abs(scores.mean(2) @ weights.T) / error).max(1))
+    exceeding = (_DRAWS - null.argsort(1).argsort(1)) / _DRAWS  # share of studies with as large a statistic
+    rarest = np.sort((exceeding / shares[:, None]).min(0))
+    null.sort(1)
+    counts = np.ceil(rarest[round(_LEVEL * _DRAWS) - 1] * shares * _DRAWS - 1e-6).astype(int)  # less rounding
+    return _Boundary(null, shares, rarest, null[np.arange(len(looks)), -counts])
