@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from sagan.data.decoding import KINDS, lenient, reason, to_square, used_bits
 from sagan.data.sources import Source
 
-_FORMAT = 1  # raise it when the same pictures would be prepared to other bytes: old entries are then left alone
+_FORMAT = 2  # raise it when the same files would be prepared otherwise: old entries are then left alone
 _CHUNK = 512
 _MAX_UNREADABLE = 0.01
 
@@ -72,10 +72,9 @@ class Prepared:
 def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
     """Bring the pictures of `source` to `resolution` in the cache; yields how many have been read.
 
-    Each is cut to its central square and resized with an antialiased bicubic filter, on all cores; transparent pixels
-    become white. Unreadable pictures are left out and named by `Prepared.warnings`. Yields nothing where the entry is
-    there already; another process that builds it is waited for. Raises ValueError where more than one picture in a
-    hundred, or all of a class, cannot be read.
+    They are read on all cores, each as `to_square` has it. Unreadable pictures are left out and named, with the reason,
+    by `Prepared.warnings`. Yields nothing where the entry is there already; another process that builds it is waited
+    for. Raises ValueError where more than one picture in a hundred, or all of a class, cannot be read.
     """
     entry = _entry(source, resolution, cache_dir)
     entry.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +88,9 @@ def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
         try:
             _finish(source, resolution, building)
         except ValueError:
-            _remove(building)
+            shutil.rmtree(building)
             raise
-        _remove(entry)
+        shutil.rmtree(entry, ignore_errors=True)
         os.replace(building, entry)
 
 
@@ -115,7 +114,8 @@ class _Chunk:
     kept: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)  # of the kept ones, each
     kinds: dict[str, int] = field(default_factory=dict)
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)  # each with why
+    bits: int = 0  # of the 16-bit pictures, or 0 where none had been met
 
 
 def _entry(source: Source, resolution: int, cache_dir: Path) -> Path:
@@ -131,12 +131,23 @@ def _build(source: Source, resolution: int, building: Path) -> Iterator[int]:
     row_bytes = 3 * resolution * resolution
     done = sum(chunk.rows for chunk in chunks)
     yield done
-    with (building / "images.u8").open("ab") as images, log.open("a") as record, ThreadPoolExecutor() as pool:
+    bits = max((chunk.bits for chunk in chunks), default=0)
+    with (
+        (building / "images.u8").open("ab") as images,
+        log.open("a") as record,
+        lenient(),
+        ThreadPoolExecutor() as pool,
+    ):
         images.truncate(sum(len(chunk.kept) for chunk in chunks) * row_bytes)
         for start in range(done, len(source.labels), _CHUNK):
             rows = range(start, min(start + _CHUNK, len(source.labels)))
-            found = list(pool.map(partial(_read, source, resolution), rows))
-            pictures = {row: picture for row, (picture, _) in zip(rows, found, strict=True) if picture is not None}
+            found = list(pool.map(partial(_read, source, resolution, bits or 16), rows))
+            if not bits and any("16-bit" in kinds for _, kinds, _ in found):
+                # 12-bit cameras store 0 to 4,095 in 16 bits. One scale holds for the whole source, because a dark
+                # picture alone looks as if it had fewer bits.
+                bits = max(pool.map(partial(_used_bits, source), range(len(source.labels))))
+                found = list(pool.map(partial(_read, source, resolution, bits), rows))
+            pictures = {row: picture for row, (picture, *_) in zip(rows, found, strict=True) if picture is not None}
             parts = [picture.tobytes() for picture in pictures.values()]
             content = b"".join(parts)
             images.write(content)
@@ -147,8 +158,9 @@ def _build(source: Source, resolution: int, building: Path) -> Iterator[int]:
                 sha256=hashlib.sha256(content).hexdigest(),
                 kept=list(pictures),
                 digests=[hashlib.blake2b(part, digest_size=8).hexdigest() for part in parts],
-                kinds=dict(Counter(kind for _, kinds in found for kind in kinds)),
-                unreadable=[source.title(row) for row in rows if row not in pictures],
+                kinds=dict(Counter(kind for _, kinds, _ in found for kind in kinds)),
+                unreadable=[why for *_, why in found if why],
+                bits=bits,
             )
             record.write(f"{json.dumps(asdict(chunk))}\n")
             record.flush()
@@ -196,7 +208,8 @@ def _finish(source: Source, resolution: int, building: Path) -> None:
 
 
 def _fingerprint(classes: Sequence[str], resolution: int, chunks: Sequence[str], labels: NDArray[np.int64]) -> str:
-    content = hashlib.sha256(json.dumps([_FORMAT, classes, resolution, chunks]).encode())
+    # The 1 stands for this list. Pictures that come out as they did keep their fingerprint when _FORMAT is raised.
+    content = hashlib.sha256(json.dumps([1, classes, resolution, chunks]).encode())
     content.update(labels.tobytes())
     return content.hexdigest()[:16]
 
@@ -222,69 +235,48 @@ def _is_whole(entry: Path, resolution: int) -> bool:
         return False
 
 
-def _read(source: Source, resolution: int, row: int) -> tuple[NDArray[np.uint8] | None, set[str]]:
+def _read(source: Source, resolution: int, bits: int, row: int) -> tuple[NDArray[np.uint8] | None, set[str], str]:
+    """A picture, its peculiarities, and, where it cannot be read, None and why."""
     try:
         with source.read(row) as image:
-            return to_square(image, resolution)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # all that PIL says of broken files
-        return None, set()
+            return *to_square(image, resolution, bits), ""
+    except Exception as error:  # decoders of damaged files raise anything: struct.error, TypeError, RuntimeError
+        return None, set(), f"{source.title(row)} ({reason(error)})"
 
 
-def to_square(image: Image.Image, resolution: int) -> tuple[NDArray[np.uint8], set[str]]:
-    """A picture as uint8 [3, resolution, resolution], and what was peculiar about it, in the words of the warnings."""
-    kinds = set()
-    if min(image.size) < resolution:
-        kinds.add("small")
-    if image.mode.startswith("I"):
-        kinds.add("16-bit")
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("images of real numbers have no agreed range")
-    if image.mode in ("1", "L", "LA"):
-        kinds.add("greyscale")
-    if image.mode == "CMYK":
-        kinds.add("CMYK")
-    image = ImageOps.exif_transpose(image)  # cameras store their orientation there
-    if image.has_transparency_data:
-        kinds.add("transparent")
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    square = image.convert("RGB").crop(box).resize((resolution, resolution), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1)), kinds
-
-
-_KINDS = {
-    "greyscale": "are greyscale; they were given three equal channels",
-    "CMYK": "are CMYK; they were converted to RGB without a colour profile",
-    "transparent": "have an alpha channel; what is transparent was made white",
-    "16-bit": "have 16 bits a channel; the upper 8 were kept",
-    "small": "are smaller than {resolution} px and were enlarged; a smaller data.resolution invents nothing",
-}
+def _used_bits(source: Source, row: int) -> int:
+    try:
+        with source.read(row) as image:
+            return used_bits(image)
+    except Exception:  # it is told of when the picture is read to be kept
+        return 0
 
 
 def _kinds(chunks: list[_Chunk], resolution: int) -> list[str]:
     totals: Counter[str] = Counter()
     for chunk in chunks:
         totals.update(chunk.kinds)
-    met = {kind: text.format(resolution=resolution) for kind, text in _KINDS.items() if totals[kind]}
+    bits = max(chunk.bits for chunk in chunks)
+    met = {
+        kind: text.format(resolution=resolution, bits=bits, largest=2**bits - 1)
+        for kind, text in KINDS.items()
+        if totals[kind]
+    }
     return [f"{totals[kind]:,} images {text}" for kind, text in met.items()]
 
 
 def _left_out(source: Source, labels: NDArray[np.int64], chunks: list[_Chunk]) -> list[str]:
     """Raises ValueError where too many pictures are missing."""
-    titles = [title for chunk in chunks for title in chunk.unreadable]
-    if not titles:
+    lost = [why for chunk in chunks for why in chunk.unreadable]
+    if not lost:
         return []
-    named = ", ".join(titles[:10]) + (", ..." if len(titles) > 10 else "")
-    said = f"{len(titles):,} of {len(source.labels):,} images cannot be read: {named}"
-    if len(titles) > _MAX_UNREADABLE * len(source.labels):
+    named = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
+    said = f"{len(lost):,} of {len(source.labels):,} images cannot be read: {named}"
+    if len(lost) > _MAX_UNREADABLE * len(source.labels):
         raise ValueError(f"{source.name}: {said}; more than one in a hundred is missing: repair or remove them")
-    lost = [name for label, name in enumerate(source.classes) if not (labels == label).any()]
-    if lost:
-        raise ValueError(f"{source.name}: {said}; nothing is left of {', '.join(lost)}: repair or remove them")
+    empty = [name for label, name in enumerate(source.classes) if not (labels == label).any()]
+    if empty:
+        raise ValueError(f"{source.name}: {said}; nothing is left of {', '.join(empty)}: repair or remove them")
     return [f"{said}; they are left out"]
 
 
@@ -299,11 +291,3 @@ def _repeats(source: Source, chunks: list[_Chunk], labels: NDArray[np.int64]) ->
     said = f"{len(again):,} images repeat others, such as {source.title(one)} and {source.title(other)}"
     elsewhere = int((labels[again] != labels[first[inverse[again]]]).sum())
     return [said + (f"; {elsewhere:,} of them in another class" if elsewhere else "")]
-
-
-def _remove(folder: Path) -> None:
-    """A folder of the cache, which has no folders in it."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()

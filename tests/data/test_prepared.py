@@ -16,7 +16,7 @@ from PIL import Image
 from sagan.config import DataConfig
 from sagan.data import open_dataset
 from sagan.data import prepared as module
-from sagan.data.prepared import ImageFile, Prepared, open_prepared, prepare, to_square
+from sagan.data.prepared import ImageFile, Prepared, open_prepared, prepare
 from sagan.data.sources import Source, find_source
 
 WriteImages = Callable[..., Path]
@@ -111,7 +111,10 @@ def test_unreadable_pictures_are_named_and_left_out(
     (root / "dog" / "0.png").write_text("no picture")
     found = made(root, tmp_path)
     assert found.labels.tolist() == [0, 0, 0, 1, 1]
-    assert found.warnings == ("2 of 7 images cannot be read: cat/1.png, dog/0.png; they are left out",)
+    assert found.warnings == (
+        "2 of 7 images cannot be read: cat/1.png (image file is truncated), dog/0.png (empty, damaged at its "
+        "start, or of no format that Pillow knows); they are left out",
+    )
 
 
 def test_too_many_unreadable_pictures_are_an_error_that_leaves_nothing(
@@ -119,7 +122,7 @@ def test_too_many_unreadable_pictures_are_an_error_that_leaves_nothing(
 ) -> None:
     root = write_images({"": 8})
     (root / "5.png").write_text("no picture")
-    with pytest.raises(ValueError, match="1 of 8 images cannot be read: 5.png; more than one in a hundred"):
+    with pytest.raises(ValueError, match=r"1 of 8 images cannot be read: 5.png \(empty.*; more than one in a hundred"):
         made(root, tmp_path)
     assert [path.suffix for path in (tmp_path / "images").iterdir()] == [".lock"]
 
@@ -132,42 +135,6 @@ def test_a_class_of_which_nothing_is_left_is_an_error(
     (root / "cat" / "0.png").write_text("no picture")
     with pytest.raises(ValueError, match="nothing is left of cat"):
         made(root, tmp_path)
-
-
-GREY = np.arange(48 * 48, dtype=np.uint16).reshape(48, 48) * 28
-ODD = {
-    "greyscale": (Image.fromarray((GREY >> 8).astype(np.uint8)), {"greyscale"}),
-    "CMYK": (Image.new("CMYK", (40, 40), (0, 255, 255, 0)), {"CMYK"}),
-    "16-bit": (Image.fromarray(GREY), {"16-bit", "greyscale"}),
-    "transparent": (Image.new("RGBA", (40, 40), (0, 0, 0, 0)), {"transparent"}),
-    "small": (Image.new("RGB", (20, 60), (9, 8, 7)), {"small"}),
-    "ordinary": (Image.new("RGB", (40, 32), (9, 8, 7)), set()),
-}
-
-
-@pytest.mark.parametrize("case", ODD)
-def test_odd_pictures_become_rgb_and_are_counted_by_kind(case: str) -> None:
-    picture, kinds = ODD[case]
-    pixels, found = to_square(picture, 32)
-    assert pixels.shape == (3, 32, 32) and found == kinds
-
-
-def test_odd_pictures_show_what_they_showed() -> None:
-    assert (to_square(ODD["transparent"][0], 32)[0] == 255).all(), "what is transparent is white"
-    assert (to_square(ODD["CMYK"][0], 32)[0].reshape(3, -1).mean(1) == [255, 0, 0]).all()
-    eight_bits, sixteen = to_square(ODD["greyscale"][0], 32)[0], to_square(ODD["16-bit"][0], 32)[0]
-    assert np.abs(eight_bits.astype(int) - sixteen).max() <= 1
-
-
-def test_a_picture_that_a_camera_took_on_its_side_stands_upright(tmp_path: Path) -> None:
-    upright = Image.new("RGB", (32, 32))
-    upright.paste((250, 0, 0), (0, 0, 32, 16))
-    turned = upright.rotate(90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    turned.save(tmp_path / "turned.png", exif=exif)
-    with Image.open(tmp_path / "turned.png") as picture:
-        assert (to_square(picture, 32)[0] == np.asarray(upright).transpose(2, 0, 1)).all()
 
 
 def test_repeats_are_told_and_those_in_another_class_apart(write_images: WriteImages, tmp_path: Path) -> None:
