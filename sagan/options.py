@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ def changes_of(texts: Sequence[str]) -> dict[str, str]:
 
 def existing(option: str, path: Path | None) -> Path | None:
     """`path` as an absolute path. Raises ValueError where it does not exist."""
-    if path is not None and not path.exists():
+    if path is not None and not os.path.exists(path):  # Path.exists raises where a folder above has no permission
         raise ValueError(f"{option}: no such file or folder, got {str(path)!r}; check the path")
     return path.resolve() if path is not None else None
 

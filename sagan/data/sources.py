@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -181,25 +182,32 @@ def _from_arrays(
         labels=np.asarray(labels, dtype=np.int64),
         read=lambda row: Image.fromarray(images[row]),
         title=lambda row: f"picture {row}",
-        digest=_digest((str(path.relative_to(folder)), path.stat()) for path in files),
+        digest=_digest((str(path.relative_to(folder)), path) for path in files),
     )
 
 
 def _from_files(
-    name: str, classes: tuple[str, ...], labels: NDArray[np.int64], files: Sequence[Path], folder: Path
+    name: str,
+    classes: tuple[str, ...],
+    labels: NDArray[np.int64],
+    files: Sequence[Path],
+    folder: Path,
+    left_out: int = 0,
 ) -> Source:
     titles = [str(file.relative_to(folder)) for file in files]
-    found = ((title, file.stat()) for title, file in zip(titles, files, strict=True))
     # The digest includes the labels: those of CelebA are in another file than the pictures.
-    digest = hashlib.sha256(_digest(found).encode() + labels.tobytes()).hexdigest()
-    return Source(name, classes, labels, lambda row: Image.open(files[row]), titles.__getitem__, digest)
+    digest = hashlib.sha256(_digest(zip(titles, files, strict=True)).encode() + labels.tobytes()).hexdigest()
+    return Source(name, classes, labels, lambda row: _opened(files[row]), titles.__getitem__, digest, left_out)
 
 
 def _from_folder(name: str, folder: Path, names: tuple[str, ...] | None = None) -> Source:
-    """One folder a class, named by `names` or by the folders; or pictures without folders, which have no labels."""
-    if not folder.is_dir():
-        raise ValueError(f"--data-root: must hold one folder of images a class, but there is no folder {folder}")
+    """One folder for each class, named by `names` or by the folders; or pictures alone, which have no labels."""
     top = _listing(folder)
+    if top.dangling:
+        raise ValueError(
+            f"--data-root: every class must be there, but {len(top.dangling):,} links in {folder} lead nowhere: "
+            f"{', '.join(f'{name} to {os.readlink(folder / name)}' for name in top.dangling[:10])}; mend or remove them"
+        )
     if top.folders and top.images:
         raise ValueError(
             f"--data-root: must hold class folders or images, but {folder} holds {len(top.folders):,} folders, such as "
@@ -212,7 +220,7 @@ def _from_folder(name: str, folder: Path, names: tuple[str, ...] | None = None) 
     for entry, listing in zip(top.folders, inner, strict=True):
         if listing.folders:
             raise ValueError(
-                f"--data-root: must hold one folder of images a class, but {entry.path} holds folders, such as "
+                f"--data-root: must hold one folder of images for each class, but {entry.path} holds folders, such as "
                 f"{listing.folders[0].name}; if {entry.name} is a split such as train, give --data-root {entry.path}"
             )
     empty = [entry.name for entry, listing in zip(top.folders, inner, strict=True) if not listing.images]
@@ -221,17 +229,13 @@ def _from_folder(name: str, folder: Path, names: tuple[str, ...] | None = None) 
             f"--data-root: every class needs images, but {len(empty):,} of {len(top.folders):,} folders in {folder} "
             f"have none: {', '.join(empty[:10])}; fill or remove them"
         )
-    images = [entry for listing in (inner or [top]) for entry in listing.images]
-    counts = [len(listing.images) for listing in inner]
-    paths = [Path(entry.path) for entry in images]
-    titles = [str(path.relative_to(folder)) for path in paths]
-    return Source(
-        name=name,
-        classes=names or tuple(entry.name for entry in top.folders),
-        labels=np.repeat(np.arange(len(counts)), counts) if counts else np.zeros(len(images), np.int64),
-        read=lambda row: Image.open(paths[row]),
-        title=titles.__getitem__,
-        digest=_digest((title, entry.stat()) for title, entry in zip(titles, images, strict=True)),
+    counts = [len(listing.images) for listing in inner or [top]]
+    return _from_files(
+        name,
+        names or tuple(entry.name for entry in top.folders),
+        np.repeat(np.arange(len(counts)), counts),
+        [Path(entry.path) for listing in inner or [top] for entry in listing.images],
+        folder,
         left_out=sum(listing.others for listing in (*inner, top)),
     )
 
@@ -239,26 +243,52 @@ def _from_folder(name: str, folder: Path, names: tuple[str, ...] | None = None) 
 @dataclass(frozen=True)
 class _Listing:
     folders: list[os.DirEntry[str]]
-    images: list[os.DirEntry[str]]
-    others: int
+    images: list[os.DirEntry[str]]  # by name, whatever they turn out to be when they are read
+    dangling: list[str]  # links whose target cannot be reached, and which are no images by name
+    others: int  # files that are no images by name, those links among them
 
 
 def _listing(folder: Path) -> _Listing:
-    """What is in a folder, by name; names that start with a dot are ignored."""
-    with os.scandir(folder) as entries:
-        seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    """What is in a folder, in order of names; names that start with a dot are ignored."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"--data-root: must be a folder of images, but there is no folder {folder}") from None
+    except OSError as error:
+        raise ValueError(
+            f"--data-root: must be a folder that can be read, but {folder} cannot ({error.strerror}); change its "
+            f"permissions or give another folder"
+        ) from None
+    folders, files = list[os.DirEntry[str]](), list[os.DirEntry[str]]()
     for entry in seen:
         if any("\ud800" <= char <= "\udfff" for char in entry.name):  # how Python reads bytes that are no UTF-8
             raise ValueError(
                 f"--data-root: names must be UTF-8, got {os.fsencode(entry.name)!r} in {folder}; rename it"
             )
-    folders = [entry for entry in seen if entry.is_dir()]
-    images = [entry for entry in seen if not entry.is_dir() and entry.name.lower().endswith(EXTENSIONS)]
-    return _Listing(folders, images, len(seen) - len(folders) - len(images))
+        try:
+            (folders if entry.is_dir() else files).append(entry)
+        except OSError:  # a link to itself, or into a folder without permission
+            files.append(entry)
+    images = [entry for entry in files if entry.name.lower().endswith(EXTENSIONS)]
+    others = [entry for entry in files if not entry.name.lower().endswith(EXTENSIONS)]
+    dangling = [entry.name for entry in others if entry.is_symlink() and not os.path.exists(entry)]
+    return _Listing(folders, images, dangling, len(others))
 
 
-def _digest(files: Iterable[tuple[str, os.stat_result]]) -> str:
+def _opened(path: Path) -> Image.Image:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without an end
+        raise OSError("not a regular file")
+    return Image.open(path)
+
+
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
+    """Of names, sizes and times; of a file that cannot be reached, why."""
     content = hashlib.sha256()
-    for name, status in files:
-        content.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    for name, path in files:
+        try:
+            status = path.stat()
+            content.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        except OSError as error:
+            content.update(f"{name}\0{error.errno}\n".encode())
     return content.hexdigest()

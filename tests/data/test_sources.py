@@ -6,7 +6,8 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from PIL import Image
 
 from sagan import config
 from sagan.config import DataConfig
+from sagan.data import prepared
+from sagan.data.prepared import open_prepared
 from sagan.data.sources import SOURCES, Source, find_source
+from sagan.options import existing
 
 WriteImages = Callable[..., Path]
 FOLDER = DataConfig(name="folder", resolution=32)
@@ -31,6 +35,14 @@ def test_folders_are_classes_in_order_of_their_names(write_images: WriteImages) 
     assert source.classes == ("cat", "dog") and source.labels.tolist() == [0, 0, 0, 1, 1]
     assert [source.title(row) for row in (0, 4)] == ["cat/0.png", "dog/1.png"]
     assert source.summary() == "folder: 5 images in 2 classes of 2 to 3"
+
+
+def test_endings_may_be_capitals_and_files_that_macos_writes_beside_others_are_none(write_images: WriteImages) -> None:
+    root = write_images({"": 2})
+    (root / "0.png").rename(root / "0.JPEG")
+    (root / "._0.JPEG").write_bytes(b"\0\5\x16\7")
+    source = find_source(FOLDER, root)
+    assert [source.title(row) for row in range(2)] == ["0.JPEG", "1.png"] and source.left_out == 0
 
 
 def test_images_without_folders_have_no_labels(write_images: WriteImages) -> None:
@@ -84,6 +96,74 @@ def test_a_changed_file_changes_the_digest(change: str, write_images: WriteImage
     assert find_source(FOLDER, root).digest == before
     CHANGES[change](root)
     assert find_source(FOLDER, root).digest != before
+
+
+def test_a_picture_that_cannot_be_reached_is_named_with_the_reason(
+    write_images: WriteImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepared, "_MAX_UNREADABLE", 0.5)
+    root = write_images({"cat": 4, "dog": 4})
+    (root / "cat" / "7.png").symlink_to(tmp_path / "absent.png")
+    (root / "cat" / "8.png").symlink_to(root / "cat" / "8.png")
+    os.mkfifo(root / "cat" / "9.png")
+    found = open_prepared(find_source(FOLDER, root), 32, tmp_path / "cache")
+    assert found.labels.tolist() == [0] * 4 + [1] * 4
+    assert found.warnings == (
+        "3 of 11 images cannot be read: cat/7.png (No such file or directory), cat/8.png (Too many levels of symbolic "
+        "links), cat/9.png (not a regular file); they are left out",
+    )
+
+
+@pytest.mark.parametrize("target", ["absent", "bird"])
+def test_a_link_to_an_absent_class_is_an_error_and_one_to_a_class_is_a_class(
+    target: str, write_images: WriteImages, tmp_path: Path
+) -> None:
+    root = write_images({"cat": 1, "dog": 1})
+    (root / "bird").symlink_to(target)  # "bird" leads to itself
+    with pytest.raises(
+        ValueError, match=f"every class must be there, but 1 links in .* lead nowhere: bird to {target}"
+    ):
+        find_source(FOLDER, root)
+    (root / "bird").unlink()
+    (root / "bird").symlink_to(write_images({"": 2}, folder="elsewhere"))
+    assert find_source(FOLDER, root).classes == ("bird", "cat", "dog")
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that other users reach too, in which the test is not root, for whom permissions do not count."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        if os.geteuid():
+            yield folder
+            return
+        os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o400])
+def test_folders_without_permission_are_told(mode: int, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any, names cannot be had; with names alone, no file can."""
+    monkeypatch.setattr(prepared, "_MAX_UNREADABLE", 0.5)
+    root = shared / "pictures"
+    for name in ("cat/0.png", "dog/0.png", "dog/1.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40)).save(root / name)
+    (root / "cat").chmod(mode)
+    try:
+        with pytest.raises(ValueError, match="Permission denied") as error:
+            open_prepared(find_source(FOLDER, root), 32, shared / "cache")
+        assert str(root / "cat") in str(error.value) or "cat/0.png (Permission denied); nothing is left of cat" in str(
+            error.value
+        )
+        with pytest.raises(ValueError, match="--data-root: no such file or folder"):
+            existing("--data-root", root / "cat" / "inner")
+    finally:
+        (root / "cat").chmod(0o700)
 
 
 def test_imagenet_must_be_whole(write_images: WriteImages) -> None:
