@@ -120,7 +120,7 @@ class Scorer:
 
 def real_diversity(dataset: ImageDataset) -> float:
     """`diversity` of at most a thousand real images, evenly spaced over the data set, which may be sorted by class."""
-    spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), 1000)).long()
+    spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), DIVERSITY_SAMPLES)).long()
     return diversity(dataset.images[spread])
 
 

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sagan.config import Config, DataConfig, digest
-from sagan.data import check_labels, open_dataset, survey
+from sagan.data import ImageDataset, check_labels, open_dataset, survey
 from sagan.data.prepared import open_prepared, prepare
+from sagan.metrics.neighbours import K_DENSITY
+from sagan.scoring import DIVERSITY_SAMPLES, real_diversity
 
 
 def prepare_images(
@@ -20,7 +22,7 @@ def prepare_images(
     """Prepares every data set of `configs` that is not built in, and prints what it contains and what is unusual.
 
     Returns the fingerprint of the images that each config trains on, by the config's digest. Raises ValueError for
-    images that cannot be had, read or kept, or that lack the labels that a config needs.
+    images that cannot be had, read, kept or scored, or that lack the labels that a config needs.
     """
     survey.cache_clear()  # files may have changed since this process looked
     fingerprints = {}
@@ -39,9 +41,25 @@ def prepare_images(
         for warning in open_prepared(source, data.resolution, cache_dir).warnings:
             say(f"  warning: {warning}")
         dataset = open_dataset(data, data_root, cache_dir)
+        _check_scorable(dataset)
         for config in same:
             fingerprints[digest(config)] = dataset.conditioned(config.model.conditioning).fingerprint
     return fingerprints
+
+
+def _check_scorable(dataset: ImageDataset) -> None:
+    """Raises ValueError for images with which no evaluation could be made."""
+    count = len(dataset.labels)
+    if count <= K_DENSITY:
+        raise ValueError(
+            f"{dataset.name}: must be {K_DENSITY + 1} images or more, got {count}; density and coverage are measured "
+            f"with the {K_DENSITY} nearest others of each: add images"
+        )
+    if not real_diversity(dataset):
+        raise ValueError(
+            f"{dataset.name}: two images or more must differ, but the {min(count, DIVERSITY_SAMPLES):,} that were "
+            f"compared are all equal; the diversity of samples is measured as a share of theirs: add other images"
+        )
 
 
 def _by_pictures(configs: Iterable[Config]) -> dict[DataConfig, list[Config]]:

@@ -1,0 +1,63 @@
+"""Images with which no evaluation could be made are told before training, and the smallest number that works works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sagan import journal
+from sagan.train import main
+
+WriteImages = Callable[..., Path]
+TINY = {
+    "data.resolution": 32, "model.width_g": 4, "model.width_d": 4, "model.z_dim": 8, "optim.batch_size": 4,
+    "optim.steps": 2, "optim.precision": "fp32", "eval.every": 2, "eval.num_samples": 32, "eval.standing_images": 8,
+    "eval.extractor": "embedded-v2",
+}  # fmt: skip
+
+
+def train(folder: Path, pictures: Path, *options: str) -> int:
+    changes = [f"--set={name}={value}" for name, value in TINY.items()]
+    return main([str(folder / "run"), "--preset=folder", f"--data-root={pictures}", f"--cache-dir={folder / 'cache'}",
+                 *changes, *options])  # fmt: skip
+
+
+def equal(pictures: Path) -> Path:
+    """The pictures, made equal in all but their size."""
+    for number, path in enumerate(sorted(pictures.rglob("*.png"))):
+        Image.new("RGB", (40 + number, 40), "red").save(path)
+    return pictures
+
+
+def test_too_few_pictures_are_told_with_the_number_that_works(
+    write_images: WriteImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, write_images({"cat": 2, "dog": 2})) == 2
+    assert "folder: must be 6 images or more, got 4; density and coverage" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_equal_pictures_are_told(write_images: WriteImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = equal(write_images({"cat": 10, "dog": 10}))
+    assert train(tmp_path, pictures) == 2
+    assert re.search("two images or more must differ, but the 20 .* are all equal", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("case", ["two classes of three", "without labels", "two that differ", "one in a class"])
+def test_the_smallest_number_that_works_works(case: str, write_images: WriteImages, tmp_path: Path) -> None:
+    counts = {"": 6} if case == "without labels" else {"cat": 5, "dog": 1} if case == "one in a class" else \
+        {"cat": 3, "dog": 3}  # fmt: skip
+    pictures = write_images(counts)
+    if case == "two that differ":
+        Image.new("RGB", (40, 40), "blue").save(equal(pictures) / "dog" / "2.png")
+    options = ["--set=model.conditioning=none"] if case == "without labels" else []
+    assert train(tmp_path, pictures, *options) == 0
+    (last,) = (record for record in journal.read(tmp_path / "run" / journal.NAME)[0] if record.status)
+    assert last.status == "finished" or last.status == "collapsed"
+    assert np.isfinite([last.metrics[name] for name in ("fid", "kid", "precision", "density", "real_floor")]).all()
