@@ -13,23 +13,21 @@ from PIL import Image
 
 from sagan.checkpoint import write_atomically
 
+_PARTS = ("images", "queries", "maps")  # of an attention map's file
 
-def picture_files(step: int, images: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
-    """{"samples/step_0000500.png": ..., "attention/g32/step_0000500.npz": ...}."""
+
+def write_pictures(folder: Path, step: int, images: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Write "samples/step_0000500.png", "attention/g32/step_0000500.npz" and so on below `folder`; returns their names.
+
+    Each is written completely or not at all. `images` are those of `Sampler.pictures`.
+    """
     files = {}
     if "samples" in images:
         files[f"samples/step_{step:07d}.png"] = _grid(images["samples"])
     for name in sorted({key.rpartition("/")[0] for key in images if key.startswith("attention/")}):
-        arrays = {part: images[f"{name}/{part}"] for part in ("images", "queries", "maps")}
         file = io.BytesIO()
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **{part: images[f"{name}/{part}"] for part in _PARTS})
         files[f"{name}/step_{step:07d}.npz"] = file.getvalue()
-    return files
-
-
-def write_pictures(folder: Path, step: int, images: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Write `picture_files` below `folder`, each completely or not at all; returns their names."""
-    files = picture_files(step, images)
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / name, content)

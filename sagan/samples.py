@@ -89,8 +89,6 @@ def _from_npz(path: Path, classes: Sequence[str]) -> Source:
             raise ValueError(f"{names[0]} is {images.dtype} {list(images.shape)}")
         if images.shape[3] != 3:
             images = images.transpose(0, 2, 3, 1)
-        if len(images) < FEWEST:
-            raise ValueError(f"it holds {len(images)} images, and statistics need {FEWEST} or more")
         if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
             raise ValueError(f"{names[1]} is {labels.dtype} {list(labels.shape)} for {len(images)} images")
         if labels is not None and len(classes) > 1 and not 0 <= labels.min() <= labels.max() < len(classes):

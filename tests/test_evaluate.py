@@ -159,7 +159,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "nothing there": (["nowhere"], "SAMPLES: must be a generator file, a folder or an .npz, got 'nowhere'"),
     "another file": (["notes.txt"], "a file must end in .safetensors or .npz, got 'notes.txt'"),
     "no preset": (["few.npz"], "--preset: must say what images are compared with"),
-    "too few images": (["few.npz", *AT_32], "it holds 5 images, and statistics need 32 or more"),
+    "too few images": (["few.npz", *AT_32], "SAMPLES: must be 32 images or more, got 5"),
     "too few pictures": (["few", *AT_32], "SAMPLES: must be 32 images or more, got 5"),
     "a single array": (["single.npz", *AT_32], r"got single\.npz: it is no zip archive"),
     "floats": (["float.npz", *AT_32], r"got float\.npz: arr_0 is float64 \[40, 8, 8, 3\]"),
