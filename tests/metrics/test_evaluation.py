@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import distortions
 import pytest
 import torch
 from torch import Tensor
@@ -203,8 +204,7 @@ def test_fingerprint_names_all_that_a_figure_depends_on(
 
 
 def noise(images: Tensor, deviation: float) -> Tensor:
-    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    return (images + 255 * deviation * drawn).round().clamp(0, 255).to(torch.uint8)
+    return distortions.noise(images, LABELS, torch.Generator().manual_seed(0), deviation)
 
 
 def blur(images: Tensor, times: int) -> Tensor:
@@ -215,11 +215,7 @@ def blur(images: Tensor, times: int) -> Tensor:
 
 
 def shuffle(images: Tensor, tiles: int) -> Tensor:
-    n, _, side, _ = images.shape
-    cut = images.reshape(n, 3, tiles, side // tiles, tiles, side // tiles).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    order = torch.rand(n, tiles * tiles, generator=torch.Generator().manual_seed(0)).argsort(1)
-    mixed = cut[torch.arange(n)[:, None], order].unflatten(1, (tiles, tiles))
-    return mixed.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+    return distortions.patch_shuffle(images, LABELS, torch.Generator().manual_seed(0), tiles)
 
 
 def half_swap(images: Tensor, share: float) -> Tensor:

@@ -229,11 +229,6 @@ def test_bad_options_are_refused_with_status_2(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_unknown_extractor_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match=r"one of embedded-v2, inception, got 'inceptoin'; did you mean 'inception'\?"):
-        load_extractor("inceptoin", device=CPU)
-
-
 def test_inception_without_network_and_file_says_which_file_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise URLError("no route to host")

@@ -1,15 +1,12 @@
 """What each metric sees: fresh built-in pictures, damaged in one way each, scored as a generator's samples are.
 
-`python -m sagan.metrics.distortions [--out FILE]` prints a Markdown table: a row per metric that a damage moves, a
-column per damage, and in each cell how far it moves the metric, in units of the metric's sd over redraws of intact
-pictures, or over training seeds where `--sd` gives it.
+`python tests/metrics/distortions.py` prints a Markdown table: a row per metric that a damage moves, a column per
+damage, and in each cell how far it moves the metric, in units of the metric's sd over redraws of intact pictures.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -20,11 +17,11 @@ from torch import Tensor
 
 from sagan.data import embedded, open_dataset
 from sagan.metrics.evaluation import Evaluator
-from sagan.options import DEFAULT_CACHE
 from sagan.presets import PRESETS
 
 _FIRST_SEED = 1000  # neither the data set's nor the extractor's
 _PRESET = PRESETS["embedded"]
+_REDRAWS = 8
 _MANY = 9999  # sds
 Damage = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W], labels [N]
 
@@ -38,19 +35,17 @@ def blur(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
     return both.round_().to(torch.uint8)
 
 
-def noise(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
-    """Of an sd of 5 % of the range."""
-    drawn = torch.randn(images.shape, generator=draw)
-    noisy = images + 0.05 * 255 * drawn
-    return noisy.round().clamp(0, 255).to(torch.uint8)
+def noise(images: Tensor, labels: Tensor, draw: torch.Generator, deviation: float = 0.05) -> Tensor:
+    """Of an sd that is this share of the range."""
+    return (images + 255 * deviation * torch.randn(images.shape, generator=draw)).round().clamp(0, 255).to(torch.uint8)
 
 
-def patch_shuffle(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
-    """The four quarters of each picture in random order."""
+def patch_shuffle(images: Tensor, labels: Tensor, draw: torch.Generator, tiles: int = 2) -> Tensor:
+    """The tiles of each picture, `tiles` along each side, in random order."""
     n, _, side, _ = images.shape
-    quarters = images.reshape(n, 3, 2, side // 2, 2, side // 2).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    mixed: Tensor = quarters[torch.arange(n)[:, None], torch.rand(n, 4, generator=draw).argsort(1)].unflatten(1, (2, 2))
-    mixed = mixed.permute(0, 3, 1, 4, 2, 5)
+    cut = images.reshape(n, 3, tiles, side // tiles, tiles, side // tiles).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    order = torch.rand(n, tiles * tiles, generator=draw).argsort(1)
+    mixed: Tensor = cut[torch.arange(n)[:, None], order].unflatten(1, (tiles, tiles)).permute(0, 3, 1, 4, 2, 5)
     return mixed.reshape(images.shape)
 
 
@@ -91,11 +86,11 @@ _BROKEN: dict[str, Literal["size", "height"]] = {"twins of two sizes": "size", "
 
 
 def effects(
-    evaluate: Callable[[Tensor, Tensor], dict[str, float]], n: int, redraws: int, given: dict[str, float]
+    evaluate: Callable[[Tensor, Tensor], dict[str, float]], n: int, redraws: int
 ) -> dict[str, dict[str, float]]:
-    """{metric: {"intact": mean, "sd": sd, damage: shift in sds}}; `given` are sds that take the place of measured ones.
+    """{metric: {"intact": mean, "sd": sd, damage: shift in sds}}, where an sd of 0 gives inf.
 
-    `redraws` (2 or more) sets of `n` intact pictures are scored; the first of them is damaged. An sd of 0 gives inf.
+    `redraws` (2 or more) sets of `n` intact pictures are scored; the first of them is damaged.
     """
     data, labels = _PRESET.data, torch.arange(n) % len(embedded.CLASSES)
     sets = [embedded.draw(labels, _FIRST_SEED + i, data.resolution) for i in range(redraws)]
@@ -109,7 +104,7 @@ def effects(
     found = {}
     for key in intact[0]:
         values = torch.tensor([scores[key] for scores in intact], dtype=torch.float64)
-        sd = given.get(key, float(values.std()))
+        sd = float(values.std())
         found[key] = {"intact": float(values.mean()), "sd": sd} | {
             name: _in_units(scores[key] - intact[0][key], sd) for name, scores in damaged.items() if key in scores
         }
@@ -141,41 +136,10 @@ def markdown(found: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sagan.metrics.distortions", description=__doc__)
-    parser.add_argument("--samples", type=int, default=_PRESET.eval.num_samples, help="pictures (default: %(default)s)")
-    parser.add_argument("--redraws", type=int, default=8, help="of intact pictures, for the sd (default: %(default)s)")
-    parser.add_argument("--sd", type=Path, metavar="CSV", help="columns metric and sd, in place of the sd over redraws")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there as well")
-    options = parser.parse_args(arguments)
-    try:
-        if options.redraws < 2 or options.samples < 120:
-            raise ValueError(
-                f"--redraws: must be 2 or more and --samples 120 or more, got {options.redraws} and {options.samples}"
-            )
-        given = _sds(options.sd) if options.sd else {}
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    dataset = open_dataset(_PRESET.data)
-    evaluator = Evaluator(dataset, _PRESET.eval, device=torch.device("cpu"), cache_dir=DEFAULT_CACHE)
-    table = markdown(
-        effects(lambda images, labels: evaluator(images.split(100), labels), options.samples, options.redraws, given)
-    )
-    print(table, end="")
-    if options.out:
-        options.out.write_text(table)
-    return 0
-
-
-def _sds(file: Path) -> dict[str, float]:
-    with file.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    try:
-        return {row["metric"]: float(row["sd"]) for row in rows}
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"--sd: {file} must have columns metric and sd, a number in each sd") from None
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    with tempfile.TemporaryDirectory() as cache:
+        evaluator = Evaluator(
+            open_dataset(_PRESET.data), _PRESET.eval, device=torch.device("cpu"), cache_dir=Path(cache)
+        )
+        found = effects(lambda images, labels: evaluator(images.split(100), labels), _PRESET.eval.num_samples, _REDRAWS)
+    print(markdown(found), end="")
