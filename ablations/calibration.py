@@ -120,7 +120,12 @@ def calibrate(
         for kept in ("images", "extractors"):
             if cache_dir is not None and (cache_dir / kept).is_dir():
                 (folder / "cache" / kept).symlink_to(cache_dir / kept)
-        options = [f"--cache-dir={folder / 'cache'}", f"--threads={team.threads}", "--preset=embedded"]
+        options = [
+            f"--cache-dir={folder / 'cache'}",
+            f"--threads={team.threads}",
+            "--preset=embedded",
+            f"--parent={os.getpid()}",
+        ]
         options += [f"--data-root={data_root}"] if data_root is not None else []
         options += [f"--inception-weights={inception_weights}"] if inception_weights is not None else []
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(team.threads))

@@ -31,7 +31,7 @@ def write_failure(folder: Path, error: BaseException, device: str) -> None:
     try:
         with (folder / NAME).open("x") as file:
             json.dump({"reason": reason[:500], "traceback": "".join(traceback.format_exception(error))}, file)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # a second error; no folder yet, for input that is bad from the start
         pass
 
 
