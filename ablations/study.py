@@ -155,7 +155,7 @@ class _Checker:
             self._check_endpoint(base, levels, variants)
         if errors := self._command_errors + self._document.errors():
             raise StudyError(errors)
-        return Study(
+        study = Study(
             name=file.name,
             question=file.question.strip(),
             preset=self._preset,
@@ -172,6 +172,15 @@ class _Checker:
             metric=metric,
             contrasts=tuple((variant, reference) for variant, reference in file.contrasts),
         )
+        planned = study.variants()
+        lacking = [f"{variant.name} {variant.build_error}" for variant in planned if variant.build_error]
+        if (
+            0 < len(lacking) < len(planned) and not study.pairs
+        ):  # without any that can be built, there is nothing to run
+            rule = f"no comparison can be made at preset {self._preset}, because {', '.join(lacking)}"
+            self._error(("baseline",), f"{rule}, got baseline {file.baseline!r}; choose another preset or baseline")
+            raise StudyError(self._document.errors())
+        return study
 
     def _levels(self, base: Config) -> dict[tuple[str, str], Config]:
         """{(factor, level): the base with the changes of this level only}."""

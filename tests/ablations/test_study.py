@@ -271,8 +271,26 @@ def test_command_line_overrides_are_checked_like_the_file(write_study: WriteStud
 def test_a_metric_that_the_runs_have_is_taken(
     metric: str, preset: str, changes: dict[str, str], write_study: WriteStudy
 ) -> None:
-    path = write_study({"seeds:": f"metric: {metric}\nseeds:"})
+    path = write_study({"seeds:": f"metric: {metric}\nseeds:", "[32]": "[8]"})
     assert read_study(path, preset=preset, changes=changes).metric == metric
+
+
+@pytest.mark.parametrize(
+    ("changes", "preset", "lacking"),
+    [
+        ({"baseline: none": "baseline: feat64"}, None, "feat64 needs 128 px, got baseline 'feat64'"),
+        ({}, "cifar10", "feat32 needs 64 px, feat64 needs 128 px, got baseline 'none'"),
+        ({"factors:": "contrasts: [[feat64, none]]\nfactors:"}, None, "feat64 needs 128 px, got baseline 'none'"),
+    ],
+    ids=["no baseline", "the baseline alone", "a contrast"],
+)
+def test_a_study_that_can_compare_nothing_at_a_preset_is_refused(
+    changes: dict[str, str], preset: str | None, lacking: str, write_study: WriteStudy
+) -> None:
+    path = write_study(changes)
+    rule = f"no comparison can be made at preset {preset or 'embedded'}, because {lacking}; choose another preset"
+    with pytest.raises(StudyError, match=f"^{path}:6:11: baseline: {rule}"):
+        read_study(path, preset)
 
 
 def test_steps_of_the_command_line_that_are_too_few_for_the_endpoint_are_told_once(write_study: WriteStudy) -> None:
@@ -346,7 +364,7 @@ def test_the_primary_metric_and_the_contrasts_reach_the_plan_without_what_cannot
     path = write_study({"seeds:": "contrasts: [[feat32, none], [feat64, none]]\nseeds:"})
     plan = read_study(path).plan()
     assert (plan["metric"], plan["contrasts"]) == ("relation_error", [["feat32", "none"]])
-    assert read_study(write_study({}), "cifar10").metric == "fid"
+    assert read_study(write_study({"[32]": "[8]"}), "cifar10").metric == "fid"
 
 
 def test_a_shorter_run_takes_what_it_has_of_the_presets_own_endpoint(write_study: WriteStudy) -> None:
