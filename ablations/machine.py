@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from sagan.config import Config
+from sagan.limits import free_memory_mib, threads_of_user, usable_cores
 
 # Environment of processes that train. glibc gives freed memory at the heap's end back to the kernel; a step frees and
 # takes the same memory again, and some workers came into a state where they fetched all of it anew, zeroed, at each
@@ -21,29 +19,13 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": s
 _PROCESS_MIB = 1300.0
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, limited by the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        limit, period = quota.read_text().split()
-        if limit != "max":
-            cores = min(cores, int(limit) // int(period))
-    return max(1, cores)
-
-
 def devices(name: str) -> tuple[str, ...]:
-    """The devices for workers: all GPUs for "cuda". Raises ValueError for a device that this machine lacks."""
+    """The devices for workers: all GPUs for "cuda". Raises ValueError for a GPU that this machine lacks."""
     if name == "cpu":
         return ("cpu",)
     import torch
 
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"must be cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type != "cuda":
-        return (name,)
+    device = torch.device(name)
     count = torch.cuda.device_count()
     if count == 0:
         raise ValueError(f"this machine has no CUDA device, got {name!r}; use --device cpu")
@@ -72,11 +54,16 @@ class Team:
 
 
 def choose_team(
-    asked: int | None, configs: Sequence[Config], places: tuple[str, ...], data_root: Path | None = None
+    asked: int | None,
+    configs: Sequence[Config],
+    places: tuple[str, ...],
+    data_root: Path | None = None,
+    threads: int | None = None,
 ) -> Team:
     """Workers for one cell per config: at most one per cell; by default one per core or GPU, as memory allows.
 
     On a CPU each worker then has one thread, which gives the most cells per hour (tests/benchmarks/test_studies.py).
+    Without `threads`, workers share the cores evenly, and OMP_NUM_THREADS is the most that one takes.
     """
     cores = usable_cores()
     on_cpu = places == ("cpu",)
@@ -90,7 +77,8 @@ def choose_team(
                 f"needs about {need / 1024:.1f}. To use more all the same, write --workers {workers}."
             )
             workers = held
-    return Team(workers, max(1, cores // workers), places, note)
+    share = max(1, cores // workers)
+    return Team(workers, threads or min(share, threads_of_user() or share), places, note)
 
 
 def worker_memory_mib(configs: Sequence[Config], on_cpu: bool, data_root: Path | None = None) -> float:
@@ -104,18 +92,6 @@ def worker_memory_mib(configs: Sequence[Config], on_cpu: bool, data_root: Path |
     sizes = [(c.optim.batch_size * c.data.resolution**2 * (c.model.width_g + c.model.width_d), c) for c in configs]
     largest = max(sizes, key=lambda sized: sized[0])[1]
     return _PROCESS_MIB + count(largest, num_classes(largest.data, data_root)).memory_mib
-
-
-def free_memory_mib() -> float:
-    """Memory that is available without swapping, within the limit of this process's container."""
-    free = float(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        counters = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # The page cache is counted as used there, but is released on demand.
-        used = int((group / "memory.current").read_text()) - int(counters["inactive_file"])
-        free = min(free, int(limit) - used)
-    return max(0.0, free) / 2**20
 
 
 def git_commit() -> str | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ablations.plan import Cell, Study
 from ablations.preflight import absolute, check_shared, check_storage, check_store
 from sagan.config import Config
-from sagan.options import MAX_SEED, changes_of, check_folder, existing
+from sagan.options import MAX_SEED, changes_of, check_folder, check_machine, existing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", metavar="0,1,2", help="in place of the study's own")
     add("--only", default="*", metavar="GLOB", help="cells whose variant, or variant/seedK, matches")
     add("--workers", default="auto", metavar="N", help="processes; auto: one a core, or one a GPU")
+    add("--threads", type=int, metavar="N", help="CPU threads of each worker (default: OMP_NUM_THREADS, or its share)")
     add("--device", default="cpu", help="cpu, cuda (all GPUs) or cuda:N")
     add("--gpus-per-cell", type=int, default=1, metavar="N", help="train each cell on N GPUs, or in N CPU processes")
     add("--data-root", type=Path, help="where data sets are, or are downloaded to (default: data)")
@@ -132,6 +133,7 @@ def _start(
 
     if options.calibrate and not options.dry_run:
         raise ValueError("--calibrate: must go with --dry-run, got it alone; add --dry-run, or leave it out to train")
+    check_machine(options.device, options.threads)
     runs = Path("runs").resolve()
     _named("--storage", check_storage, options.storage)
     _named("--tracking-uri", check_store, options.tracking_uri)
@@ -161,7 +163,9 @@ def _start(
         _check_extractors(configs, runs / "cache", inception_weights)
         fingerprints = prepare_images(configs, data_root, runs / "cache", console)
     places = _places_of_several(options, configs, places)
-    teams = [choose_team(asked, [cell.config for cell in cells], places, data_root) for _, cells in chosen]
+    teams = [
+        choose_team(asked, [cell.config for cell in cells], places, data_root, options.threads) for _, cells in chosen
+    ]
     for note in dict.fromkeys(team.note for team in teams if team.note):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:

@@ -38,7 +38,7 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """--device and --threads."""
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: as many as torch takes)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: OMP_NUM_THREADS, or the cores)")
 
 
 def preset_of(name: str) -> Config:

@@ -32,6 +32,7 @@ from sagan import journal
 from sagan.config import Config, diff, override
 from sagan.failure import is_broken_connection, write_failure
 from sagan.journal import Journal, Record
+from sagan.limits import usable_cores
 from sagan.options import (
     DEFAULT_CACHE,
     MAX_SEED,
@@ -250,8 +251,8 @@ def _open(
     config, machine = run.config, run.machine
     is_card = machine["device"] == "cuda" and _is_one_of_several()
     named_device(f"cuda:{os.environ['LOCAL_RANK']}" if is_card else machine["device"])
-    if machine["threads"] is not None:
-        torch.set_num_threads(machine["threads"])
+    # torch's own number obeys OMP_NUM_THREADS, and knows no quota of a container.
+    torch.set_num_threads(machine["threads"] or min(torch.get_num_threads(), usable_cores()))
     device = join(machine["device"])
     world = World.here()
     data_root, weights = (Path(machine[name]) if machine[name] else None for name in ("data_root", "inception_weights"))

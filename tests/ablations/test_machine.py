@@ -26,6 +26,7 @@ def box(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(machine, "usable_cores", lambda: 16)
     monkeypatch.setattr(machine, "free_memory_mib", lambda: MIB["much"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return monkeypatch
 
 
@@ -53,6 +54,14 @@ def test_workers_take_all_cores_and_the_devices_that_were_named(
     team = choose_team(asked, [EMBEDDED] * cells, devices(device))
     assert (team.workers, team.threads, team.places, team.note) == (workers, threads, places, None)
     assert {team.place(member) for member in range(workers)} <= set(places)
+
+
+def test_a_worker_takes_no_more_threads_than_the_user_allows_and_as_many_as_are_asked_for(
+    box: pytest.MonkeyPatch,
+) -> None:
+    for variable, asked, threads in (("2", None, 2), ("9", None, 8), ("2", 5, 5), ("2", 20, 20)):
+        box.setenv("OMP_NUM_THREADS", variable)
+        assert choose_team(2, [EMBEDDED] * 60, ("cpu",), threads=asked).threads == threads
 
 
 def test_a_gpu_that_is_not_there_is_refused(box: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ BAD = {
         "eval.extractor: must be one of embedded-v2, inception, got 'incepton'; did you mean 'inception'",
     ),
     "a calibration of nothing": (["--calibrate"], "--calibrate: must go with --dry-run, got it alone; add --dry-run"),
+    "no thread": (["--threads", "0"], "--threads: must be 1 or more, got 0"),
     "an unknown device": (["--device", "gpu"], "--device: must be cpu, cuda or cuda:N, got 'gpu'"),
     "an unknown preset": (["--preset", "embeded"], "--preset: must be one of .*did you mean 'embedded'?"),
 }

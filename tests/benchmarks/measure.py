@@ -14,10 +14,10 @@ from unittest import mock
 
 import torch
 
-from ablations.machine import usable_cores
 from sagan import scoring, training
 from sagan.config import Config
 from sagan.data import ImageDataset
+from sagan.limits import usable_cores
 from sagan.training import Trainer
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from ablations.machine import git_commit, usable_cores
+from ablations.machine import git_commit
+from sagan.limits import usable_cores
 
 COLUMNS = ("benchmark", "case", "ours", "compared with", "figure", "goal", "met")
 PACKAGES = ("torch", "numpy", "torch-fidelity", "mlflow", "optuna")

@@ -20,7 +20,7 @@ import pytest
 import torch
 from benchmarks.results import Results
 
-from ablations.machine import usable_cores
+from sagan.limits import usable_cores
 from sagan.presets import PRESETS
 
 HERE = Path(__file__).parent

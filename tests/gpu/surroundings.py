@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 import psutil
 import torch
 
-from ablations.machine import free_memory_mib, git_commit, usable_cores
+from ablations.machine import git_commit
+from sagan.limits import free_memory_mib, usable_cores
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "scipy", "mlflow", "optuna", "sqlalchemy", "torch-fidelity")
 
