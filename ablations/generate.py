@@ -15,12 +15,13 @@ from pathlib import Path
 from ablations.preflight import check_store, sqlite_path
 from ablations.tracking import open_client
 from sagan.generate import add_picture, picture_options, write_grid
-from sagan.options import Parser
+from sagan.options import Parser, escape_what_cannot_be_printed
 from sagan.run_folder import GENERATOR
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 written; 2 bad input, with one line on stderr and nothing written."""
+    escape_what_cannot_be_printed()
     parser = Parser(prog="python -m ablations.generate", description="Pictures from the generator of a cell.")
     parser.add_argument("run_id", metavar="RUN_ID", help="of a cell in the MLflow store")
     add_picture(parser)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ablations.plan import Cell, Study
 from ablations.preflight import absolute, check_shared, check_storage, check_store
 from sagan.config import Config
-from sagan.options import MAX_SEED, changes_of, check_folder, check_machine, existing
+from sagan.options import MAX_SEED, changes_of, check_folder, check_machine, escape_what_cannot_be_printed, existing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str], trainer: Callable[..., Any] | None = None) -> int:
     """`trainer` is called in the place of sagan.training.Trainer, in processes that import it anew."""
+    escape_what_cannot_be_printed()
     options = _parser().parse_intermixed_args(arguments)
     try:
         chosen = _choose(_studies(options), options.only)

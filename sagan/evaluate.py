@@ -32,6 +32,7 @@ from sagan.options import (
     changes_of,
     check_folder,
     check_machine,
+    escape_what_cannot_be_printed,
     existing,
     preset_of,
 )
@@ -71,6 +72,7 @@ class Protocol:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    escape_what_cannot_be_printed()
     options = _parser().parse_args(arguments)
     try:
         path, protocol = _checked(options)

@@ -19,7 +19,7 @@ from sagan.checkpoint import write_atomically
 from sagan.device import named_device
 from sagan.generator_file import load_generator
 from sagan.networks import Generator
-from sagan.options import Parser
+from sagan.options import Parser, escape_what_cannot_be_printed
 from sagan.sampling import to_uint8
 from sagan.streams import stream
 
@@ -30,6 +30,7 @@ _LISTED = 20  # class names in one message
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 written; 2 bad input, with one line on stderr and nothing written."""
+    escape_what_cannot_be_printed()
     parser = Parser(prog="python -m sagan.generate", description="Pictures from a generator file.")
     parser.add_argument("file", metavar="FILE", type=Path, help="a generator.safetensors")
     add_picture(parser)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +25,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog.removeprefix('python -m ')}: {message}\n")
+
+
+def escape_what_cannot_be_printed() -> None:
+    """From now on stdout prints a character that its encoding lacks as an escape (\\xe4), as stderr does by itself.
+
+    Names of folders, studies and classes are the user's, and so is PYTHONIOENCODING.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # tests put other streams in its place
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def add_protocol(parser: argparse.ArgumentParser) -> None:

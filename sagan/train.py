@@ -42,6 +42,7 @@ from sagan.options import (
     changes_of,
     check_folder,
     check_machine,
+    escape_what_cannot_be_printed,
     existing,
     preset_of,
 )
@@ -67,6 +68,7 @@ def main(
     `trainer` is called in the place of sagan.training.Trainer. Where `begin` says False of the run, which is open by
     then, nothing is trained: exit status NOT_BEGUN.
     """
+    escape_what_cannot_be_printed()
     options = _parser().parse_args(arguments)
     folder: Path = options.folder
     first = not _is_one_of_several() or os.environ["RANK"] == "0"

@@ -82,6 +82,18 @@ def test_an_odd_folder_without_a_home_and_with_a_mad_clock_gets_its_runs_and_its
     assert (status, "Nothing to run." in said) == (0, True)
 
 
+def test_a_terminal_without_the_characters_of_a_name_gets_escapes(odd: Path, tmp_path: Path) -> None:
+    """As under PYTHONIOENCODING=ascii."""
+    study = tmp_path / "Größe.yaml"
+    study.write_text(STUDY.read_text().replace("end to end?", "Anfang bis zum Schluß?"))
+    for options in (["--dry-run"], []):
+        said = io.BytesIO()
+        terminal = io.TextIOWrapper(said, encoding="ascii", write_through=True)
+        with contextlib.chdir(odd), contextlib.redirect_stdout(terminal):
+            assert main([str(study), "--workers", "1", *options], trainer=FakeTrainer) == 0
+        assert (b"bis zum Schlu\\xdf?" in said.getvalue()) == ("--dry-run" in options)
+
+
 @pytest.fixture
 def old(odd: Path, tmp_path: Path) -> Path:
     """A copy of the folder that a test may change."""
