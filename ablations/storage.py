@@ -29,6 +29,7 @@ logging.getLogger("optuna").setLevel(logging.WARNING)
 
 PATIENCE_SECONDS = 300.0  # with a database that is started anew, or moves to another host
 _RETRY_SECONDS = 3.0
+_DELETE = "delete it: results are in the tracking store, and only trials of searches would be run again"
 AWAY = (sqlalchemy.exc.OperationalError, StorageInternalError)  # what comes of a database that does not answer
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -172,14 +173,12 @@ def probe(url: str) -> None:
         raise ValueError(f"needs a driver that is here, got {parsed.drivername!r} ({driver})") from None
     except RuntimeError as error:
         raise ValueError(
-            f"was made by another version of Optuna, got {_shown(parsed)!r} ({error}); name another, or delete it: "
-            f"results are in the tracking store, and only trials of searches would be run again"
+            f"was made by another version of Optuna, got {_shown(parsed)!r} ({error}); name another, or {_DELETE}"
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         reason = str(error).splitlines()[0][:300]
-        raise ValueError(
-            f"does not answer, got {_shown(parsed)!r} ({reason}); start the database or correct it"
-        ) from None
+        way_out = _DELETE if "malformed" in reason else "start the database or correct it"
+        raise ValueError(f"does not answer, got {_shown(parsed)!r} ({reason}); {way_out}") from None
 
 
 def _shown(url: sqlalchemy.URL) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ablations.queue import CellQueue
 from ablations.run import main
+from ablations.study import read_study
 
 WriteStudy = Callable[..., Path]
 
@@ -101,6 +105,22 @@ def test_a_file_that_is_no_database_is_refused(
     (tmp_path / name).write_text("a diary, perhaps\n" * 100)
     assert main([str(write_study()), option, f"sqlite:///{name}"]) == 2
     assert capsys.readouterr().err.startswith(f"{option}: does not answer")
+
+
+def test_a_queue_that_is_damaged_is_named_with_what_to_do(
+    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_study()
+    with contextlib.closing(CellQueue("sqlite:///optuna.db", "position", read_study(path).cells())) as queue:
+        queue.enqueue(set())
+    with sqlite3.connect("optuna.db") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = (tmp_path / "optuna.db").read_bytes()
+    (tmp_path / "optuna.db").write_bytes(content[: len(content) // 2])
+    assert main([str(path)]) == 2
+    assert re.match("--storage: does not answer, .*malformed.*; delete it: results are in", capsys.readouterr().err)
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
