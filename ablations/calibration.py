@@ -5,6 +5,7 @@ All that the runs write is in a temporary folder, which is removed.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -20,12 +21,13 @@ from rich.console import Console
 
 from ablations.display import duration
 from ablations.machine import KEEP_MEMORY, Team
-from ablations.plan import Cell, show
+from ablations.plan import Cell
 from sagan import journal
 from sagan.config import Config, digest, flatten, override
 from sagan.journal import Record
+from sagan.run_folder import CONFIG, Run, config_yaml
 
-STEPS, EVALUATED = 40, 20  # of a measured run, which is scored at both; runs of so few steps record each one
+STEPS, EVALUATED = 40, 20  # of a measured run, which is scored at both
 _COLD_STEPS = 5  # the first, which load kernels and fill caches; on a GPU one of them is recorded as a CUDA graph
 _MAX_SAMPLES = 2000  # scored in a measured run; the time for more is taken to grow with their number
 
@@ -76,16 +78,23 @@ def speed_of(config: Config, started: float, records: Sequence[Record]) -> Speed
 
     Raises ValueError where the run did not reach its last step.
     """
-    if len(records) <= STEPS:
+    if records[-1].step < STEPS:
         raise ValueError(f"training {records[-1].status} at step {records[-1].step}; lower optim.lr_g and optim.lr_d")
     images = config.optim.batch_size * config.optim.d_steps
-    warm = [record for record in records[_COLD_STEPS + 1 :] if record.step not in (EVALUATED, STEPS)]
-    step = mean(images / record.metrics["images_per_sec"] for record in warm)
-    scale = max(1.0, config.eval.num_samples / _MAX_SAMPLES)
-    scored = [max(0.0, records[k].time - records[k - 1].time - step) * scale for k in (EVALUATED, STEPS)]
+    pairs = list(itertools.pairwise(records))  # of the record before, from whose step this one's speed is measured
+    step = mean(
+        images / after.metrics["images_per_sec"]
+        for before, after in pairs
+        if before.step >= _COLD_STEPS and after.step not in (EVALUATED, STEPS)
+    )
+    scored, memory = [], 0.0
+    for before, after in pairs:
+        if after.step in (EVALUATED, STEPS):
+            seconds = after.time - before.time - step * (after.step - before.step)
+            scored.append(max(0.0, seconds) * max(1.0, config.eval.num_samples / _MAX_SAMPLES))
+            memory = max(memory, after.metrics["peak_memory_mib"])
     # After so few steps no weights may be good enough to be scored again; in a cell they are.
-    ending = scored[1] if "best/step" in records[STEPS].metrics else sum(scored)
-    memory = max(records[k].metrics["peak_memory_mib"] for k in (EVALUATED, STEPS))
+    ending = scored[1] if "best/step" in records[-1].metrics else sum(scored)
     return Speed(records[0].time - started, step, scored[0], ending, memory)
 
 
@@ -120,14 +129,12 @@ def calibrate(
         for kept in ("images", "extractors"):
             if cache_dir is not None and (cache_dir / kept).is_dir():
                 (folder / "cache" / kept).symlink_to(cache_dir / kept)
-        options = [
-            f"--cache-dir={folder / 'cache'}",
-            f"--threads={team.threads}",
-            "--preset=embedded",
-            f"--parent={os.getpid()}",
-        ]
-        options += [f"--data-root={data_root}"] if data_root is not None else []
-        options += [f"--inception-weights={inception_weights}"] if inception_weights is not None else []
+        machine = {
+            "threads": team.threads,
+            "data_root": data_root and str(data_root),
+            "inception_weights": inception_weights and str(inception_weights),
+            "cache_dir": str(folder / "cache"),
+        }
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(team.threads))
         environment = {**KEEP_MEMORY, **os.environ, **threads}
 
@@ -136,9 +143,9 @@ def calibrate(
             config, steps, every = runs[number]
             samples = min(config.eval.num_samples, _MAX_SAMPLES)
             short = override(config, {"optim.steps": steps, "eval.every": every, "eval.num_samples": samples})
-            changes = [f"--set={field}={show(value)}" for field, value in flatten(short).items()]
-            device = f"--device={team.place(number)}"
-            command = [sys.executable, "-c", program, str(folder / str(number)), *options, *changes, device]
+            (home := folder / str(number)).mkdir()
+            (home / CONFIG).write_bytes(config_yaml(Run(short, 0, {**machine, "device": team.place(number)})))
+            command = [sys.executable, "-c", program, str(home), f"--parent={os.getpid()}"]
             pipe = subprocess.PIPE
             process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
             processes.append(process)
@@ -148,7 +155,7 @@ def calibrate(
             if process.returncode:
                 message = errors.strip().rpartition("\n")[2].removeprefix("sagan.train: ")
                 raise ValueError(message or f"exit status {process.returncode}")
-            return float(output.split()[0]), journal.read(folder / str(number) / journal.NAME)[0]
+            return float(output.split()[0]), journal.read(home / journal.NAME)[0]
 
         before = time.time()
         try:

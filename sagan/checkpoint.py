@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 _MAGIC = b"SAGANCK1"
+_HEAD = len(_MAGIC) + hashlib.sha256().digest_size
 _NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
 
 log = logging.getLogger(__name__)
@@ -44,13 +45,38 @@ def has_checkpoint(directory: Path) -> bool:
     return any((directory / name).exists() for name in _NAMES)
 
 
+def remove_checkpoints(directory: Path) -> None:
+    for name in _NAMES:
+        (directory / name).unlink(missing_ok=True)
+
+
+def put_checkpoint(directory: Path, content: bytes) -> None:
+    """Write a checkpoint that `read_checkpoint` returned."""
+    write_atomically(directory / _NAMES[0], content)
+
+
 def has_whole_checkpoint(directory: Path) -> bool:
     """Whether `load_checkpoint` would find one that is not damaged."""
-    for name in _NAMES:
+    return _newest_whole(directory) is not None
+
+
+def read_checkpoint(directory: Path) -> tuple[bytes, dict[str, Any]] | None:
+    """The newest whole checkpoint, as the bytes of its file and as its state; None where there is none of ours.
+
+    Changes nothing: it may be a run's that another process trains.
+    """
+    found = _newest_whole(directory)
+    with contextlib.suppress(ValueError):
+        return None if found is None else (found[1], _read(found[0], found[1][_HEAD:]))
+    return None
+
+
+def _newest_whole(directory: Path) -> tuple[Path, bytes] | None:
+    for path in (directory / name for name in _NAMES):
         with contextlib.suppress(FileNotFoundError):
-            if _payload((directory / name).read_bytes()) is not None:
-                return True
-    return False
+            if _payload(content := path.read_bytes()) is not None:
+                return path, content
+    return None
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
@@ -78,7 +104,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
 
 def _payload(content: bytes) -> bytes | None:
     """What `torch.save` wrote; None where a file is damaged."""
-    magic, expected, payload = content[:8], content[8:40], content[40:]
+    magic, expected, payload = content[:8], content[8:_HEAD], content[_HEAD:]
     return payload if magic == _MAGIC and hashlib.sha256(payload).digest() == expected else None
 
 

@@ -128,6 +128,11 @@ def current(records: Iterable[Record]) -> list[Record]:
     return found
 
 
+def write(path: Path, records: Iterable[Record]) -> None:
+    """A new journal of these records, in place of what was there."""
+    path.write_bytes(b"".join(map(_line, records)))
+
+
 def to_json(metrics: Mapping[str, float]) -> dict[str, float | str]:
     """`metrics` with texts in the place of values that JSON does not have; float() reads either."""
     return {name: value if math.isfinite(value) else _NAMES[str(value)] for name, value in metrics.items()}

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sagan import journal
-from sagan.config import Config, diff, override
+from sagan.config import Config, diff, is_beginning, override
 from sagan.failure import is_broken_connection, write_failure
 from sagan.journal import Journal, Record
 from sagan.limits import usable_cores
@@ -80,13 +80,13 @@ def main(
                 known = read_run(folder)
                 config, seed = _wanted(options, known)
                 told = journal.current(journal.read(folder / journal.NAME)[0]) if known is not None else []
-                if told and told[-1].status is not None:
+                if told and told[-1].status is not None and known is not None and config == known.config:
                     console.print(f"{folder}: has {_ending(folder, config, told[-1])}")
                     return 0
                 run = Run(config, seed, _machine(options, known.machine if known is not None else {}))
                 device = run.machine["device"]
                 _check(folder, run)
-                training, record = _open(folder, run, known is not None, console, journals, trainer)
+                training, record = _open(folder, run, known, console, journals, trainer)
             except ValueError as error:
                 if options.parent is not None:
                     write_failure(folder, error, device)
@@ -179,7 +179,7 @@ def _leave_after(parent: int) -> None:
 def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int]:
     """Config and seed that the command line asks for; what it leaves out is as in the folder, if that holds a run.
 
-    Raises ValueError, also where the folder holds another run, naming the fields that differ.
+    That run may have fewer steps. Raises ValueError, also where it differs in other fields, naming them.
     """
     if options.preset is None and known is None:
         raise ValueError("--preset: must be given for a new run, got none; write --preset embedded")
@@ -192,7 +192,7 @@ def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int
     if known is not None:
         differing = {"seed": (known.seed, seed)} if seed != known.seed else {}
         differing |= diff(known.config, config)
-        if differing:
+        if differing and not (seed == known.seed and is_beginning(known.config, config)):
             changes = "; ".join(f"{name} is {there} there, {here} here" for name, (there, here) in differing.items())
             raise ValueError(f"FOLDER: {options.folder} holds another run: {changes}; name another folder")
     return config, seed
@@ -233,7 +233,7 @@ def _check(folder: Path, run: Run) -> None:
 def _open(
     folder: Path,
     run: Run,
-    is_known: bool,
+    known: Run | None,
     console: Console,
     journals: ExitStack,
     trainer: Callable[..., Trainer] | None,
@@ -263,7 +263,7 @@ def _open(
     mistake: str | None = None
     if world.rank == 0:  # the others wait for what it prepares
         try:
-            if is_known:
+            if known is not None:
                 record = journals.enter_context(Journal(folder / journal.NAME))
             if config.eval.extractor != "embedded-v2":  # downloaded, where it is, before images are prepared for long
                 load_extractor(config.eval.extractor, device="cpu", cache_dir=cache_dir, inception_weights=weights)
@@ -288,6 +288,13 @@ def _open(
     if record is None:
         folder.mkdir(parents=True, exist_ok=True)
         record = journals.enter_context(Journal(folder / journal.NAME))
+        write_atomically(folder / CONFIG, config_yaml(run))
+    elif known is not None and known.config != config:
+        # Of more steps, now: a process that is killed in between leaves the one run or the other. The empty line
+        # supersedes what an ended run told after its last checkpoint, with its outcome.
+        if any(one.status is not None for one in journal.current(journal.read(folder / journal.NAME)[0])):
+            record.append(max(training.step, training.since + 1), {})
+            (folder / GENERATOR).unlink(missing_ok=True)
         write_atomically(folder / CONFIG, config_yaml(run))
     about = {
         "data_fingerprint": training.data_fingerprint,

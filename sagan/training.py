@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sagan import diagnostics
 from sagan.checkpoint import check_same_run, load_checkpoint, save_checkpoint
-from sagan.config import Config, flatten
+from sagan.config import LENGTH, Config, flatten
 from sagan.cost import count
 from sagan.data import open_dataset
 from sagan.distributed import World, for_first_process
@@ -63,7 +63,10 @@ class Trainer:
     records a step as a CUDA graph and replays it (sagan/replay.py).
     Where processes have joined (sagan/distributed.py), each builds and runs this. `optim.batch_size` is the total over
     all of them, results equal those of one process to rounding, and only the first writes files and yields events.
-    Raises ValueError for a config that cannot be built and for a checkpoint of another config (naming the fields).
+    The checkpoint may be of a shorter run that differs in optim.steps (and eval.endpoint) alone: this one goes on from
+    there and ends with the bits that it has from the start. (On a GPU to rounding: whether a run is compiled depends
+    on its length.) Raises ValueError for a config that cannot be built and for a checkpoint of another config, naming
+    the fields.
     """
 
     def __init__(
@@ -160,7 +163,8 @@ class Trainer:
             self._save()
 
     def _train(self) -> Events[Event]:
-        log_every = min(100, max(1, self.config.optim.steps // 50))
+        # It does not depend on optim.steps: so a run records what a shorter one of its kind did.
+        log_every = min(100, max(1, self.config.eval.every // 6))
         started, started_at = time.perf_counter(), self.step
         while True:
             if self.since < self.step and (self.step % log_every == 0 or self._is_scored):
@@ -320,6 +324,8 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         ours = {**flatten(self.config), "seed": self.seed, "images": self.data_fingerprint}
         theirs = {**saved["config"], "seed": saved["seed"], "images": saved["images"]}
+        if theirs["optim.steps"] < self.config.optim.steps:  # its last evaluation is not in its last checkpoint
+            theirs |= {name: ours[name] for name in LENGTH}
         check_same_run(self.directory, ours, theirs)
         before, now = saved["processes"], self.world.size
         if before != now and self.world.rank == 0:

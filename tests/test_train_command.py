@@ -261,6 +261,48 @@ def test_a_folder_in_which_another_process_trains_is_left_to_it(
     assert "another process trains in this folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("steps", [EVERY, EVERY + 2], ids=["an evaluation's", "another step"])
+def test_a_run_that_is_given_more_steps_ends_in_the_bits_of_one_that_had_them_from_the_start(
+    steps: int, undisturbed: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shorter = [*options, f"--set=optim.steps={steps}", f"--set=eval.endpoint={-(-steps // EVERY)}"]
+    assert main([str(folder), *shorter]) == 0
+    assert [one.step for one in told(folder)] == [*range(steps + 1)]
+    assert main([str(folder), *options]) == 0
+    assert f"from step {steps} to {STEPS}" in capsys.readouterr().out
+    assert_same_run(folder, undisturbed)
+    assert main([str(folder)]) == 0
+    assert "has " in capsys.readouterr().out
+    assert main([str(folder), *shorter]) == 2
+    assert f"optim.steps is {STEPS} there, {steps} here" in capsys.readouterr().err
+
+
+def test_a_run_that_is_killed_while_it_is_given_more_steps_is_still_the_one_or_the_other(
+    undisturbed: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_arguments: object) -> None:
+        raise Killed
+
+    folder, shorter = tmp_path / "run", [*options, f"--set=optim.steps={EVERY}"]
+    assert main([str(folder), *shorter]) == 0
+    first = contents(folder)
+    for place in ("sagan.train.Journal.append", "sagan.checkpoint.write_atomically", "sagan.train._train"):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(place, die)
+            main([str(folder), *options])
+        again = tmp_path / place
+        shutil.copytree(folder, again)
+        assert main([str(again), *(options if place.endswith("_train") else shorter)]) == 0
+        if not place.endswith("_train"):
+            assert contents(again)["generator.safetensors"] == first["generator.safetensors"]
+            assert main([str(again), *options]) == 0
+        assert_same_run(again, undisturbed)
+
+
 @pytest.mark.parametrize("leftover", [".config.yaml.123", "journal.jsonl"])
 def test_what_a_process_leaves_that_was_killed_at_its_start_is_no_obstacle(tmp_path: Path, leftover: str) -> None:
     (tmp_path / leftover).touch()
@@ -283,7 +325,7 @@ def test_two_processes_of_torchrun_are_one_run_that_can_be_stopped(
 ) -> None:
     folder = tmp_path / "run"
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    command = [*torchrun, "-m", "sagan.train", str(folder), *options, "--set=optim.steps=60", "--set=eval.every=60"]
+    command = [*torchrun, "-m", "sagan.train", str(folder), *options, "--set=optim.steps=60", "--set=eval.every=10"]
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
