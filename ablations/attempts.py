@@ -11,16 +11,19 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations.plan import Cell
 from sagan import journal
 from sagan.failure import Failure, read_failure
 from sagan.journal import Record
 from sagan.run_folder import CONFIG, PROTOCOL, Run, config_yaml
+
+if TYPE_CHECKING:
+    from ablations.longer import Beginning
 
 _NOTE, _MARK, LOG = "attempt.json", "mirror.json", "log.txt"
 _log = logging.getLogger(__name__)
@@ -29,7 +32,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Mark:
     """How much of an attempt the tracking store has: `offset` bytes of its journal, in the run `run_id`; whether it
-    knows how the attempt ended. An attempt that lost its claim is never sent."""
+    knows how the attempt ended. An attempt that lost its claim, or was set aside, is never sent."""
 
     run_id: str | None = None
     offset: int = 0
@@ -126,6 +129,13 @@ class Attempt:
     def lose(self) -> None:
         self.put_mark(replace(self.mark, is_lost=True))
 
+    def set_aside(self) -> None:
+        """Its result counts no more, and nothing goes on from it."""
+        from sagan.checkpoint import remove_checkpoints
+
+        self.lose()
+        remove_checkpoints(self.folder)
+
     @property
     def has_unsent(self) -> bool:
         mark = self.mark
@@ -138,8 +148,7 @@ class Attempt:
 
     def become_copy(self, records: list[Record], tags: Mapping[str, str]) -> Attempt:
         """The same attempt with a copy of another run's journal."""
-        lines = ({**vars(record), "metrics": journal.to_json(record.metrics)} for record in records)
-        self.journal.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        journal.write(self.journal, records)
         copy = replace(self, copied=dict(tags), started=records[0].time)
         copy.write()
         copy.put_mark(Mark())
@@ -151,8 +160,16 @@ class Attempt:
         _write(self.folder / _NOTE, values)
 
 
-def begin_attempt(runs: Path, cell: Cell, parent: str, tags: Mapping[str, str], machine: dict[str, Any]) -> Attempt:
-    """A new attempt at `cell`, which goes on from the newest checkpoint of an earlier one that is not damaged.
+def begin_attempt(
+    runs: Path,
+    cell: Cell,
+    parent: str,
+    tags: Mapping[str, str],
+    machine: dict[str, Any],
+    find: Callable[[], Beginning | None] = lambda: None,
+) -> Attempt:
+    """A new attempt at `cell`, which goes on from the newest checkpoint of an earlier one that is not damaged, and
+    where none has one, from the beginning that `find` returns.
 
     `machine` are the options of sagan/run_folder.py.
     """
@@ -167,14 +184,21 @@ def begin_attempt(runs: Path, cell: Cell, parent: str, tags: Mapping[str, str], 
             break
         except FileExistsError:  # a launcher that has lost its claim to the cell
             number += 1
-    _take_newest_checkpoint(before, folder)
+    beginning = None if _take_newest_checkpoint(before, folder) else find()
+    tags = {**tags, **({"goes_on_from": beginning.origin} if beginning is not None else {})}
     (folder / CONFIG).write_bytes(config_yaml(Run(cell.config, cell.seed, machine)))
     told, ends = 0.0, {}
     for earlier in attempts(directory):
         records, ends[earlier.folder.name] = earlier.read()
         told = max([told, *(record.time for record in records)])
-    attempt = Attempt(folder, cell, parent, dict(tags), max(time.time(), told + 1e-3), ends)
+    started = max(time.time(), told + 1e-3)
+    if beginning is not None:
+        started -= beginning.seconds
+        beginning.copy(folder, started)
+    attempt = Attempt(folder, cell, parent, tags, started, ends)
     attempt.write()
+    if beginning is not None:  # last: an attempt that has a checkpoint has what was told before, too
+        beginning.copy_checkpoint(folder)
     return attempt
 
 
@@ -204,7 +228,7 @@ def _folders(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _take_newest_checkpoint(folders: list[Path], folder: Path) -> None:
+def _take_newest_checkpoint(folders: list[Path], folder: Path) -> bool:
     """Checkpoints are moved: so a cell has those of one attempt, and one that is still running misses nothing."""
     from sagan.checkpoint import has_checkpoint, has_whole_checkpoint, take_checkpoints
 
@@ -213,6 +237,7 @@ def _take_newest_checkpoint(folders: list[Path], folder: Path) -> None:
     source = next(filter(has_whole_checkpoint, having), having[0] if having else None)
     if source is not None:
         take_checkpoints(source, folder)
+    return source is not None
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

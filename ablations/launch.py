@@ -74,7 +74,7 @@ def run_studies(
         )
         worst = 1
     if interrupt.status is not None:
-        say("Stopped. The same command goes on from here.")
+        say(f"Stopped. The same command{' without --rerun' if options.rerun else ''} goes on from here.")
         return interrupt.status
     if not options.worker_only:
         say("Look at the runs: mlflow ui      Build the report: python -m reports.build")
@@ -97,7 +97,9 @@ def submit_studies(
     with Interrupt() as interrupt:
         for study, team in studies:
             launcher = Launcher(study, team, options, store, interrupt, console)
-            with contextlib.closing(CellQueue(options.storage, study.name, study.cells(options.only))) as queue:
+            cells = study.cells(options.only)
+            launcher.set_aside([cell for cell in study.cells(options.rerun) if cell in cells])
+            with contextlib.closing(CellQueue(options.storage, study.name, cells)) as queue:
                 waiting += launcher.prepare(queue)
     if not waiting:
         say("Nothing to run.")
@@ -146,7 +148,10 @@ def _run(launcher: Launcher, console: Console) -> None:
         study = _search(launcher, console)
     if launcher.have_all_ended:  # not interrupted, and workers can run
         trials = study.search.proposed if study.search else {}
-        launcher.run([cell for cell in study.cells(only) if cell.variant not in trials])
+        cells = [cell for cell in study.cells(only) if cell.variant not in trials]
+        again = {cell.key for cell in study.cells(launcher.options.rerun)}
+        launcher.set_aside([cell for cell in cells if cell.key in again])
+        launcher.run(cells)
     if launcher.have_all_ended and not launcher.has_run:
         console.print("Nothing to run.", highlight=False)
 

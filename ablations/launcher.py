@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from ablations.attempts import Attempt, attempts, begin_attempt
 from ablations.display import LiveTable, PlainLines
+from ablations.longer import find_beginning
 from ablations.machine import Team, git_commit
 from ablations.mirror import Mirror
 from ablations.plan import Cell, Study
@@ -56,6 +58,7 @@ class Options:
     worker_only: bool  # claim and train until no cell waits, with no launch of its own
     fingerprints: dict[str, str]  # of the images of a config, by its digest, where they are known
     processes: int = 1  # for each cell: so many GPUs train it together
+    rerun: str = ""  # glob of cells that are trained again, if they have a result
 
 
 @dataclass
@@ -116,6 +119,7 @@ class Launcher:
         self._experiment_id = store.open_experiment(study)
         self._parent: str | None = None
         self._documents: dict[str, dict[str, Any]] = {}
+        self._again: set[str] = set()  # cells that were to be trained again, by key
         self._others: dict[str, Any] | None = None  # beats of cells elsewhere, when there was nothing left to claim
         self._claimed: dict[Path, _Claimed] = {}  # by the attempt's folder
         self._beat_at = time.monotonic()
@@ -145,6 +149,20 @@ class Launcher:
 
     def results(self) -> dict[str, Result]:
         return self._store.recorded(self._experiment_id, self.folder, self.options.reuse)
+
+    def set_aside(self, cells: Sequence[Cell]) -> None:
+        """Forgets the results of those cells that have one, so that they are trained again from their first step.
+
+        Their runs go to MLflow's trash; their folders keep all but the checkpoints. Raises StoreAway.
+        """
+        finished = self.results()
+        for cell in cells:
+            if cell.key in finished:
+                # The folder first: were we killed in between, the result would still stand in the store.
+                for attempt in attempts(cell.directory(self.options.runs), cell.key):
+                    attempt.set_aside()
+                self._store.delete_runs(self._experiment_id, cell)
+                self._again.add(cell.key)
 
     def publish(self, documents: Mapping[str, dict[str, Any]]) -> None:
         """JSON artifacts of the parent run, by name; they wait for it where there is none yet."""
@@ -295,8 +313,11 @@ class Launcher:
         }
         assert self._parent is not None
         tags = {"device": trainers.device(place), **({"git_commit": self._commit} if self._commit else {})}
-        attempt = begin_attempt(options.runs, cell, self._parent, tags, machine)
-        known = self._store.find_shared(cell) if options.reuse else []
+        known = self._store.find_shared(cell) if options.reuse and cell.key not in self._again else []
+        # A copy is cheaper than going on, and who wants a cell trained again wants it from its first step.
+        may_go_on = options.reuse and cell.key not in self._again and not known
+        find = partial(find_beginning, options.runs, cell, options.fingerprints.get(cell.config_digest))
+        attempt = begin_attempt(options.runs, cell, self._parent, tags, machine, find if may_go_on else lambda: None)
         self._claimed[attempt.folder] = _Claimed(claim, attempt, place, known)
         mirror.follow(attempt)
         trainers.start(attempt.folder, place, known)

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str], trainer: Callable[..., Any] | None = None) ->
     options = _parser().parse_intermixed_args(arguments)
     try:
         chosen = _choose(_studies(options), options.only)
+        _check_rerun(chosen, options)
         return _start(chosen, options, trainer, arguments)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -62,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--worker-only", action="store_true", help="work on what is queued, here, until no cell waits")
     add("--launcher", choices=["local", "slurm"], default="local", help="slurm: submit --workers N jobs that do so")
     add("--retry-failed", action="store_true", help="run cells again that failed before")
-    add("--no-reuse", action="store_true", help="train cells again that another study has trained")
+    add("--rerun", default="", metavar="GLOB", help="cells, as in --only, that are trained again, though finished")
+    add("--no-reuse", action="store_true", help="train from the first step what another study, or a shorter run, has")
     add("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
     add("--calibrate", action="store_true", help="with --dry-run: measure time and memory here, for a minute or two")
     return parser
@@ -114,6 +116,18 @@ def _choose(studies: list[Study], only: str) -> list[tuple[Study, list[Cell]]]:
     for reason in skipped:
         print(f"Skipped: {reason}")
     return [(study, cells) for study, cells in chosen if cells]
+
+
+def _check_rerun(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace) -> None:
+    """Raises ValueError where no cell is named that can be trained again."""
+    if not options.rerun:
+        return
+    if options.worker_only:
+        raise ValueError("--rerun: must go without --worker-only, since each worker would do it; give it to one launch")
+    found = [cell for study, cells in chosen for cell in study.cells(options.rerun) if cell in cells]
+    if not found and all(study.search is None for study, _ in chosen):
+        names = [cell.name for _, cells in chosen for cell in cells]
+        raise ValueError(f"--rerun: no cell matches {options.rerun!r}; cells are {', '.join(names[:20])}")
 
 
 def _nothing_in(study: Study, only: str) -> str:
@@ -186,11 +200,13 @@ def _start(
         worker_only=options.worker_only,
         fingerprints=fingerprints,
         processes=options.gpus_per_cell,
+        rerun=options.rerun,
     )
     studies = [(study, team) for (study, _), team in zip(chosen, teams, strict=True)]
     if elsewhere:
-        # Failed cells are put in the queue here, once, and not again by each job.
+        # What is to be run again is put in the queue here, once, and not again by each job.
         words = [word for word in arguments if word != "--retry-failed"]
+        words += ["--rerun=", "--no-reuse"] if options.rerun else []
         return submit_studies(studies, asked_for, words, options.device != "cpu", console)
     return run_studies(studies, asked_for, console, trainer)
 

@@ -422,7 +422,8 @@ class Store:
         ended = _milliseconds(records[-1].time if records else attempt.started)
         if (outcome := attempt.outcome) is not None:
             # In one call: half a copy has no outcome.
-            self._set_tags(run_id, {"last_step": str(records[-1].step), **attempt.copied, "outcome": outcome})
+            about = _protocol_tags(attempt.protocol) if attempt.protocol else {}  # not told by a run that went on
+            self._set_tags(run_id, {"last_step": str(records[-1].step), **about, **attempt.copied, "outcome": outcome})
             self.client.set_terminated(run_id, "FINISHED", ended)
         elif (failure := attempt.failure) is not None:
             self.client.log_text(run_id, failure.traceback, "traceback.txt")
@@ -430,6 +431,16 @@ class Store:
             self.client.set_terminated(run_id, "FAILED", ended)
         else:
             self.client.set_terminated(run_id, "KILLED", ended)
+
+    def delete_runs(self, experiment_id: str, cell: Cell) -> None:
+        """Puts the runs of this cell in MLflow's trash. Raises StoreAway."""
+
+        def delete() -> None:
+            while run := self._find_run(experiment_id, cell, shared=True):
+                self.client.delete_run(run.info.run_id)
+
+        self._patiently(delete)
+        self._last.get(experiment_id, {}).pop(cell.key, None)
 
     def end_abandoned(self, experiment_id: str, living: Container[str]) -> None:
         """Ends the runs still marked RUNNING whose cell (by key) nobody trains: their process died.

@@ -1,0 +1,85 @@
+"""A cell of more steps goes on from the last checkpoint of one that differs in its number of steps alone.
+
+What the shorter one told up to that checkpoint, and its pictures, are copied to the longer one's folder: so the store
+has its whole history. The shorter cell stays as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ablations.attempts import attempts
+from ablations.plan import Cell
+from sagan import journal
+from sagan.config import is_beginning
+from sagan.journal import Record
+from sagan.run_folder import PROTOCOL
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first steps of a cell, as a shorter one made them. `folders` are those of its attempts, oldest first."""
+
+    step: int
+    checkpoint: bytes
+    records: list[Record]
+    folders: list[Path]
+    protocol: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        return self.records[-1].time - self.records[0].time
+
+    @property
+    def origin(self) -> str:
+        """As its tag says: "attention_position/none/seed20-1a2b3c4d5e6f7081/attempt-1 at step 800"."""
+        return f"{'/'.join(self.folders[-1].parts[-4:])} at step {self.step}"
+
+    def copy_checkpoint(self, folder: Path) -> None:
+        from sagan.checkpoint import put_checkpoint
+
+        put_checkpoint(folder, self.checkpoint)
+
+    def copy(self, folder: Path, started: float) -> None:
+        """All but the checkpoint, as if it had begun at `started`, in seconds since 1970."""
+        late = started - self.records[0].time
+        for name in {name for record in self.records for name in record.files if name != PROTOCOL}:
+            source = next((each / name for each in reversed(self.folders) if (each / name).exists()), None)
+            if source is not None and not (folder / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, folder / name)
+        (folder / PROTOCOL).write_text(json.dumps({**self.protocol, "step": self.step}))
+        # How the longer run is scored is known, and told, at its end: eval.endpoint may be another.
+        records = [
+            replace(one, time=one.time + late, files=tuple(name for name in one.files if name != PROTOCOL))
+            for one in self.records
+        ]
+        journal.write(folder / journal.NAME, records)
+
+
+def find_beginning(runs: Path, cell: Cell, images: str | None) -> Beginning | None:
+    """Of all shorter cells the one that has come furthest. `images` is the fingerprint of those that `cell` is trained
+    on, where it is known."""
+    from sagan.checkpoint import read_checkpoint
+
+    found: list[Beginning] = []
+    for directory in cell.directory(runs).parent.glob(f"seed{cell.seed}-*"):
+        tried = [each for each in attempts(directory) if is_beginning(each.cell.config, cell.config)]
+        tried = [each for each in tried if not each.mark.is_lost]
+        checkpoint = None
+        while tried and (checkpoint := read_checkpoint(tried[-1].folder)) is None:
+            tried.pop()
+        if checkpoint is None:
+            continue
+        content, state = checkpoint
+        # What it told after the last event of the checkpoint it tells again, and the longer run may not.
+        told = journal.current(record for each in tried for record in each.read(0, each.end)[0])
+        told = [one for one in told if one.step <= state.get("since", state["step"]) and one.status is None]
+        protocol, is_whole = tried[-1].protocol, bool(told) and told[0].step == 0
+        if protocol is not None and is_whole and images in (None, state.get("images", images)):
+            found.append(Beginning(state["step"], content, told, [each.folder for each in tried], protocol))
+    return max(found, key=lambda beginning: beginning.step, default=None)
