@@ -24,6 +24,7 @@ from rich.console import Console
 
 from sagan.config import Config, override
 from sagan.journal import to_json
+from sagan.limits import set_threads
 from sagan.options import (
     DEFAULT_CACHE,
     Parser,
@@ -76,10 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         path, protocol = _checked(options)
-        import torch
-
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
+        set_threads(options.threads)
         protocol.cache_dir.mkdir(parents=True, exist_ok=True)
         found = score_generator(path, protocol) if path.suffix == ".safetensors" else score_images(path, protocol)
     except (ValueError, OSError) as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sagan.checkpoint import write_atomically
 from sagan.device import named_device
 from sagan.generator_file import load_generator
+from sagan.limits import set_threads
 from sagan.networks import Generator
 from sagan.options import Parser, escape_what_cannot_be_printed
 from sagan.sampling import to_uint8
@@ -69,6 +70,7 @@ def write_grid(path: Path, classes: Sequence[str], n: int, out: Path, seed: int,
     Without `classes`, each class has a row, or ten of them where there are more. Raises ValueError for a name that is
     no class, fewer pictures than classes, a device that is not there, and files that cannot be read or written.
     """
+    set_threads()
     torch.backends.cudnn.allow_tf32 = False  # so that a GPU gives the same images as a CPU
     if not path.is_file():
         raise ValueError(f"FILE: must be a generator.safetensors, got {str(path)!r}, where there is no file")

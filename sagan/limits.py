@@ -33,6 +33,13 @@ def threads_of_user() -> int | None:
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
+def set_threads(threads: int | None = None) -> None:
+    """Lets torch use so many threads of the CPU; by default as many as OMP_NUM_THREADS and the quotas allow."""
+    import torch  # whose own number obeys the variable, and knows no quota
+
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
+
+
 def free_memory_mib(process: Path = _SELF) -> float:
     """Memory that is available without swapping, of the machine and within each limit."""
     free = float(psutil.virtual_memory().available)

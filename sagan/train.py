@@ -32,7 +32,7 @@ from sagan import journal
 from sagan.config import Config, diff, is_beginning, override
 from sagan.failure import is_broken_connection, write_failure
 from sagan.journal import Journal, Record
-from sagan.limits import usable_cores
+from sagan.limits import set_threads
 from sagan.options import (
     DEFAULT_CACHE,
     MAX_SEED,
@@ -121,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train one SAGAN in a folder. The same command, or the folder alone, goes on where it was stopped.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new, empty, or that of the run to go on with")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="new, empty, or of a run: to go on, also with more steps"
+    )
     add_protocol(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="decides all that is drawn at random (default: 0)")
     add_machine(parser)
@@ -242,7 +244,6 @@ def _open(
 
     The folder is made only when all is built, so that a mistake leaves nothing. Raises ValueError.
     """
-    import torch
 
     from sagan.data.preparation import prepare_images
     from sagan.device import named_device
@@ -253,8 +254,7 @@ def _open(
     config, machine = run.config, run.machine
     is_card = machine["device"] == "cuda" and _is_one_of_several()
     named_device(f"cuda:{os.environ['LOCAL_RANK']}" if is_card else machine["device"])
-    # torch's own number obeys OMP_NUM_THREADS, and knows no quota of a container.
-    torch.set_num_threads(machine["threads"] or min(torch.get_num_threads(), usable_cores()))
+    set_threads(machine["threads"])
     device = join(machine["device"])
     world = World.here()
     data_root, weights = (Path(machine[name]) if machine[name] else None for name in ("data_root", "inception_weights"))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sagan.config import DataConfig, override
 from sagan.data import ImageDataset, embedded, open_dataset
 from sagan.device import named_device
+from sagan.limits import set_threads
 from sagan.metrics import classifier
 from sagan.options import DEFAULT_CACHE, changes_of, preset_of
 
@@ -183,6 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
     add("--out", type=Path, metavar="FILE", help="write the weights there and register nothing")
     options = parser.parse_args(arguments)
+    set_threads()
     try:
         config = _data_config(options.preset, options.set)
         device = named_device(options.device)
