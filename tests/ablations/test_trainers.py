@@ -28,7 +28,7 @@ from sagan.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.yaml"
-SHARED = (str(SMOKE), "--only", "none", "--gpus-per-cell", "2", "--set", "optim.steps=100", "--set", "eval.every=100")
+SHARED = (str(SMOKE), "--only", "none", "--gpus-per-cell", "2", "--set", "optim.steps=100", "--set", "eval.every=20")
 
 
 class Looking(FakeTrainer):
