@@ -153,6 +153,7 @@ class _Checker:
         self._check_each_once(("contrasts",), [tuple(sorted(pair)) for pair in file.contrasts])
         if not (self._command_errors or self._document.errors()):
             self._check_endpoint(base, levels, variants)
+            self._check_effects(base, variants)
         if errors := self._command_errors + self._document.errors():
             raise StudyError(errors)
         study = Study(
@@ -263,6 +264,28 @@ class _Checker:
                         self._error((*position, field), rule if field == "eval.endpoint" else f"eval.endpoint {rule}")
             if self._command_errors or self._document.errors():
                 return
+
+    def _check_effects(self, base: Config, variants: Sequence[Combination]) -> None:
+        """A change that has no effect (`Config.no_effect`) is an error: one that a level makes in any of its variants,
+        one of `set`, `--set` or search if it has none in all of them."""
+        file, searched = self._file, self._file.search.fields if self._file.search else {}
+        configs = [override(base, variant.changes) for variant in variants] or [base]
+        found: dict[Position, str] = {}
+        if "optim.ttur" not in searched:  # else each trial says which rates it takes
+            for_all = {("set",): file.set, ("--set",): self._changes, ("search", "fields"): searched}
+            for position, names in for_all.items():
+                for name in names:
+                    if all(rules := [config.no_effect(name) for config in configs]):
+                        found[*position, name] = rules[0]
+        for variant, config in zip(variants, configs, strict=False):
+            for factor, level in variant.factors.items():
+                # Where a variant only keeps the baseline's level of a factor, it may do without its effect.
+                is_kept = level == file.baseline != variant.name
+                for name in file.factors[factor][level]:
+                    if (rule := config.no_effect(name)) and not is_kept:
+                        found.setdefault(("factors", factor, level, name), f"{rule} (variant {variant.name})")
+        for place, rule in found.items():
+            self._error(place, rule)
 
     def _search(self, base: Config) -> Search:
         block = self._file.search

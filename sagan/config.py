@@ -153,7 +153,7 @@ class OptimConfig:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Of G and of D."""
+        """Learning rates of G and of D."""
         return (self.lr_g, self.lr_d) if self.ttur else (self.lr_equal, self.lr_equal)
 
 
@@ -225,6 +225,14 @@ class Config:
         """Raises ValueError where so many processes cannot share each batch with the same results as one process."""
         size, groups = self.optim.batch_size, self.model.bn_groups
         if size % processes:
+    def no_effect(self, name: str) -> str:
+        """Why a change of the field `name` would have no effect here, and what to do; "" where it has one."""
+        unread = ("optim.lr_equal",) if self.optim.ttur else ("optim.lr_g", "optim.lr_d")
+        if name not in unread:
+            return ""
+        now, needed = str(self.optim.ttur).lower(), str(not self.optim.ttur).lower()
+        return f"has an effect only with optim.ttur={needed}, got optim.ttur={now}; also set optim.ttur={needed}"
+
             raise ValueError(
                 f"optim.batch_size: must be a multiple of the {processes} processes that share a batch, got {size}; "
                 f"change it, or start another number of processes"

@@ -186,7 +186,11 @@ def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int
     if options.preset is None and known is None:
         raise ValueError("--preset: must be given for a new run, got none; write --preset embedded")
     base = known.config if options.preset is None and known is not None else preset_of(options.preset)
-    config = override(base, changes_of(options.set))
+    changes = changes_of(options.set)
+    config = override(base, changes)
+    for name in changes:
+        if rule := config.no_effect(name):
+            raise ValueError(f"{name}: {rule}")
     config.check_buildable()
     seed = options.seed if options.seed is not None else known.seed if known is not None else 0
     if not 0 <= seed <= MAX_SEED:
@@ -195,8 +199,8 @@ def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int
         differing = {"seed": (known.seed, seed)} if seed != known.seed else {}
         differing |= diff(known.config, config)
         if differing and not (seed == known.seed and is_beginning(known.config, config)):
-            changes = "; ".join(f"{name} is {there} there, {here} here" for name, (there, here) in differing.items())
-            raise ValueError(f"FOLDER: {options.folder} holds another run: {changes}; name another folder")
+            listed = "; ".join(f"{name} is {there} there, {here} here" for name, (there, here) in differing.items())
+            raise ValueError(f"FOLDER: {options.folder} holds another run: {listed}; name another folder")
     return config, seed
 
 

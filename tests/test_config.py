@@ -64,6 +64,16 @@ def test_a_batch_that_cannot_be_cut_into_groups_of_two_is_not_buildable() -> Non
 
 
 @pytest.mark.parametrize(
+    ("ttur", "rates"), [(True, {"optim.lr_g", "optim.lr_d"}), (False, {"optim.lr_equal"})], ids=["two rates", "one"]
+)
+def test_a_rate_has_an_effect_exactly_where_training_reads_it(ttur: bool, rates: set[str]) -> None:
+    config = override(Config(), {"optim.ttur": ttur})
+    all_rates = ("optim.lr_g", "optim.lr_d", "optim.lr_equal")
+    assert {name for name in all_rates if not config.no_effect(name)} == rates
+    assert {name for name in all_rates if override(config, {name: 0.5}).optim.rates != config.optim.rates} == rates
+
+
+@pytest.mark.parametrize(
     ("batch_size", "groups", "processes", "rule"),
     [
         (12, 1, 3, None),

@@ -198,6 +198,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no preset": (["new"], "--preset: must be given for a new run"),
     "a preset that is none": (["new", "--preset", "embeded"], "--preset: .* did you mean 'embedded'?"),
     "a field that is none": (["new", "OPTIONS", "--set", "optim.step=3"], "did you mean 'optim.steps'"),
+    "a rate that is not read": (["new", "OPTIONS", "--set=optim.lr_equal=1"], "lr_equal: has an effect only with"),
     "no value": (["new", "OPTIONS", "--set", "optim.steps"], "--set: must be KEY=VALUE, got 'optim.steps'"),
     "attention that does not fit": (["new", "OPTIONS", "--set=model.attention.at=[64]"], "needs 128 px"),
     "a seed below 0": (["new", "OPTIONS", "--seed", "-1"], "--seed: must be a whole number in 0"),

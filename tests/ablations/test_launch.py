@@ -176,7 +176,7 @@ SEARCH = """
     preset: embedded
     seeds: [0]
     baseline: preset
-    set: {optim.steps: 5}
+    set: {optim.steps: 5, optim.ttur: true}
     search:
       seed: 100
       trials: 3

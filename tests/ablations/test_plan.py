@@ -17,6 +17,7 @@ TWO_FACTORS = """
     question: Which of two?
     preset: embedded
     seeds: [0]
+    set: {optim.ttur: true}
     design: grid
     baseline: off+slow
     factors:
@@ -62,9 +63,12 @@ def test_a_grid_is_the_product_of_its_factors(write_study: WriteStudy) -> None:
 
 
 def test_a_ladder_adds_its_levels_up(write_study: WriteStudy) -> None:
-    ladder = {"seeds:": "design: ladder\nseeds:", "feat64: {model.attention.at: [64]}": "ttur: {optim.lr_d: 1e-3}"}
+    ladder = {
+        "seeds:": "design: ladder\nseeds:",
+        "feat64: {model.attention.at: [64]}": "two: {optim.ttur: true, optim.lr_d: 1e-3}",
+    }
     variants = read_study(write_study(ladder)).variants()
-    assert variants[2].changes == {"model.attention.at": (32,), "optim.lr_d": 1e-3}
+    assert variants[2].changes == {"model.attention.at": (32,), "optim.ttur": True, "optim.lr_d": 1e-3}
 
 
 def test_one_at_a_time_changes_one_factor_and_keeps_the_others_at_the_baseline(write_study: WriteStudy) -> None:

@@ -20,6 +20,7 @@ SEARCH = """
     preset: embedded
     seeds: [0, 1]
     baseline: preset
+    set: {optim.ttur: true}
     search:
       seed: 100
       trials: 8

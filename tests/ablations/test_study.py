@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SEARCH = """
       fields:
         optim.lr_g: {low: 1e-4, high: 2e-3, log: true}
         optim.d_steps: [1, 2]
+    set: {optim.ttur: true}
 """
 
 SEARCH_MISTAKES = {
@@ -58,10 +60,14 @@ SEARCH_MISTAKES = {
     ),
     "runs that are shorter than the endpoint": (
         {
-            "search:\n": "set: {eval.every: 10, eval.endpoint: 3}\nsearch:\n",
+            "set: {": "set: {eval.every: 10, eval.endpoint: 3, ",
             "[1, 2]": "[1, 2]\n    optim.steps: [20, 40]",
         },
-        "14:19: search.fields.optim.steps.0: eval.endpoint: is longer than the run, which has 2 evaluations",
+        "13:19: search.fields.optim.steps.0: eval.endpoint: is longer than the run, which has 2 evaluations",
+    ),
+    "rates that are not read": (
+        {"ttur: true": "ttur: false"},
+        "11:17: search.fields.optim.lr_g: has an effect only with optim.ttur=true, got optim.ttur=false; also set",
     ),
     "a baseline that the search names": ({"baseline: preset": "baseline: best"}, "5:11: baseline: must not be a name"),
 }
@@ -308,6 +314,65 @@ def test_levels_that_leave_too_few_evaluations_together_are_told(write_study: Wr
         read_study(path)
 
 
+RATES = """
+    name: rates
+    question: Which?
+    preset: embedded
+    seeds: [0]
+    design: grid
+    baseline: two+slow
+    factors:
+      ttur:
+        two: {optim.ttur: true}
+        one: {optim.lr_equal: 1e-3}
+      rate:
+        slow: {optim.lr_g: 1e-4}
+        fast: {optim.lr_g: 4e-4}
+"""
+
+
+@pytest.mark.parametrize(
+    ("replaced", "changes", "messages"),
+    [
+        (
+            {},
+            {},
+            ["study.yaml:12:24: factors.rate.slow.optim.lr_g: has .*got optim.ttur=false; also .*variant one.slow",
+             "study.yaml:13:24: factors.rate.fast.optim.lr_g: has .*got optim.ttur=false; also .*variant one.fast"],
+        ),
+        ({"one: {optim.lr_equal: 1e-3}": "alike: {optim.ttur: true, optim.beta1: 0.5}"}, {}, []),
+        ({"grid": "one_at_a_time", "two+slow": "base", "two:": "base:", "slow:": "base:"}, {}, []),
+        ({"    one: {optim.lr_equal: 1e-3}\n": ""}, {"optim.lr_equal": "1"}, ["--set optim.lr_equal: has an effect"]),
+        (
+            {"seeds": "set: {optim.lr_equal: 1e-3, optim.lr_d: 1e-3}\nseeds", "one: {optim.lr_equal: 1e-3}": "one: {}",
+             "slow: {optim.lr_g: 1e-4}": "slow: {}", "fast: {optim.lr_g: 4e-4}": "fast: {optim.d_steps: 2}"},
+            {},
+            [],
+        ),
+    ],
+    ids=["a grid", "two rates throughout", "one at a time", "--set", "set for some of the variants"],
+)  # fmt: skip
+def test_a_rate_that_some_variant_does_not_read_is_told_by_the_combined_config(
+    replaced: dict[str, str], changes: dict[str, str], messages: list[str], write_study: WriteStudy
+) -> None:
+    path = write_study(replaced, text=RATES)
+    if not messages:
+        assert len({variant.config for variant in read_study(path, changes=changes).variants()}) > 2
+        return
+    with pytest.raises(StudyError) as caught:
+        read_study(path, changes=changes)
+    assert len(caught.value.messages) == len(messages)
+    for message, pattern in zip(caught.value.messages, messages, strict=True):
+        assert re.search(pattern, message), message
+
+
+def test_a_rung_may_turn_off_what_an_earlier_one_set(write_study: WriteStudy) -> None:
+    ladder = {"grid": "ladder", "two+slow": "two", "  rate:\n": "", "ttur: true": "ttur: true, optim.lr_g: 1e-3"}
+    ladder |= {"one: {optim": "one: {optim.ttur: false, optim"}
+    path = write_study({**ladder, "    slow: {optim.lr_g: 1e-4}\n    fast: {optim.lr_g: 4e-4}\n": ""}, text=RATES)
+    assert [variant.config.optim.rates for variant in read_study(path).variants()] == [(1e-3, 1.2e-3), (1e-3, 1e-3)]
+
+
 def test_setting_what_a_factor_varies_is_refused(write_study: WriteStudy) -> None:
     with pytest.raises(StudyError, match="is changed by --set already"):
         read_study(write_study(), changes={"model.attention.at": "[8]"})
@@ -322,7 +387,7 @@ def test_a_level_may_change_what_set_gives_to_every_variant(write_study: WriteSt
 @pytest.mark.parametrize(
     ("field", "text", "value"),
     [
-        ("optim.lr_g", "1e-4", 1e-4),
+        ("optim.lr_equal", "1e-4", 1e-4),
         ("optim.d_steps", "010", 10),
         ("eval.num_samples", "0x40", 64),
         ("optim.ttur", "false", False),
