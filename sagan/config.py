@@ -25,18 +25,23 @@ DATASETS = ("embedded", "cifar10", "cifar100", "stl10", "celeba", "imagenette", 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images. `attribute` is for CelebA only and gives it two classes; without it CelebA has no labels."""
+    """Which images. `attribute` is for CelebA only and gives it two classes; without it CelebA has no labels.
+
+    `augment` lists the transforms of DiffAugment (sagan/augmentation.py), in the order in which they are applied.
+    """
 
     name: str = "imagenet"
     resolution: int = 128
     h_flip: bool = False
     attribute: str = ""
+    augment: tuple[Literal["color", "translation", "cutout"], ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("data.name", self.name, DATASETS)
         _one_of("data.resolution", self.resolution, RESOLUTIONS)
         if self.attribute and self.name != "celeba":
             raise ValueError(f"data.attribute: only celeba has attributes, got {self.attribute!r} for {self.name}")
+        _each_once("data.augment", self.augment)
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,7 @@ class AttentionConfig:
     def __post_init__(self) -> None:
         for size in self.at:
             _one_of("model.attention.at", size, (8, 16, 32, 64, 128, 256))
-        if len(set(self.at)) < len(self.at):
-            raise ValueError(f"model.attention.at: each feature map once, got {list(self.at)}; drop the repetition")
+        _each_once("model.attention.at", self.at)
         _one_of("model.attention.key_ratio", self.key_ratio, (1, 2, 4, 8))
         _one_of("model.attention.value_ratio", self.value_ratio, (1, 2, 4, 8))
         _positive("model.attention.min_key_channels", self.min_key_channels)
@@ -116,9 +120,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam for both networks; one step is one generator update after `d_steps` discriminator updates."""
+    """Losses, and Adam for both networks; one step is one generator update after `d_steps` discriminator updates."""
 
-    loss: Literal["hinge"] = "hinge"
+    loss: Literal["hinge", "non_saturating"] = "hinge"  # sagan/losses.py
+    r1_gamma: float = 0.0  # weight of R1, the penalty on D's gradient at real images (Mescheder et al. 2018); 0: none
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: of activations in training; weights and scores stay fp32
     ttur: bool = True  # two rates, lr_g and lr_d; else lr_equal for both
     lr_g: float = 1e-4
@@ -135,6 +140,9 @@ class OptimConfig:
     streams: int = 0  # runs with the same seed and another number here are statistically independent
 
     def __post_init__(self) -> None:
+        for name in ("r1_gamma", "ema_start", "streams"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name}: must be 0 or more, got {getattr(self, name)}")
         _positive("optim.lr_g", self.lr_g)
         _positive("optim.lr_d", self.lr_d)
         _positive("optim.lr_equal", self.lr_equal)
@@ -146,10 +154,6 @@ class OptimConfig:
         _positive("optim.steps", self.steps)
         _positive("optim.d_steps", self.d_steps)
         _fraction("optim.ema_decay", self.ema_decay)
-        if self.ema_start < 0:
-            raise ValueError(f"optim.ema_start: must be 0 or more, got {self.ema_start}")
-        if self.streams < 0:
-            raise ValueError(f"optim.streams: must be 0 or more, got {self.streams}")
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -221,10 +225,6 @@ class Config:
                 f"{self.optim.steps} steps, got {self.eval.endpoint}; lower it or eval.every"
             )
 
-    def check_shared(self, processes: int) -> None:
-        """Raises ValueError where so many processes cannot share each batch with the same results as one process."""
-        size, groups = self.optim.batch_size, self.model.bn_groups
-        if size % processes:
     def no_effect(self, name: str) -> str:
         """Why a change of the field `name` would have no effect here, and what to do; "" where it has one."""
         unread = ("optim.lr_equal",) if self.optim.ttur else ("optim.lr_g", "optim.lr_d")
@@ -233,6 +233,10 @@ class Config:
         now, needed = str(self.optim.ttur).lower(), str(not self.optim.ttur).lower()
         return f"has an effect only with optim.ttur={needed}, got optim.ttur={now}; also set optim.ttur={needed}"
 
+    def check_shared(self, processes: int) -> None:
+        """Raises ValueError where so many processes cannot share each batch with the same results as one process."""
+        size, groups = self.optim.batch_size, self.model.bn_groups
+        if size % processes:
             raise ValueError(
                 f"optim.batch_size: must be a multiple of the {processes} processes that share a batch, got {size}; "
                 f"change it, or start another number of processes"
@@ -327,12 +331,13 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     if origin is Literal:
         return _one_of(name, value, typing.get_args(kind))
     if origin is tuple:
-        items = value
+        items, item_kind = value, typing.get_args(kind)[0]
         if isinstance(value, str):
             items = [item.strip() for item in value.strip("[]() ").split(",") if item.strip()]
         if not isinstance(items, (list, tuple)):
-            raise ValueError(f"{name}: must be a list such as [32], got {value!r}")
-        return tuple(_coerce(name, typing.get_args(kind)[0], item) for item in items)
+            example = 32 if item_kind is int else typing.get_args(item_kind)[0]
+            raise ValueError(f"{name}: must be a list such as [{example}], got {value!r}")
+        return tuple(_coerce(name, item_kind, item) for item in items)
     assert not isinstance(kind, types.UnionType), f"{name}: no rule for {kind}"
     if kind is bool:
         if isinstance(value, bool):
@@ -376,6 +381,11 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise ValueError(f"{name}: must be above 0, got {value}")
+
+
+def _each_once(name: str, values: tuple[Any, ...]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}: each value once, got {list(values)}; drop the repetition")
 
 
 def _fraction(name: str, value: float) -> None:

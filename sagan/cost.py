@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sagan.config import Config
+from sagan.losses import r1
 from sagan.networks import Discriminator, Generator, num_parameters
 
 _BYTES_PER_PARAMETER = 16  # fp32: the weight, its gradient, two moments of Adam
@@ -37,6 +39,7 @@ class Cost:
 @cache
 def count(config: Config, num_classes: int) -> Cost:
     """Counts for the networks of `config`; takes about a second and almost no memory."""
+    has_r1 = config.optim.r1_gamma > 0
     with torch.device("meta"):
         generator = Generator(config.model, config.data.resolution, num_classes)
         discriminator = Discriminator(config.model, config.data.resolution, num_classes)
@@ -44,13 +47,19 @@ def count(config: Config, num_classes: int) -> Cost:
         for batch in (2, 4):
             z, labels = torch.empty(batch, config.model.z_dim), torch.zeros(batch, dtype=torch.long)
             kept_g, kept_d = _KeptBytes(), _KeptBytes()
-            flops_g, flops_d = FlopCounterMode(display=False), FlopCounterMode(display=False)
+            flops_g, flops_d, flops_r1 = (FlopCounterMode(display=False) for _ in range(3))
             with flops_g, kept_g, _FusedAttention():
                 fake = generator(z, labels)
-            with flops_d, kept_d, _FusedAttention():
-                discriminator(fake.detach(), labels)
+            images = fake.detach().requires_grad_(has_r1)
+            # R1 takes attention apart, as the trainer does: the fused kernel has no second derivative.
+            with kept_d, nullcontext() if has_r1 else _FusedAttention():
+                with flops_d:
+                    logits = discriminator(images, labels)
+                if has_r1:
+                    with flops_r1:
+                        r1(logits, images)
             kept[batch] = kept_g.total, kept_d.total
-    g, d = flops_g.get_total_flops() // batch, flops_d.get_total_flops() // batch  # of the last
+    g, d, gradient = (flops.get_total_flops() // batch for flops in (flops_g, flops_d, flops_r1))  # of the last batch
 
     def kept_for(n: int, network: int) -> float:
         """Linear in the batch size: normalised weights are saved once, activations per image."""
@@ -59,8 +68,9 @@ def count(config: Config, num_classes: int) -> Cost:
 
     optim = config.optim
     # A backward pass is about two forward ones. D step: G forward, D forward and backward on real and fake.
-    # G step: G forward and backward, D forward and backward to its input alone.
-    per_image = optim.d_steps * (g + 2 * 3 * d) + 3 * g + 2 * d
+    # G step: G forward and backward, D forward and backward to its input alone. R1's gradient is like another forward
+    # pass of D over real and fake: it has a backward pass of its own.
+    per_image = optim.d_steps * (g + 2 * 3 * (d + gradient)) + 3 * g + 2 * d
     num_g, num_d = num_parameters(generator), num_parameters(discriminator)
     size = optim.batch_size
     activations = max(kept_for(2 * size, 1), kept_for(size, 0) + kept_for(size, 1))

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sagan import diagnostics
+from sagan.augmentation import NUM_DRAWS
 from sagan.checkpoint import check_same_run, load_checkpoint, save_checkpoint
 from sagan.config import LENGTH, Config, flatten
 from sagan.cost import count
 from sagan.data import open_dataset
 from sagan.distributed import World, for_first_process
 from sagan.generator_file import save_generator
-from sagan.losses import LOSSES
 from sagan.networks import Discriminator, Generator
 from sagan.passes import compiled_passes, discriminator_pass, generator_pass, pays_to_compile
 from sagan.precision import autocast
@@ -38,7 +38,7 @@ Outcome = Literal["finished", "collapsed", "diverged"]
 
 log = logging.getLogger(__name__)
 
-_LOGGED = ("loss_g", "loss_d", "logit_real", "logit_fake")  # losses without the class head's
+_LOGGED = ("loss_g", "loss_d", "logit_real", "logit_fake")  # the adversarial losses alone
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,6 @@ class Trainer:
         lr_g, lr_d = config.optim.rates
         self.optimizer_g = self._adam(self.generator, lr_g)
         self.optimizer_d = self._adam(self.discriminator, lr_d)
-        self.loss_d, self.loss_g = LOSSES[config.optim.loss]
         if compile_backend == "auto":
             pays = self.device.type == "cuda" and pays_to_compile(config, num_classes)
             compile_backend = "inductor" if pays else None
@@ -135,7 +134,8 @@ class Trainer:
         )
         self.metric_fingerprint = self.scorer.evaluator.fingerprint
 
-        self.logged = _LOGGED if self.discriminator.classifier is None else (*_LOGGED, "loss_class")
+        optional = {"loss_class": self.discriminator.classifier is not None, "r1": config.optim.r1_gamma > 0}
+        self.logged = (*_LOGGED, *(name for name, is_used in optional.items() if is_used))
         self.step = 0
         # Sums of logged values over the `since` to `step` steps that no event has reported yet.
         self.sums, self.since = torch.zeros(len(self.logged), device=self.device), 0
@@ -214,8 +214,8 @@ class Trainer:
         """One update of G after `d_steps` updates of D; nothing here waits for the device."""
         given: list[Tensor] = []
         for turn in range(self.step * self.config.optim.d_steps, (self.step + 1) * self.config.optim.d_steps):
-            given += [*self.batches(turn), *self._noise("noise_d", turn)]
-        given += self._noise("noise_g", self.step)
+            given += [*self.batches(turn), *self._noise("noise_d", turn), *self._draws("augment_d", turn, 2)]
+        given += [*self._noise("noise_g", self.step), *self._draws("augment_g", self.step, 1)]
         if self.replay is None:
             self._update(*given)
         else:
@@ -224,12 +224,14 @@ class Trainer:
         self.step += 1
 
     def _update(self, *given: Tensor) -> None:
-        """`given`: images, labels, z and labels of z for each update of D, then z and its labels for that of G."""
+        """`given`: images, labels, z and labels of z for each update of D, then z and its labels for that of G; each
+        followed by the draws of `data.augment`, where it is used."""
         optim = self.config.optim
+        size = 5 if self.config.data.augment else 4
         for turn in range(optim.d_steps):
-            batch = given[4 * turn : 4 * turn + 4]
+            batch = given[size * turn : size * (turn + 1)]
             with autocast(self.device, optim.precision):
-                objective_d, logged_d = self.discriminator_pass(self.generator, self.discriminator, self.loss_d, *batch)
+                objective_d, logged_d = self.discriminator_pass(self.config, self.generator, self.discriminator, *batch)
             self.optimizer_d.zero_grad()
             objective_d.backward()
             self.world.average([*_gradients(self.discriminator), logged_d])
@@ -237,7 +239,8 @@ class Trainer:
 
         self.discriminator.requires_grad_(False)
         with autocast(self.device, optim.precision):
-            objective_g, loss_g = self.generator_pass(self.generator, self.discriminator, self.loss_g, *given[-2:])
+            batch = given[size * optim.d_steps :]
+            objective_g, loss_g = self.generator_pass(self.config, self.generator, self.discriminator, *batch)
         self.discriminator.requires_grad_(True)
         self.optimizer_g.zero_grad()
         objective_g.backward()
@@ -249,6 +252,14 @@ class Trainer:
         size = self.config.optim.batch_size, self.config.model.z_dim, len(self.classes)
         z, labels = noise(stream(self._drawn_from, purpose, turn), *size)
         return to_device(z[self.shard], self.device), to_device(labels[self.shard], self.device)
+
+    def _draws(self, purpose: str, turn: int, batches: int) -> list[Tensor]:
+        """The random numbers of `data.augment` for so many batches, (batches * B, 7); none where it is not used."""
+        if not self.config.data.augment:
+            return []
+        drawn_from = stream(self._drawn_from, purpose, turn)
+        draws = torch.rand(batches, self.config.optim.batch_size, NUM_DRAWS, generator=drawn_from)
+        return [to_device(draws[:, self.shard].flatten(0, 1), self.device)]
 
     def _average_weights(self) -> None:
         decay = self.config.optim.ema_decay

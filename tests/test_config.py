@@ -21,6 +21,7 @@ def test_override_changes_the_named_field_and_no_other() -> None:
         ("optim.steps", "2e3", 2000),
         ("model.attention.at", "[8, 32]", (8, 32)),
         ("model.attention.at", [], ()),
+        ("data.augment", "[color, cutout]", ("color", "cutout")),
         ("data.h_flip", "true", True),
         ("data.resolution", "64", 64),
     ],
@@ -42,25 +43,24 @@ def test_texts_from_files_and_command_lines_become_the_type_of_the_field(
         ("optim.lr_g", "fast", "optim.lr_g: must be a finite number, got 'fast'"),
         ("optim.lr_g", "nan", "optim.lr_g: must be a finite number"),
         ("optim.lr_g", -1, "optim.lr_g: must be above 0, got -1"),
+        ("optim.r1_gamma", -1, "optim.r1_gamma: must be 0 or more, got -1"),
+        ("optim.loss", "hing", "optim.loss: must be one of hinge, non_saturating, got 'hing'; did you mean 'hinge'"),
+        ("data.augment", ["flip"], "data.augment: must be one of color, translation, cutout, got 'flip'"),
+        ("data.augment", True, "data.augment: must be a list such as .color., got True"),
+        ("data.augment", "color,color", "data.augment: each value once, got"),
         ("optim.batch_size", 1, "batch norm needs 2 images or more, got 1"),
         ("model.bn_groups", 0, "model.bn_groups: must be above 0, got 0"),
         ("data.resolution", 100, "data.resolution: must be one of 32, 64, 128, 256, got 100"),
         ("data.h_flip", "yes", "data.h_flip: must be true or false, got 'yes'"),
         ("eval.bn", "standin", "eval.bn: must be one of running, standing, got 'standin'; did you mean 'standing'"),
         ("model.attention.at", 8, "model.attention.at: must be a list such as"),
-        ("model.attention.at", [8, 8], "each feature map once, got"),
+        ("model.attention.at", [8, 8], "model.attention.at: each value once, got"),
         ("model.attention.at", [9], "model.attention.at: must be one of 8, 16"),
     ],
 )
 def test_a_value_that_breaks_a_rule_is_told_with_field_rule_and_value(name: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         override(Config(), {name: value})
-
-
-def test_a_batch_that_cannot_be_cut_into_groups_of_two_is_not_buildable() -> None:
-    configs = [override(Config(), {"optim.batch_size": 12, "model.bn_groups": n}) for n in (1, 6, 5, 12)]
-    needs = "needs batches of {} equal parts of 2 images or more"
-    assert [config.build_error() for config in configs] == [None, None, needs.format(5), needs.format(12)]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,12 @@ def test_a_rate_has_an_effect_exactly_where_training_reads_it(ttur: bool, rates:
     all_rates = ("optim.lr_g", "optim.lr_d", "optim.lr_equal")
     assert {name for name in all_rates if not config.no_effect(name)} == rates
     assert {name for name in all_rates if override(config, {name: 0.5}).optim.rates != config.optim.rates} == rates
+
+
+def test_a_batch_that_cannot_be_cut_into_groups_of_two_is_not_buildable() -> None:
+    configs = [override(Config(), {"optim.batch_size": 12, "model.bn_groups": n}) for n in (1, 6, 5, 12)]
+    needs = "needs batches of {} equal parts of 2 images or more"
+    assert [config.build_error() for config in configs] == [None, None, needs.format(5), needs.format(12)]
 
 
 @pytest.mark.parametrize(

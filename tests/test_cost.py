@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from benchmarks.measure import bare_trainer
+from torch.utils.flop_counter import FlopCounterMode
 
 from sagan.config import Config, override
 from sagan.cost import count
@@ -49,6 +53,22 @@ def test_memory_grows_with_the_batch_by_what_autograd_keeps(tiny: Config) -> Non
     measured = sum(storage.nbytes() for storage in kept.values()) / batch
     small, large = (count(override(config, {"optim.batch_size": n}), 6).memory_mib for n in (64, 128))
     assert (large - small) * 2**20 / 64 == pytest.approx(measured, rel=0.3)
+
+
+def test_r1_costs_the_operations_that_it_adds_to_the_pass_of_d(tiny: Config, tmp_path: Path) -> None:
+    """Forward and backward, counted while they are computed; the count takes two forward passes for each backward."""
+    done, counted = [], []
+    for gamma in (0, 1):
+        config = override(tiny, {"model.attention.at": [], "optim.r1_gamma": gamma})
+        trainer = bare_trainer(config, tmp_path)
+        batch = (*trainer.batches(0), *trainer._noise("noise_d", 0))
+        with FlopCounterMode(display=False) as flops:
+            trainer.discriminator_pass(config, trainer.generator, trainer.discriminator, *batch)[0].backward()
+        done.append(flops.get_total_flops())
+        counted.append(count(config, 3).flops_per_step)
+    assert counted[1] - counted[0] == pytest.approx(done[1] - done[0], rel=0.15)
+    without, with_r1 = (count(override(tiny, {"optim.r1_gamma": gamma}), 3).memory_mib for gamma in (0, 1))
+    assert with_r1 > without
 
 
 def test_the_memory_of_attention_does_not_count_a_matrix_that_is_never_stored() -> None:

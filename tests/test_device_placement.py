@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ablations.study import read_study
+from sagan.augmentation import NUM_DRAWS
 from sagan.config import AttentionConfig, Config, ModelConfig, override
-from sagan.losses import LOSSES
 from sagan.networks import Discriminator, Generator
 from sagan.passes import discriminator_pass, generator_pass
 from sagan.precision import autocast
@@ -92,15 +92,17 @@ def networks(config: Config) -> tuple[Generator, Discriminator]:
 
 def passed(config: Config, precision: str, generator: Generator, discriminator: Discriminator) -> list[Tensor]:
     """What both passes of a step return."""
-    loss_d, loss_g = LOSSES[config.optim.loss]
     size = config.data.resolution
     with FAKE:
         real = torch.empty(BATCH, 3, size, size, dtype=torch.uint8, device=CARD)
         z, labels = torch.empty(BATCH, config.model.z_dim, device=CARD), torch.empty(BATCH, device=CARD).long()
+        draws = torch.empty(BATCH, NUM_DRAWS, device=CARD)
         with autocast(CARD, precision):  # type: ignore[arg-type]
-            outputs_d = discriminator_pass(generator, discriminator, loss_d, real, labels, z, labels)
+            outputs_d = discriminator_pass(
+                config, generator, discriminator, real, labels, z, labels, draws.repeat(2, 1)
+            )
         with autocast(CARD, precision):  # type: ignore[arg-type]
-            return [*outputs_d, *generator_pass(generator, discriminator, loss_g, z, labels)]
+            return [*outputs_d, *generator_pass(config, generator, discriminator, z, labels, draws)]
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
@@ -132,7 +134,7 @@ def test_no_tensor_of_a_step_stays_behind_on_the_cpu(name: str) -> None:
 
 
 def test_the_passes_run_in_fp32_on_a_gpu() -> None:
-    config = STRUCTURES["attention_block/official"]  # feat32
+    config = override(STRUCTURES["attention_block/official"], {"data.augment": ["color", "translation", "cutout"]})
     assert {(output.device, output.dtype) for output in passed(config, "fp32", *networks(config))} == {
         (CARD, torch.float32)
     }

@@ -30,7 +30,12 @@ pytestmark = pytest.mark.slow
 STEPS = 4
 CASES: dict[str, dict[str, Any]] = {
     "synchronised": {},
-    "per replica": {"model.bn_groups": 2},
+    "per replica, with R1 and augmented images": {
+        "model.bn_groups": 2,
+        "optim.loss": "non_saturating",
+        "optim.r1_gamma": 1,
+        "data.augment": ["color", "translation"],
+    },
     "four groups": {"model.bn_groups": 4},
     "class head and flips": {
         "model.conditioning": "auxiliary_classifier",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from sagan.precision import autocast
 from sagan.presets import PRESETS
 from sagan.training import Trainer
 
+ALL = ("color", "translation", "cutout")
+
 
 def in_bf16(config: Config) -> Config:
     return override(config, {"optim.precision": "bf16"})
@@ -19,14 +22,14 @@ def in_bf16(config: Config) -> Config:
 
 def aims(trainer: Trainer) -> dict[str, torch.Tensor]:
     """What both networks minimise in the first step, computed in the trainer's precision, with gradients taken."""
-    batch = (*trainer.batches(0), *trainer._noise("noise_d", 0))
-    precision = trainer.config.optim.precision
-    with autocast(trainer.device, precision):
-        objective_d, _ = trainer.discriminator_pass(trainer.generator, trainer.discriminator, trainer.loss_d, *batch)
+    batch = (*trainer.batches(0), *trainer._noise("noise_d", 0), *trainer._draws("augment_d", 0, 2))
+    config = trainer.config
+    with autocast(trainer.device, config.optim.precision):
+        objective_d, _ = trainer.discriminator_pass(config, trainer.generator, trainer.discriminator, *batch)
     objective_d.backward()
-    with autocast(trainer.device, precision):
-        draw = trainer._noise("noise_g", 0)
-        objective_g, _ = trainer.generator_pass(trainer.generator, trainer.discriminator, trainer.loss_g, *draw)
+    with autocast(trainer.device, config.optim.precision):
+        draw = (*trainer._noise("noise_g", 0), *trainer._draws("augment_g", 0, 1))
+        objective_g, _ = trainer.generator_pass(config, trainer.generator, trainer.discriminator, *draw)
     (gradient_g,) = torch.autograd.grad(objective_g, [trainer.generator.linear.weight])
     gradient_d = trainer.discriminator.blocks[0].conv1.weight.grad
     assert gradient_d is not None
@@ -51,7 +54,7 @@ def after_three_steps(config: Config, directory: Path) -> tuple[Trainer, Trainer
 @pytest.mark.slow
 def test_compiled_passes_train_to_the_same_bits_as_those_that_are_not(tiny: Config, tmp_path: Path) -> None:
     """The tracing, the custom gradients and the buffers that change in place; code generation is left out."""
-    plain, compiled = after_three_steps(tiny, tmp_path)
+    plain, compiled = after_three_steps(override(tiny, {"data.augment": ALL}), tmp_path)
     assert torch.equal(plain.sums, compiled.sums)
     for ours, theirs in zip(plain._stateful().values(), compiled._stateful().values(), strict=True):
         if isinstance(ours, torch.nn.Module):
@@ -76,9 +79,11 @@ def test_a_process_compiles_for_more_variants_than_torch_keeps_of_one_function(
         bare_trainer(config, tmp_path, compile_backend="eager")._train_step()
 
 
-def test_bf16_passes_are_near_those_of_fp32(tiny: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"optim.r1_gamma": 5, "model.sn.d": False, "data.augment": ALL}])
+def test_bf16_passes_are_near_those_of_fp32(tiny: Config, tmp_path: Path, changes: dict[str, Any]) -> None:
     """bf16 has three digits: losses agree to a few hundredths, gradients point the same way."""
-    exact, rounded = (aims(bare_trainer(config, tmp_path)) for config in (tiny, in_bf16(tiny)))
+    config = override(tiny, changes)
+    exact, rounded = (aims(bare_trainer(one, tmp_path)) for one in (config, in_bf16(config)))
     for name in ("objective_d", "objective_g"):
         torch.testing.assert_close(rounded[name], exact[name], rtol=0.05, atol=0.05)
     for name in ("gradient_d", "gradient_g"):
@@ -111,3 +116,4 @@ def test_compiling_pays_for_long_runs_of_large_networks_and_for_no_cell_of_a_min
     assert pays_to_compile(million_steps, 1000)
     assert not pays_to_compile(override(million_steps, {"optim.steps": 5000}), 1000)
     assert not pays_to_compile(PRESETS["embedded128"], 2)
+    assert not pays_to_compile(override(million_steps, {"optim.r1_gamma": 1}), 1000), "torch cannot compile R1"

@@ -41,6 +41,12 @@ CASES: dict[str, dict[str, Any]] = {
         "optim.ema_decay": 0,
         "model.sn.g": False,
     },
+    "non-saturating loss and R1": {
+        "data.resolution": 32,
+        "model.attention.at": [8, 16],
+        "optim.loss": "non_saturating",
+        "optim.r1_gamma": 10,
+    },
     "spectral norm of cBN": {"data.resolution": 32, "model.sn.cbn": True},
 }
 Build = Callable[[str, torch.dtype], tuple[Trainer, PlainTrainer]]

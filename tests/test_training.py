@@ -59,7 +59,10 @@ def assert_same_metrics(found: Event, wanted: Event) -> None:
         {
             "optim.d_steps": 2,
             "optim.ema_decay": 0,
+            "optim.loss": "non_saturating",
+            "optim.r1_gamma": 1,
             "data.h_flip": True,
+            "data.augment": ["color", "translation", "cutout"],
             "model.conditioning": "auxiliary_classifier",
             "model.attention.kind": "residual",
         },
@@ -181,10 +184,11 @@ def test_another_family_of_streams_changes_all_that_a_seed_decides_and_nothing_e
     tiny: Config, tmp_path: Path, cache_dir: Path
 ) -> None:
     def drawn(streams: int, seed: int = 0) -> dict[str, torch.Tensor]:
-        config = override(tiny, {"optim.streams": streams, "data.h_flip": True})
+        config = override(tiny, {"optim.streams": streams, "data.h_flip": True, "data.augment": ["color"]})
         trainer = Trainer(config, seed, tmp_path, cache_dir=cache_dir)
         images, labels = trainer.batches(0)
         z, fake_labels = trainer._noise("noise_g", 0)
+        (draws,) = trainer._draws("augment_g", 0, 1)
         sampler = trainer.scorer.sampler
         samples = torch.cat(list(sampler.images(trainer.average.eval())))
         sampler.prepare(trainer.average)
@@ -192,6 +196,7 @@ def test_another_family_of_streams_changes_all_that_a_seed_decides_and_nothing_e
             **{f"G.{name}": value for name, value in trainer.generator.named_parameters() if "linear" in name},
             **{f"D.{name}": value for name, value in trainer.discriminator.named_parameters() if "linear" in name},
             **{"batch": images, "labels": labels, "z": z, "labels of z": fake_labels, "samples": samples},
+            "augmentation": draws,
             **{
                 "standing": trainer.average.bn.running_mean,
                 "labels of samples": sampler.labels,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sagan.config import AttentionConfig, ModelConfig
+from sagan.losses import LOSSES
 from sagan.networks import Discriminator, Generator
 from sagan.sampling import to_unit_range
 from sagan.streams import noise, stream
@@ -176,7 +177,7 @@ class PlainTrainer:
         lr_g, lr_d = optim.rates
         self.optimizer_g = _adam(self.generator, lr_g, betas, eps)
         self.optimizer_d = _adam(self.discriminator, lr_d, betas, eps)
-        self.loss_d, self.loss_g = fast.loss_d, fast.loss_g
+        self.loss_d, self.loss_g = LOSSES[optim.loss]
         self.losses: list[tuple[Tensor, Tensor]] = []
 
     def networks(self, fast: Trainer) -> Iterator[tuple[nn.Module, Generator | Discriminator]]:
@@ -192,11 +193,15 @@ class PlainTrainer:
             with torch.no_grad():
                 fake = self.generator(z, fake_labels)
             self.discriminator.train()  # D's spectral norm iterates in this pass, and in no other
-            logit_real = self.discriminator(to_unit_range(real).to(z.dtype), labels)
+            images = to_unit_range(real).to(z.dtype).requires_grad_(optim.r1_gamma > 0)
+            logit_real = self.discriminator(images, labels)
             self.discriminator.eval()
-            loss_d = self.loss_d(logit_real, self.discriminator(fake, fake_labels))
+            loss_d = objective = self.loss_d(logit_real, self.discriminator(fake, fake_labels))
+            if optim.r1_gamma:
+                (gradient,) = torch.autograd.grad(logit_real.sum(), images, create_graph=True)
+                objective = loss_d + optim.r1_gamma / 2 * gradient.square().sum() / len(images)
             self.optimizer_d.zero_grad()
-            loss_d.backward()
+            objective.backward()
             self.optimizer_d.step()
 
         z, fake_labels = self._noise("noise_g", self.step)

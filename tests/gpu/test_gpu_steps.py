@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "spectral norm of cBN": {"model.sn.cbn": True},
     "no spectral norm in attention": {"model.sn.attention": False},
     "two groups of batch norm": {"model.bn_groups": 2},
+    "R1 and augmented images": {"optim.r1_gamma": 1, "data.augment": ["color", "translation", "cutout"]},
     "two D steps, mirrored images": {"optim.d_steps": 2, "data.h_flip": True},
 }
 WARM = 4  # steps after which each is the replay of a recorded one
@@ -202,7 +203,7 @@ def of_discriminator(trainer: Trainer) -> tuple[Tensor, Tensor]:
     """What its pass of the first step logs, and the gradient of all its weights in a row."""
     batch = (*trainer.batches(0), *trainer._noise("noise_d", 0))
     with autocast(trainer.device, trainer.config.optim.precision):
-        aim, logged = trainer.discriminator_pass(trainer.generator, trainer.discriminator, trainer.loss_d, *batch)
+        aim, logged = trainer.discriminator_pass(trainer.config, trainer.generator, trainer.discriminator, *batch)
     found = torch.autograd.grad(aim, list(trainer.discriminator.parameters()))
     return logged, torch.cat([gradient.flatten() for gradient in found])
 
