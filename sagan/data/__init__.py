@@ -84,7 +84,7 @@ def check_labels(name: str, labelled: bool, conditioning: str) -> None:
     if not labelled and conditioning != "none":
         raise ValueError(
             f"model.conditioning: must be none for images without labels such as those of {name}, got "
-            f"{conditioning!r}; put them into one folder a class, or add --set model.conditioning=none"
+            f"{conditioning!r}; put them into one folder for each class, or add --set model.conditioning=none"
         )
 
 

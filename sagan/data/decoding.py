@@ -60,6 +60,8 @@ def reason(error: Exception) -> str:
     """Why a picture could not be read, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "empty, damaged at its start, or of no format that Pillow knows"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {_LARGEST:,} pixels"
     words = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return " ".join(words.split())[:100]
 

@@ -72,9 +72,9 @@ class Prepared:
 def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
     """Bring the pictures of `source` to `resolution` in the cache; yields how many have been read.
 
-    They are read on all cores, each as `to_square` has it. Unreadable pictures are left out and named, with the reason,
-    by `Prepared.warnings`. Yields nothing where the entry is there already; another process that builds it is waited
-    for. Raises ValueError where more than one picture in a hundred, or all of a class, cannot be read.
+    They are read on all cores and brought to size by `to_square`. Unreadable ones are left out, and `Prepared.warnings`
+    names them with the reason. Yields nothing where the entry is there already; waits for another process that builds
+    it. Raises ValueError where more than one picture in a hundred, or all pictures of a class, cannot be read.
     """
     entry = _entry(source, resolution, cache_dir)
     entry.parent.mkdir(parents=True, exist_ok=True)

@@ -77,9 +77,15 @@ class Source:
 def find_source(config: DataConfig, root: Path | None) -> Source:
     """The training pictures of `config.name` under `root` ("data" in the current folder if None).
 
-    Raises ValueError for a failed download, or a layout that cannot be read as it stands.
+    Raises ValueError for a failed download, and for folders that cannot be read or whose layout is another.
     """
-    return SOURCES[config.name](config, root or DEFAULT_ROOT)
+    try:
+        return SOURCES[config.name](config, root or DEFAULT_ROOT)
+    except OSError as error:
+        raise ValueError(
+            f"--data-root: all folders must be readable, got {error.strerror or error} for {error.filename}; change "
+            f"the permissions or give another folder"
+        ) from error
 
 
 def _cifar(config: DataConfig, root: Path) -> Source:
@@ -205,7 +211,7 @@ def _from_folder(name: str, folder: Path, names: tuple[str, ...] | None = None) 
     top = _listing(folder)
     if top.dangling:
         raise ValueError(
-            f"--data-root: every class must be there, but {len(top.dangling):,} links in {folder} lead nowhere: "
+            f"--data-root: every class must be there, but links in {folder} lead nowhere: "
             f"{', '.join(f'{name} to {os.readlink(folder / name)}' for name in top.dangling[:10])}; mend or remove them"
         )
     if top.folders and top.images:
@@ -255,11 +261,6 @@ def _listing(folder: Path) -> _Listing:
             seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"--data-root: must be a folder of images, but there is no folder {folder}") from None
-    except OSError as error:
-        raise ValueError(
-            f"--data-root: must be a folder that can be read, but {folder} cannot ({error.strerror}); change its "
-            f"permissions or give another folder"
-        ) from None
     folders, files = list[os.DirEntry[str]](), list[os.DirEntry[str]]()
     for entry in seen:
         if any("\ud800" <= char <= "\udfff" for char in entry.name):  # how Python reads bytes that are no UTF-8

@@ -120,9 +120,7 @@ def test_a_link_to_an_absent_class_is_an_error_and_one_to_a_class_is_a_class(
 ) -> None:
     root = write_images({"cat": 1, "dog": 1})
     (root / "bird").symlink_to(target)  # "bird" leads to itself
-    with pytest.raises(
-        ValueError, match=f"every class must be there, but 1 links in .* lead nowhere: bird to {target}"
-    ):
+    with pytest.raises(ValueError, match=f"every class must be there, but links in .* lead nowhere: bird to {target}"):
         find_source(FOLDER, root)
     (root / "bird").unlink()
     (root / "bird").symlink_to(write_images({"": 2}, folder="elsewhere"))
