@@ -2,7 +2,7 @@
 
 A class of which a generator has learnt one picture, or a few, varies not at all within; over all classes together its
 samples vary as the real ones do, a Gaussian fitted to their features is much like the real one, and an extractor tells
-every class (one real picture a class: FD 6.1 with `embedded-v2`; twins of two sizes: 16).
+every class (one real picture per class: FD 6.1 with `embedded-v2`; twins of two sizes: 16).
 
 The spread about the class mean does not tell either: of two pictures repeated it is 0.6 of the real one, more than
 that of some generators that do vary. Distances to the nearest other picture do: repeated pictures have none.
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Share of the real figure below which a class has collapsed. Measured at 64 px, 100 pictures a class, grain / twins:
+# Share of the real figure below which a class has collapsed. Measured at 64 px, 100 pictures per class, grain / twins:
 # other real pictures 0.97 to 1.00 / 0.88 to 1.03; five generators of width 4 or 8 after 1,600 steps 0.53 to 0.64 /
 # 1.0 to 1.5; one at eight times in its first 400 steps 0.34 to 0.71 / 3.0 to 6.1. One picture repeated 0 / 0, under a
 # noise of 2 % 0.02 / 0.17; twenty pictures repeated under that noise 0.02 / 0.19, fifty 0.15 / 0.33.

@@ -154,7 +154,7 @@ def frechet_by_class(generated: Features, reference: Reference) -> dict[str, flo
     """Intra-FID (Miyato & Koyama 2018): each class against all its real images; `intra_fid` is the mean.
 
     A class with too few images on either side is left out (`Reference.enough_of_class`); `intra_fid_n` is the smallest
-    count on either side of those that are in. With 100 images a class the figure is about half bias, so compare it
+    count on either side of those that are in. With 100 images per class the figure is about half bias, so compare it
     at equal counts only. One class is no class: there is nothing to be within.
     """
     if len(reference.classes) == 1:

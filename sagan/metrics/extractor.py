@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     set_threads()
     try:
-        config = _data_config(options.preset, options.set)
+        config = override(preset_of(options.preset), changes_of(options.set)).data
         device = named_device(options.device)
         weights = train(config, options.data_root, steps=options.steps, seed=options.seed, device=device)
         if options.out:
@@ -200,10 +200,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(f"accuracy {weights.accuracy:.2%} on held-out images; {done}")
     return 0
-
-
-def _data_config(preset: str, changes: list[str]) -> DataConfig:
-    return override(preset_of(preset), changes_of(changes)).data
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def extract(
 
     `measure` maps such a batch to shape parameters [B, P].
 
-    Local tokens sit at four positions an image, drawn from a fixed seed by the image's place in the sequence, so the
+    Local tokens sit at four positions per image, drawn from a fixed seed by the image's place in the sequence, so the
     result depends neither on the batch size nor on which process extracts which shard. TF32 and autocast are off:
     float32 means float32 on every machine.
     """

@@ -31,10 +31,10 @@ REFERENCE_SAMPLES = 50_000  # the paper compares with 50,000 training images
 PAIRWISE_SAMPLES = 5_000  # KID, precision, recall, density and coverage look at pairs: 5,000 by 5,000 at most
 _FORMAT = 2  # raise it when a stored figure changes its meaning: old entries are then left alone
 _BATCH = 100
-# Images a class, on either side, below which its distance is left out: as a share of the features. The distance of two
-# samples of one law is all bias. At a quarter of 1,024 features it is 0.5 of the variance within the class (Gaussians
-# whose k-th variance is 1/k), and at a quarter of the built-in extractor's 128 it is 0.32 for grain and 0.18 for twins;
-# at 50 images of 2,048 features, as 50,000 samples of ImageNet have, it is more than all of the variance.
+# Images per class, on either side, below which its distance is left out: as a share of the features. The distance of
+# two samples of one law is all bias. At a quarter of 1,024 features it is 0.5 of the variance within the class
+# (Gaussians whose k-th variance is 1/k), and at a quarter of the built-in extractor's 128 it is 0.32 for grain and 0.18
+# for twins; at 50 images of 2,048 features, as 50,000 samples of ImageNet have, it is more than all of the variance.
 _ENOUGH = 0.25
 
 
@@ -256,11 +256,6 @@ def _read(file: Path) -> dict[str, Tensor] | None:
 
 
 def _write(tensors: dict[str, Tensor], file: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".partial")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, {"digest": _digest(tensors)})
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with tempfile.TemporaryDirectory(dir=file.parent, suffix=".partial") as folder:
+        save_file(tensors, Path(folder) / file.name, {"digest": _digest(tensors)})
+        os.replace(Path(folder) / file.name, file)

@@ -32,12 +32,6 @@ def test_classes_are_equally_many_and_groups_share_them_out() -> None:
     assert dataset.images.shape == (len(dataset.labels), 3, 32, 32)
 
 
-def test_another_seed_draws_other_pictures() -> None:
-    labels = torch.arange(6) % len(embedded.CLASSES)
-    one, other = (embedded.draw(labels, seed, 32) for seed in (0, 1))
-    assert (one != other).flatten(1).any(1).all()
-
-
 def test_twins_are_mirror_images_and_grain_is_not() -> None:
     """What makes twins a geometry: both halves must agree. The claim that attention helps is about this."""
     assert mirror_error(pictures(TWINS)) < 1

@@ -62,7 +62,7 @@ def collapsed_class(images: Tensor, labels: Tensor, draw: torch.Generator) -> Te
 
 
 def collapsed_classes(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
-    """One picture a class."""
+    """One picture per class."""
     return _repeated(images, labels, labels.unique().tolist())
 
 
