@@ -26,11 +26,11 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from ablations.plan import Cell
-from ablations.storage import Attempt, attempts, exclusive, open_storage, outlasting, waiting_ids
+from ablations.storage import Attempt, attempts, exclusive, open_storage, outlasting, waiting
 
 GRACE = 120.0  # seconds without a sign of life; only for launchers whose process cannot be looked up from here
-_BLIND = 60.0  # seconds without a look, after which what we saw before says nothing of a silence since
-_BATCH = 100  # cells that are put in the queue at a time; others may claim in between
+_BLIND = 60.0  # seconds between two looks, after which it may be we who were away, and not the silent launchers
+_BATCH = 100  # cells that are put in the queue under one lock; others may claim between two batches
 MAX_DEATHS = 3  # of processes at one cell that comes no further; then it counts as failed: it is what kills them
 _FIRST_NAMESPACE = "pid:[4026531836]"  # Linux: of processes in no container
 
@@ -51,7 +51,7 @@ class Worker:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Worker:
-        """As it was written; a version of ours that wrote less names nobody, who is judged by silence alone."""
+        """As it was written. Where an earlier version wrote less, nobody is named: its silence alone counts."""
         names = ("host", "pid", "token")
         return cls(*(stored[name] for name in names)) if stored.keys() >= set(names) else cls("", 0, "")
 
@@ -114,12 +114,10 @@ class CellQueue:
     def __init__(self, url: str, study: str, cells: Sequence[Cell], grace: float = GRACE) -> None:
         self._url = sqlalchemy.make_url(url)
         self._cells = {cell.key: cell for cell in cells}
-        self._order = {key: place for place, key in enumerate(self._cells)}
         self._study = study
         self._grace = grace
         self._beats: dict[int, tuple[Any, float]] = {}
         self._looked = time.monotonic()
-        self._keys: dict[int, str] = {}  # of trials that wait, read once: what a trial is for never changes
         with exclusive(self._url, "tables"):  # two processes that create them at once would both fail
             self._storage = open_storage(self._url)
             with contextlib.suppress(DuplicatedStudyError):
@@ -137,28 +135,27 @@ class CellQueue:
         `recorded` holds the keys of the cells whose outcome is in the tracking store: it, not the queue, is the truth.
         """
         added = 0
-        missing = self._missing(recorded, retry_failed)
+        missing = list(self._missing(recorded, retry_failed))
         for start in range(0, len(missing), _BATCH):
-            batch = set(list(missing)[start : start + _BATCH])
             with self._exclusive():  # another launcher may have been here since we looked
-                for key, history in self._missing(recorded, retry_failed).items():
-                    if key in batch:
-                        self._add(key, history)
-                        added += 1
+                still = self._missing(recorded, retry_failed)
+                for key in filter(still.__contains__, missing[start : start + _BATCH]):
+                    self._add(key, still[key])
+                    added += 1
         return added
 
     @outlasting
     def claim(self, worker: Worker) -> Claim | None:
         """The first waiting cell, now this launcher's own; None where no cell waits."""
         with self._exclusive():
-            waiting = self._waiting()
-            if not waiting:
+            trials = waiting(self._storage, self._study_id)
+            key = next((key for key in self._cells if key in trials), None)
+            if key is None:
                 return None
-            key = min(waiting, key=lambda key: self._order[key])
-            self._storage.set_trial_user_attr(waiting[key], "worker", asdict(worker))
-            claimed = self._storage.set_trial_state_values(waiting[key], TrialState.RUNNING)
+            self._storage.set_trial_user_attr(trials[key], "worker", asdict(worker))
+            claimed = self._storage.set_trial_state_values(trials[key], TrialState.RUNNING)
             assert claimed, "another process changed the queue under our lock"
-        return Claim(waiting[key], self._cells[key])
+        return Claim(trials[key], self._cells[key])
 
     @outlasting
     def beat(self, progress: Mapping[Claim, Mapping[str, Any]]) -> list[Claim]:
@@ -259,14 +256,6 @@ class CellQueue:
             if key not in recorded and (trial is None or _is_open_again(trial, retry_failed)):
                 missing[key] = History() if trial is None or "error" in trial.attrs else History.of(trial.attrs)
         return missing
-
-    def _waiting(self) -> dict[str, int]:
-        """{key: trial} of our cells that wait: one trial each, as a cell has one open trial at most."""
-        trials = waiting_ids(self._storage, self._study_id)
-        if not self._keys.keys() >= set(trials):
-            found = self._attempts({TrialState.WAITING})
-            self._keys.update(dict.fromkeys(trials, "") | {trial.trial_id: trial.attrs["cell"] for trial in found})
-        return {self._keys[trial]: trial for trial in trials if self._keys[trial] in self._cells}
 
     def _running(self) -> list[Attempt]:
         return self._attempts({TrialState.RUNNING})

@@ -147,13 +147,17 @@ def attempts(storage: RDBStorage, study_id: int, states: Container[TrialState] =
     return list(found.values())
 
 
-def waiting_ids(storage: RDBStorage, study_id: int) -> list[int]:
-    """The trials of a study that wait, by their ids alone: what each claim asks under the lock of all."""
-    rows = sqlalchemy.select(_TRIALS.c.trial_id).where(
-        _TRIALS.c.study_id == study_id, _TRIALS.c.state == TrialState.WAITING
+def waiting(storage: RDBStorage, study_id: int) -> dict[str, int]:
+    """{user attribute "cell": trial} of the trials of a study that wait. Each claim asks it under the lock of all, so
+    no other attribute is read."""
+    rows = (
+        sqlalchemy.select(_ATTRIBUTES.c.value_json, _TRIALS.c.trial_id)
+        .join_from(_TRIALS, _ATTRIBUTES, _TRIALS.c.trial_id == _ATTRIBUTES.c.trial_id)
+        .where(_TRIALS.c.study_id == study_id, _TRIALS.c.state == TrialState.WAITING, _ATTRIBUTES.c.key == "cell")
+        .order_by(_TRIALS.c.trial_id)
     )
     with storage.engine.connect() as connection:
-        return list(connection.execute(rows).scalars())
+        return {json.loads(cell): trial_id for cell, trial_id in connection.execute(rows)}
 
 
 def probe(url: str) -> None:

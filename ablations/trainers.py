@@ -62,7 +62,7 @@ class Trainers:
 
     def start(self, folder: Path, place: str, known: Collection[Fingerprints]) -> None:
         """Trains the run in `folder`, unless its data and metrics are those of `known` results (status NOT_BEGUN)."""
-        environment = {**KEEP_MEMORY, "OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
+        environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self._threads))
         if self._processes == 1:
             process = start_process(folder, known, self._trainer, environment)
         else:
@@ -80,7 +80,7 @@ class Trainers:
         return found
 
     def kill(self, folder: Path) -> None:
-        """Ends the process of this folder, if it is running, without a word."""
+        """Kills the process of this folder, if it is running; it saves nothing."""
         if folder in self._running:
             process, _ = self._running.pop(folder)
             _kill(process)

@@ -15,7 +15,7 @@ from postgres import postgres_server
 
 from ablations.plan import Cell
 from ablations.queue import MAX_DEATHS, CellQueue, Claim, ClaimLost, Worker
-from ablations.storage import attempts, open_storage, waiting_ids
+from ablations.storage import attempts, open_storage, waiting
 from ablations.study import read_study
 
 WriteStudy = Callable[..., Path]
@@ -32,26 +32,28 @@ def open_queue(tmp_path: Path, cells: list[Cell]) -> Callable[..., CellQueue]:
     return lambda **options: CellQueue(f"sqlite:///{tmp_path}/optuna.db", "position", cells, **options)
 
 
-def living_worker() -> Worker:
-    return Worker.here()
+@pytest.fixture
+def queue(open_queue: Callable[..., CellQueue]) -> CellQueue:
+    """In which every cell waits."""
+    queue = open_queue()
+    queue.enqueue(recorded=set())
+    return queue
 
 
 def dead_worker() -> Worker:
     """Our own process id, as a worker would have had it that is gone and whose id was given out again."""
-    return replace(living_worker(), token="an earlier start")
+    return replace(Worker.here(), token="an earlier start")
 
 
 def claim(queue: CellQueue, worker: Worker | None = None) -> Claim:
-    found = queue.claim(worker or living_worker())
+    found = queue.claim(worker or Worker.here())
     assert found is not None
     return found
 
 
-def test_cells_are_claimed_in_the_order_of_the_plan(open_queue: Callable[..., CellQueue], cells: list[Cell]) -> None:
-    queue = open_queue()
-    queue.enqueue(recorded=set())
+def test_cells_are_claimed_in_the_order_of_the_plan(queue: CellQueue, cells: list[Cell]) -> None:
     assert [claim(queue).cell for _ in cells] == cells
-    assert queue.claim(living_worker()) is None
+    assert queue.claim(Worker.here()) is None
 
 
 def test_enqueueing_twice_adds_nothing(open_queue: Callable[..., CellQueue], cells: list[Cell]) -> None:
@@ -70,11 +72,9 @@ def test_a_recorded_cell_is_not_enqueued_and_a_lost_record_is(
     assert queue.enqueue(recorded={cells[0].key}) == 1
 
 
-def test_a_dead_workers_cell_waits_again_at_once(open_queue: Callable[..., CellQueue], cells: list[Cell]) -> None:
-    queue = open_queue()
-    queue.enqueue(recorded=set())
+def test_a_dead_workers_cell_waits_again_at_once(queue: CellQueue, cells: list[Cell]) -> None:
     lost = claim(queue, dead_worker())
-    kept = claim(queue, living_worker())
+    kept = claim(queue, Worker.here())
     assert queue.reap() == [lost.cell]
     states = {state.cell.name: state.state for state in queue.states()}
     assert (states[lost.cell.name], states[kept.cell.name]) == ("waiting", "running")
@@ -83,7 +83,7 @@ def test_a_dead_workers_cell_waits_again_at_once(open_queue: Callable[..., CellQ
 def test_a_silent_worker_elsewhere_loses_its_cell_after_the_grace_period(open_queue: Callable[..., CellQueue]) -> None:
     patient, hasty = open_queue(grace=1000.0), open_queue(grace=0.0)
     patient.enqueue(recorded=set())
-    lost = claim(patient, replace(living_worker(), host="another host"))
+    lost = claim(patient, replace(Worker.here(), host="another host"))
     assert patient.reap() == []
     assert hasty.reap() == []  # seen for the first time
     assert hasty.reap() == [lost.cell]
@@ -97,15 +97,13 @@ def test_workers_that_nobody_could_hear_are_given_the_grace_period_again(
     monkeypatch.setattr("ablations.queue.time.monotonic", lambda: now)
     queue = open_queue(grace=100.0)
     queue.enqueue(recorded=set())
-    lost = claim(queue, replace(living_worker(), host="another host"))
+    lost = claim(queue, replace(Worker.here(), host="another host"))
     for seconds, taken_back in ((0, []), (500, []), (50, []), (49, []), (2, [lost.cell])):
         now += seconds
         assert queue.reap() == taken_back
 
 
-def test_a_worker_that_was_taken_for_dead_cannot_complete_its_cell(open_queue: Callable[..., CellQueue]) -> None:
-    queue = open_queue()
-    queue.enqueue(recorded=set())
+def test_a_worker_that_was_taken_for_dead_cannot_complete_its_cell(queue: CellQueue) -> None:
     lost = claim(queue, dead_worker())
     queue.reap()
     assert queue.beat({lost: {}}) == [lost]
@@ -115,9 +113,7 @@ def test_a_worker_that_was_taken_for_dead_cannot_complete_its_cell(open_queue: C
     assert claim(queue).cell == lost.cell
 
 
-def test_a_cell_that_kills_its_workers_fails(open_queue: Callable[..., CellQueue]) -> None:
-    queue = open_queue()
-    queue.enqueue(recorded=set())
+def test_a_cell_that_kills_its_workers_fails(queue: CellQueue) -> None:
     for _ in range(MAX_DEATHS):
         deadly = claim(queue, dead_worker())
         queue.reap()
@@ -126,9 +122,7 @@ def test_a_cell_that_kills_its_workers_fails(open_queue: Callable[..., CellQueue
     assert state.error is not None and "died 3 times" in state.error
 
 
-def test_a_cell_that_comes_further_between_deaths_is_not_blamed_for_them(open_queue: Callable[..., CellQueue]) -> None:
-    queue = open_queue()
-    queue.enqueue(recorded=set())
+def test_a_cell_that_comes_further_between_deaths_is_not_blamed_for_them(queue: CellQueue) -> None:
     for began in (0, 500, 500, 1000, 1000, 1500):
         claimed = claim(queue, dead_worker())
         assert not queue.beat({claimed: {"since": began, "step": began + 100}})
@@ -137,9 +131,7 @@ def test_a_cell_that_comes_further_between_deaths_is_not_blamed_for_them(open_qu
     assert state.state == "waiting"
 
 
-def test_a_cell_whose_process_dies_waits_again_until_it_has_killed_three(open_queue: Callable[..., CellQueue]) -> None:
-    queue = open_queue()
-    queue.enqueue(recorded=set())
+def test_a_cell_whose_process_dies_waits_again_until_it_has_killed_three(queue: CellQueue) -> None:
     for deaths in range(1, MAX_DEATHS + 1):
         claimed = claim(queue)
         queue.give_back_dead(claimed)
@@ -147,17 +139,13 @@ def test_a_cell_whose_process_dies_waits_again_until_it_has_killed_three(open_qu
         assert state.state == ("failed" if deaths == MAX_DEATHS else "waiting")
 
 
-def test_a_failed_cell_is_run_again_only_when_asked(open_queue: Callable[..., CellQueue]) -> None:
-    queue = open_queue()
-    queue.enqueue(recorded=set())
+def test_a_failed_cell_is_run_again_only_when_asked(queue: CellQueue) -> None:
     queue.fail(claim(queue), "RuntimeError: out of memory")
     assert queue.enqueue(recorded=set()) == 0
     assert queue.enqueue(recorded=set(), retry_failed=True) == 1
 
 
-def test_a_released_cell_waits_for_the_next_worker(open_queue: Callable[..., CellQueue]) -> None:
-    queue = open_queue()
-    queue.enqueue(recorded=set())
+def test_a_released_cell_waits_for_the_next_worker(queue: CellQueue) -> None:
     first = claim(queue)
     queue.release(first)
     assert claim(queue).cell == first.cell
@@ -169,7 +157,7 @@ def test_a_launch_claims_only_its_own_cells(
     open_queue().enqueue(recorded=set())
     only = CellQueue(f"sqlite:///{tmp_path}/optuna.db", "position", cells[2:3])
     assert claim(only).cell == cells[2]
-    assert only.claim(living_worker()) is None
+    assert only.claim(Worker.here()) is None
 
 
 @pytest.mark.slow
@@ -187,11 +175,7 @@ def test_four_processes_claim_forty_cells_exactly_once(tmp_path: Path, write_stu
     assert len(claims) == 40
 
 
-def test_our_reading_of_trials_equals_optunas(
-    open_queue: Callable[..., CellQueue], tmp_path: Path, cells: list[Cell]
-) -> None:
-    queue = open_queue()
-    queue.enqueue(recorded=set())
+def test_our_reading_of_trials_equals_optunas(queue: CellQueue, tmp_path: Path, cells: list[Cell]) -> None:
     queue.complete(claim(queue), "finished")
     queue.fail(claim(queue), "out of memory")
     assert not queue.beat({claim(queue): {"step": 3}})
@@ -200,16 +184,14 @@ def test_our_reading_of_trials_equals_optunas(
     trials = storage.get_all_trials(study_id)
     expected = [(trial._trial_id, trial.state, trial.user_attrs) for trial in trials]
     assert [(found.trial_id, found.state, found.attrs) for found in attempts(storage, study_id)] == expected
-    waiting = [trial._trial_id for trial in trials if trial.state == TrialState.WAITING]
-    assert [found.trial_id for found in attempts(storage, study_id, {TrialState.WAITING})] == waiting
-    assert waiting_ids(storage, study_id) == waiting
+    wait = {trial.user_attrs["cell"]: trial._trial_id for trial in trials if trial.state == TrialState.WAITING}
+    assert [found.trial_id for found in attempts(storage, study_id, {TrialState.WAITING})] == list(wait.values())
+    assert waiting(storage, study_id) == wait and wait
 
 
 def test_a_cell_of_another_launch_that_is_being_trained_is_known_to_be(
-    tmp_path: Path, open_queue: Callable[..., CellQueue], cells: list[Cell]
+    tmp_path: Path, queue: CellQueue, cells: list[Cell]
 ) -> None:
-    queue = open_queue()
-    queue.enqueue(recorded=set())
     kept, _ = claim(queue), claim(queue, dead_worker())
     others = CellQueue(f"sqlite:///{tmp_path}/optuna.db", "position", cells[2:])
     assert others.living().keys() == {kept.cell.key}
@@ -239,7 +221,7 @@ def test_a_queue_outlasts_a_database_that_is_started_anew(
         claimed = claim(queue)
         server.stop()
         with ThreadPoolExecutor() as pool:
-            answers = [pool.submit(queue.complete, claimed, "finished"), pool.submit(queue.claim, living_worker())]
+            answers = [pool.submit(queue.complete, claimed, "finished"), pool.submit(queue.claim, Worker.here())]
             wait(answers, timeout=0.5)
             assert not any(answer.done() for answer in answers)
             server.start()
