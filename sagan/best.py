@@ -33,7 +33,7 @@ class BestOfRun:
     def score(self, generator: Generator, sampler: Sampler, evaluate: Evaluate) -> dict[str, float]:
         """`best/step` and the scores of the kept weights, which are loaded into `generator`; {} if none were kept.
 
-        On the samples by which it was chosen, the lowest of many scores would be too low: partly it is chance.
+        New samples, because the lowest of many scores is partly chance: on the samples that chose it, it is too low.
         """
         if not self.weights:
             return {}

@@ -1,6 +1,7 @@
-"""Checkpoints that are whole or absent: written aside and renamed, checked by hash, read without running code.
+"""Checkpoints: written to another file and renamed, so that none is half written; checked by hash; read without running
+code that they may contain.
 
-A file is 8 bytes of magic, the SHA-256 of the rest, and what `torch.save` wrote. The last but one is kept beside it.
+A file is 8 fixed bytes, the SHA-256 of the rest, and the output of `torch.save`. The checkpoint before is kept as well.
 """
 
 from __future__ import annotations
@@ -80,9 +81,9 @@ def _newest_whole(directory: Path) -> tuple[Path, bytes] | None:
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint, or None where there is none; a damaged one is said in the log and put aside.
+    """The newest undamaged checkpoint, or None if there is none; a damaged one is renamed, with a warning in the log.
 
-    Raises ValueError for one that none of our versions wrote: it might hold code, which is not run.
+    Raises ValueError for a file that no version of this package wrote: it may contain code, which is not run.
     """
     damaged = False
     for path in (directory / name for name in _NAMES):
@@ -95,7 +96,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
             return _read(path, payload)
         damaged = True
         aside = path.with_suffix(".damaged")
-        os.replace(path, aside)  # the next one saved would else put it in the place of the whole one before it
+        os.replace(path, aside)  # otherwise the next save would replace the undamaged checkpoint by this one
         log.warning("%s is damaged (its checksum does not match); it is %s now", path, aside.name)
     if damaged:
         log.warning("no checkpoint in %s is whole: the run starts anew", directory)
@@ -113,10 +114,10 @@ def _read(path: Path, payload: bytes) -> dict[str, Any]:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         assert isinstance(state, dict)
         return state
-    except Exception:  # whatever a file that pretends to be a pickle makes of torch; its text advises to run the code
+    except Exception:  # torch raises many kinds here, and its messages advise to run the code
         raise ValueError(
-            f"{path} holds other things than tensors and plain values, so no version of ours wrote it; nothing of it "
-            f"was run; remove it"
+            f"{path}: must hold tensors and plain values only, got other things, so no version of ours wrote it; "
+            f"nothing of it was run; remove it"
         ) from None
 
 

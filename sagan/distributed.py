@@ -23,9 +23,9 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# The others wait while the first process scores and logs. It is torchrun that notices a process which dies.
+# The other processes wait while the first one scores and logs, so this is long. torchrun ends them if one dies.
 _TIMEOUT = timedelta(hours=1)
-_SAVING_SECONDS = 60.0  # that a process has for saving once its torchrun is gone
+_SAVING_SECONDS = 60.0  # that a process has for saving when its torchrun has ended
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _subgroup(count: int) -> dist.ProcessGroup:
 
 
 def _leave_after(torchrun: int) -> None:
-    """Ends this process once torchrun is gone: it may wait for a GPU or a process that never answers."""
+    """Ends this process after torchrun has ended: it may be waiting for a GPU or a process that never answers."""
     while os.getppid() == torchrun:
         time.sleep(1)
     time.sleep(_SAVING_SECONDS)
@@ -121,7 +121,7 @@ def join(device: str) -> str:
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    if sys.platform == "linux":  # the machine's own name may lead to a network, and to its firewall
+    if sys.platform == "linux":  # by default gloo takes the interface of the host name, which a firewall may block
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(timeout=_TIMEOUT)  # gloo for what is in memory, NCCL for what is on cards
     return device

@@ -23,8 +23,8 @@ class Failure:
 
 
 def write_failure(folder: Path, error: BaseException, device: str) -> None:
-    """Call it where `error` is handled. Of several processes of one run the first to call it counts: when it has ended,
-    the others fail for want of it."""
+    """To be called while `error` is being handled. Of several processes of one run only the first to call this writes:
+    once it has ended, the others fail because they lost it."""
     reason = f"{type(error).__name__}: {error}"
     if is_out_of_gpu_memory(error):
         reason = out_of_gpu_memory(error, device)
@@ -36,7 +36,7 @@ def write_failure(folder: Path, error: BaseException, device: str) -> None:
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Whether another process of the run ended while this one waited for it: its error, if it had one, is the run's."""
+    """Whether `error` says that another process of the run has ended. That process has written the run's error."""
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -1,11 +1,11 @@
-"""journal.jsonl: what a run has to tell, one JSON object per line, only ever appended to.
+"""journal.jsonl: the record of a run, one JSON object per line; lines are only appended.
 
 A line is {"time": seconds since 1970, "step": of the run, "metrics": {name: number}, "files": [names relative to the
 run's folder, which are complete when the line is there], "status": null, or the outcome on the run's last line}.
 JSON has no NaN and no infinities: in metrics these are the texts "NaN", "Infinity" and "-Infinity".
 
-A run that goes on from a checkpoint may tell steps again that it told before. The rule is: a line supersedes all lines
-before it of the same step or a later one. `read` returns lines as they stand; `current` applies the rule.
+A run that goes on from a checkpoint may write the same steps again. The rule is: a line supersedes all lines before it
+of the same step or a later one. `read` returns all lines; `current` applies the rule.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "journal.jsonl"
-_LEAST = 1e-3  # seconds between two lines: where milliseconds are kept, the later one is still the later one
+_LEAST = 1e-3  # seconds between two lines: MLflow keeps milliseconds, and the order must survive there
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Record:
 
 
 class Journal:
-    """The journal at `path` open for appending, by one process at a time; the file is made where there is none.
+    """The journal at `path`, open for appending by one process at a time; the file is created if there is none.
 
     Raises ValueError where another process has it open, and where a line of it is damaged.
     """
@@ -64,7 +64,7 @@ class Journal:
 
         An OSError, such as that of a full disk, leaves the file as it was.
         """
-        # Never before an earlier line, also where the clock was put back.
+        # Later than every earlier line, even if the clock was set back.
         self._time = max(time.time(), self._time + _LEAST)
         record = Record(self._time, step, dict(metrics), tuple(files), status)
         os.ftruncate(self._file, self._end)
@@ -91,11 +91,11 @@ class Journal:
 
 
 def read(path: Path, offset: int = 0, end: int | None = None) -> tuple[list[Record], int]:
-    """The lines from byte `offset` on, and the offset after them, from which a later call goes on; none of no file.
-    Where `end` is given, nothing after this byte is read.
+    """The records from byte `offset` on (at most to byte `end`), and the offset at which a later call goes on. A file
+    that does not exist has no records.
 
-    A last line that is torn (it does not end, or is no record) is not returned and not counted: its process died while
-    it wrote, or is still writing. Raises ValueError, with file and line number, for a line that is damaged elsewhere.
+    An incomplete last line is neither returned nor counted: its process died while writing it, or is still writing.
+    Raises ValueError, with file and line number, for any other damaged line.
     """
     try:
         with path.open("rb") as file:

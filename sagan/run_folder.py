@@ -1,8 +1,8 @@
 """A run's folder: which files it holds, and config.yaml, which says what is trained there. Nothing here needs torch.
 
-config.yaml                     the config, the seed, and the options of the machine it was started with
-protocol.json                   fingerprints of data and metrics, names of classes and groups, the step it last began at
-journal.jsonl                   what the run has to tell (sagan/journal.py)
+config.yaml                     the config, the seed, and the machine options it was started with
+protocol.json                   fingerprints of data and metrics, names of classes and groups, step of the last start
+journal.jsonl                   the record of the run (sagan/journal.py)
 failure.json                    the error that ended it, for the program that started it (sagan/failure.py)
 checkpoint.pt, checkpoint.previous.pt
 samples/step_0001000.png        the sample grid of an evaluation
@@ -26,7 +26,7 @@ _MACHINE = ("device", "threads", "data_root", "inception_weights", "cache_dir")
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, and what it was started with: paths and devices may differ when it goes on, results may not."""
+    """What is trained, and on what machine: the machine's options may change when a run goes on, all else may not."""
 
     config: Config
     seed: int
@@ -67,7 +67,7 @@ _ELSEWHERE = "nothing in the folder was changed; name another one"
 
 
 def _is_of_a_start(path: Path) -> bool:
-    """Whether a process that was killed while it made the folder leaves such a file."""
+    """Whether `path` may be left by a process that was killed while it created the folder."""
     return path.name.startswith(f".{CONFIG}.") or (path.name == journal.NAME and path.stat().st_size == 0)
 
 

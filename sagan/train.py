@@ -5,8 +5,8 @@ run on several processes, of which the first writes.
 
 Exit status: 0 the run has ended (finished, collapsed or diverged; the journal's last line says which); 2 bad input,
 one line on stderr and nothing written; 74 a disk is full; 130 interrupted and 143 terminated, with a checkpoint saved.
-A program that starts runs gives its process id as `--parent`: a run ends within ten seconds of it, and an error is
-written to the folder, too (sagan/failure.py).
+A program that starts runs gives its process id as `--parent`: then a run ends at most ten seconds after that program,
+and an error is also written to the folder (sagan/failure.py).
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
     from sagan.training import Trainer
 
 NO_ROOM = 74  # EX_IOERR of sysexits.h
-NOT_BEGUN = 75  # where the caller of `main` wanted no training
+NOT_BEGUN = 75  # `begin` returned False
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LEAVING_SECONDS = 8.0  # to save a checkpoint, for a run whose parent is gone
-_QUIET_SECONDS = 10.0  # between two lines of losses, where there is no terminal; evaluations are always told
+_LEAVING_SECONDS = 8.0  # that a run has for saving a checkpoint when its parent has ended
+_QUIET_SECONDS = 10.0  # between two lines of losses without a terminal; every evaluation has a line
 
 
 def main(
@@ -63,10 +63,10 @@ def main(
     trainer: Callable[..., Trainer] | None = None,
     begin: Callable[[Trainer], bool] = lambda _: True,
 ) -> int:
-    """Returns the exit status; a signal before training raises SystemExit with its own.
+    """Returns the exit status; a signal that comes before training raises SystemExit with the signal's own status.
 
-    `trainer` is called in the place of sagan.training.Trainer. Where `begin` says False of the run, which is open by
-    then, nothing is trained: exit status NOT_BEGUN.
+    `trainer` replaces sagan.training.Trainer. `begin` is asked once the run is open: if it returns False, nothing is
+    trained, and the exit status is NOT_BEGUN.
     """
     escape_what_cannot_be_printed()
     options = _parser().parse_args(arguments)
@@ -132,10 +132,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Signals:
-    """SIGTERM and Ctrl-C. Before training they end this process; then, with `wait`, they ask it to save and leave.
+    """What SIGTERM and Ctrl-C do. Until `wait` is set they end the process at once; from then on they make this object
+    true, and training saves a checkpoint and leaves.
 
-    True where it was asked to, or where torchrun is gone, which started it. When the process `parent` is gone, that is
-    like SIGTERM, and soon after like SIGKILL.
+    It becomes true as well when the torchrun that started this process has ended. When the process `parent` has ended,
+    this process gets SIGTERM, and is ended some seconds later if it is still there.
     """
 
     def __init__(self, parent: int | None = None) -> None:
@@ -205,7 +206,7 @@ def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int
 
 
 def _machine(options: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the run is computed; what the command line leaves out is as `before`. Paths become absolute."""
+    """The machine options; those that the command line leaves out are taken from `before`. Paths are absolute."""
     machine: dict[str, Any] = {
         "device": options.device or before.get("device") or "cpu",
         "threads": options.threads if options.threads is not None else before.get("threads"),
@@ -219,7 +220,7 @@ def _machine(options: argparse.Namespace, before: Mapping[str, Any]) -> dict[str
 
 
 def _check(folder: Path, run: Run) -> None:
-    """Raises ValueError for what can be told to be wrong without torch."""
+    """Raises ValueError for mistakes that can be found without importing torch, which takes seconds."""
     check_machine(run.machine["device"], run.machine["threads"])
     for path in (folder, Path(run.machine["cache_dir"])):
         check_folder(path)
@@ -244,9 +245,10 @@ def _open(
     journals: ExitStack,
     trainer: Callable[..., Trainer] | None,
 ) -> tuple[Trainer, Journal | None]:
-    """The run, built or gone back to its checkpoint, and its journal, in the first process, which `journals` closes.
+    """The trainer, at the run's last checkpoint if it has one, and the journal, which `journals` closes (None in all
+    processes but the first).
 
-    The folder is made only when all is built, so that a mistake leaves nothing. Raises ValueError.
+    The folder is created only when all else is ready, so that a mistake leaves nothing. Raises ValueError.
     """
 
     from sagan.data.preparation import prepare_images
@@ -265,11 +267,11 @@ def _open(
     cache_dir = Path(machine["cache_dir"])
     record: Journal | None = None
     mistake: str | None = None
-    if world.rank == 0:  # the others wait for what it prepares
+    if world.rank == 0:  # the other processes wait below, in broadcast
         try:
             if known is not None:
                 record = journals.enter_context(Journal(folder / journal.NAME))
-            if config.eval.extractor != "embedded-v2":  # downloaded, where it is, before images are prepared for long
+            if config.eval.extractor != "embedded-v2":  # a download may fail: before images are prepared for minutes
                 load_extractor(config.eval.extractor, device="cpu", cache_dir=cache_dir, inception_weights=weights)
             prepare_images([config], data_root, cache_dir, console)
         except ValueError as error:
@@ -312,7 +314,7 @@ def _open(
 
 
 def _train(training: Trainer, folder: Path, record: Journal | None, stop: _Signals, console: Console) -> int:
-    """Train to the end, or until `stop`, writing pictures and journal; returns the exit status, the same everywhere."""
+    """Train to the end or until `stop`, writing pictures and journal; returns the exit status, equal on all ranks."""
     import torch.distributed as dist
 
     from sagan.pictures import write_pictures
@@ -333,7 +335,7 @@ def _train(training: Trainer, folder: Path, record: Journal | None, stop: _Signa
                     files.append(GENERATOR)
                 last = record.append(event.step, event.metrics, files, event.outcome)
             except OSError as error:
-                events.throw(error)  # it saves no checkpoint then, which would count this event as told
+                events.throw(error)  # so that no checkpoint is saved: it would count this event as recorded
             else:
                 show(last)
     status = 0 if last is not None and last.status is not None else stop.status or 0

@@ -150,40 +150,38 @@ class Trainer:
         closes the generator, a checkpoint is saved; after an error, also one that `stop` raises, none is.
         With several processes all loop over it; the first one's `stop` decides, and it alone gets the events.
         """
-        return for_first_process(self.world, self._run(stop)) if self.world.size > 1 else self._run(stop)
-
-    def _run(self, stop: Callable[[], bool]) -> Events[Event]:
         self.scorer.stop = stop
-        diagnostics.reset_peak_memory(self.device)
-        if self.step == 0:
-            yield Event(0, self._sizes())
-        try:
-            yield from self._train()
-        except (GeneratorExit, Stopped):  # raised between two steps, so the state is consistent
-            self._save()
+        return for_first_process(self.world, self._train()) if self.world.size > 1 else self._train()
 
     def _train(self) -> Events[Event]:
         # It does not depend on optim.steps: so a run records what a shorter one of its kind did.
         log_every = min(100, max(1, self.config.eval.every // 6))
-        started, started_at = time.perf_counter(), self.step
-        while True:
-            if self.since < self.step and (self.step % log_every == 0 or self._is_scored):
-                images_shown = (self.step - started_at) * self.config.optim.batch_size * self.config.optim.d_steps
-                event = self._report(images_shown / (time.perf_counter() - started))
-                if (
-                    not event.done
-                ):  # the last event is computed again when a run is resumed before its caller has recorded it
+        diagnostics.reset_peak_memory(self.device)
+        if self.step == 0:
+            cost = count(self.config, len(self.classes))
+            counted = ("num_params_g", "num_params_d", "flops_per_image")
+            yield Event(0, {name: float(getattr(cost, name)) for name in counted})
+        try:
+            started, started_at = time.perf_counter(), self.step
+            while True:
+                if self.since < self.step and (self.step % log_every == 0 or self._is_scored):
+                    images_shown = (self.step - started_at) * self.config.optim.batch_size * self.config.optim.d_steps
+                    event = self._report(images_shown / (time.perf_counter() - started))
+                    if event.done:
+                        # A run that is resumed before its caller has recorded the last event computes it again.
+                        yield event
+                        return
                     self.sums.zero_()  # in place: a recorded step adds to this very tensor
                     self.since = self.step
-                yield event
-                if event.done:
-                    return
-                started, started_at = time.perf_counter(), self.step
-            self._train_step()
-            if self.world.broadcast(self.scorer.stop()):
-                raise Stopped
-            if self.step % self.checkpoint_every == 0 or self._is_scored:
-                self._save()
+                    yield event
+                    started, started_at = time.perf_counter(), self.step
+                self._train_step()
+                if self.world.broadcast(self.scorer.stop()):
+                    raise Stopped
+                if self.step % self.checkpoint_every == 0 or self._is_scored:
+                    self._save()
+        except (GeneratorExit, Stopped):  # raised between two steps, so the state is consistent
+            self._save()
 
     @property
     def _is_scored(self) -> bool:
@@ -287,14 +285,6 @@ class Trainer:
             metrics[f"sigma_max/{letter}"] = diagnostics.largest_singular_value(network)
         metrics["peak_memory_mib"] = diagnostics.peak_memory_mib(self.device)
         return self.scorer.sampler.pictures(self.average, maps)
-
-    def _sizes(self) -> dict[str, float]:
-        cost = count(self.config, len(self.classes))
-        return {
-            "num_params_g": float(cost.num_params_g),
-            "num_params_d": float(cost.num_params_d),
-            "flops_per_image": float(cost.flops_per_image),
-        }
 
     def _adam(self, network: Generator | Discriminator, lr: float) -> torch.optim.Adam:
         optim = self.config.optim

@@ -97,7 +97,9 @@ def test_a_pickle_that_would_run_code_is_refused_though_its_checksum_is_right(tm
     mark = tmp_path / "ran"
     saved_twice(tmp_path)
     save_checkpoint(tmp_path, {"step": Attack(mark)})
-    with pytest.raises(ValueError, match="checkpoint.pt holds other things than tensors .*; nothing of it was run"):
+    with pytest.raises(
+        ValueError, match="checkpoint.pt: must hold tensors and plain values only, .*; nothing of it was run"
+    ):
         load_checkpoint(tmp_path)
     bare = pickle.dumps(Attack(mark))
     (tmp_path / "checkpoint.pt").write_bytes(b"SAGANCK1" + hashlib.sha256(bare).digest() + bare)
