@@ -60,9 +60,10 @@ class ResidualControl(nn.Module):
     The paper compares attention with "residual blocks with the same number of parameters" (Table 1) and does not say
     which. As attention, this one is the identity while gamma is 0 and has no biases; a pixel sees its 3x3 neighbours.
 
-    `units` is its size in 1x1 convolutions C -> 1, counted in pairs: what a channel of attention's key (and its query)
-    or value (and its output) takes. A hidden channel takes five of 3x3, so what five does not divide becomes hidden
-    channels of 1x1: 2C * units parameters exactly, and as many multiplications a pixel, if there are five units.
+    `units` is its size. A unit is the 2C parameters that attention has for one channel of keys and queries, or of
+    values and outputs. A hidden channel of the 3x3 convolution takes five units (9C + C parameters); units that are
+    left over become hidden channels of a 1x1 convolution. So from five units on it has exactly 2C * units parameters,
+    and as many multiplications per pixel.
     """
 
     def __init__(self, channels: int, units: int, config: AttentionConfig, *, spectral_norm: bool) -> None:
@@ -86,7 +87,7 @@ def attention_block(
 ) -> SelfAttention2d | ResidualControl:
     """The block of `config.kind` for a map of `channels` x `size` x `size`.
 
-    Attention multiplies 2C(K + V) times a pixel in its convolutions, and M(K + V) times with its keys and values.
+    Per pixel, attention has 2C(K + V) multiplications in its convolutions, and M(K + V) with its keys and values.
     """
     if config.kind == "self_attention":
         return SelfAttention2d(channels, config, spectral_norm=spectral_norm)

@@ -6,12 +6,13 @@ Paths, devices and numbers of workers are not included: they may differ between 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import hashlib
 import json
-import types
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -37,8 +38,8 @@ class DataConfig:
     augment: tuple[Literal["color", "translation", "cutout"], ...] = ()
 
     def __post_init__(self) -> None:
-        _one_of("data.name", self.name, DATASETS)
-        _one_of("data.resolution", self.resolution, RESOLUTIONS)
+        one_of("data.name", self.name, DATASETS)
+        one_of("data.resolution", self.resolution, RESOLUTIONS)
         if self.attribute and self.name != "celeba":
             raise ValueError(f"data.attribute: only celeba has attributes, got {self.attribute!r} for {self.name}")
         _each_once("data.augment", self.augment)
@@ -65,10 +66,10 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         for size in self.at:
-            _one_of("model.attention.at", size, (8, 16, 32, 64, 128, 256))
+            one_of("model.attention.at", size, (8, 16, 32, 64, 128, 256))
         _each_once("model.attention.at", self.at)
-        _one_of("model.attention.key_ratio", self.key_ratio, (1, 2, 4, 8))
-        _one_of("model.attention.value_ratio", self.value_ratio, (1, 2, 4, 8))
+        one_of("model.attention.key_ratio", self.key_ratio, (1, 2, 4, 8))
+        one_of("model.attention.value_ratio", self.value_ratio, (1, 2, 4, 8))
         _positive("model.attention.min_key_channels", self.min_key_channels)
 
 
@@ -140,20 +141,15 @@ class OptimConfig:
     streams: int = 0  # runs with the same seed and another number here are statistically independent
 
     def __post_init__(self) -> None:
+        for name in ("lr_g", "lr_d", "lr_equal", "adam_eps", "steps", "d_steps"):
+            _positive(f"optim.{name}", getattr(self, name))
+        for name in ("beta1", "beta2", "ema_decay"):
+            _fraction(f"optim.{name}", getattr(self, name))
         for name in ("r1_gamma", "ema_start", "streams"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name}: must be 0 or more, got {getattr(self, name)}")
-        _positive("optim.lr_g", self.lr_g)
-        _positive("optim.lr_d", self.lr_d)
-        _positive("optim.lr_equal", self.lr_equal)
-        _fraction("optim.beta1", self.beta1)
-        _fraction("optim.beta2", self.beta2)
-        _positive("optim.adam_eps", self.adam_eps)
         if self.batch_size < 2:
             raise ValueError(f"optim.batch_size: batch norm needs 2 images or more, got {self.batch_size}")
-        _positive("optim.steps", self.steps)
-        _positive("optim.d_steps", self.d_steps)
-        _fraction("optim.ema_decay", self.ema_decay)
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -255,20 +251,12 @@ def attention_sizes(resolution: int, networks: str) -> tuple[int, ...]:
     return sizes_g if networks == "G" else sizes_d
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """{"optim.lr_g": 1e-4, ...} with every field once."""
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"optim.lr_g": 1e-4, ...} with every field of a Config, or of a part of one, once."""
     flat: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        for item in dataclasses.fields(node):
-            value = getattr(node, item.name)
-            name = f"{prefix}{item.name}"
-            if dataclasses.is_dataclass(value):
-                walk(value, f"{name}.")
-            else:
-                flat[name] = value
-
-    walk(config, "")
+    for item in dataclasses.fields(config):
+        name, value = f"{prefix}{item.name}", getattr(config, item.name)
+        flat |= flatten(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
     return flat
 
 
@@ -279,7 +267,7 @@ def field_names() -> tuple[str, ...]:
 def override(config: Config, changes: typing.Mapping[str, Any]) -> Config:
     """A copy with fields changed by dotted name; texts are read as the field's type ("1e-4" for a float).
 
-    Raises ValueError naming the field, the rule, the value, and the nearest field name where there is none such.
+    Raises ValueError with the field, the rule and the value; for an unknown field, with the nearest known name.
     """
     known = flatten(config)
     for name in changes:
@@ -329,7 +317,7 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     """`value` as `kind`, or ValueError. Texts are converted, because a command line has nothing else."""
     origin = typing.get_origin(kind)
     if origin is Literal:
-        return _one_of(name, value, typing.get_args(kind))
+        return one_of(name, value, typing.get_args(kind))
     if origin is tuple:
         items, item_kind = value, typing.get_args(kind)[0]
         if isinstance(value, str):
@@ -338,39 +326,29 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
             example = 32 if item_kind is int else typing.get_args(item_kind)[0]
             raise ValueError(f"{name}: must be a list such as [{example}], got {value!r}")
         return tuple(_coerce(name, item_kind, item) for item in items)
-    assert not isinstance(kind, types.UnionType), f"{name}: no rule for {kind}"
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        if value in ("true", "false"):
-            return value == "true"
-        raise ValueError(f"{name}: must be true or false, got {value!r}")
-    if isinstance(value, bool):
-        raise ValueError(f"{name}: must be a {_NAMES[kind]}, got {value!r}")
-    if kind is str:
-        if isinstance(value, str):
-            return value
-        raise ValueError(f"{name}: must be a text, got {value!r}")
-    try:
-        number = float(value)
-        if kind is int:
-            if number != int(number):
-                raise ValueError
-            integer = value if isinstance(value, int) else int(number)
-        elif number != number or abs(number) == float("inf"):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name}: must be a {_NAMES[kind]}, got {value!r}") from None
-    if kind is int and abs(integer) > _LARGEST:
-        raise ValueError(f"{name}: must be {_LARGEST} at most, got {value!r}")
-    return integer if kind is int else number
+    rule = {bool: "true or false", str: "a text", int: "a whole number", float: "a finite number"}[kind]
+    if kind is bool and (isinstance(value, bool) or value in ("true", "false")):
+        return value in (True, "true")
+    if kind is str and isinstance(value, str):
+        return value
+    if kind in (int, float) and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = float(value)
+            if kind is float and math.isfinite(number):
+                return number
+            if kind is int and number == int(number):
+                integer = value if isinstance(value, int) else int(number)
+                if abs(integer) <= _LARGEST:
+                    return integer
+                rule = f"{_LARGEST} at most"
+    raise ValueError(f"{name}: must be {rule}, got {value!r}")
 
 
 _LARGEST = 2**53  # texts are read as floats, which cannot hold all larger integers
-_NAMES = {int: "whole number", float: "finite number", str: "text"}
 
 
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+def one_of(name: str, value: Any, allowed: typing.Collection[Any]) -> Any:
+    """`value`. Raises ValueError if it is not among `allowed`, with the nearest that is."""
     if value in allowed and not isinstance(value, bool):
         return value
     close = difflib.get_close_matches(str(value), [str(item) for item in allowed], n=1)

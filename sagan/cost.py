@@ -50,7 +50,7 @@ def count(config: Config, num_classes: int) -> Cost:
             with flops_g, kept_g, _FusedAttention():
                 fake = generator(z, labels)
             images = fake.detach().requires_grad_(has_r1)
-            # R1 takes attention apart, as the trainer does: the fused kernel has no second derivative.
+            # R1 computes attention without the fused kernel, which has no second derivative (sagan/passes.py).
             with kept_d, nullcontext() if has_r1 else _FusedAttention():
                 with flops_d:
                     logits = discriminator(images, labels)

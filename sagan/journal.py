@@ -134,7 +134,7 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
 
 def to_json(metrics: Mapping[str, float]) -> dict[str, float | str]:
-    """`metrics` with texts in the place of values that JSON does not have; float() reads either."""
+    """`metrics` with texts instead of NaN and infinities, which JSON does not have; float() reads both."""
     return {name: value if math.isfinite(value) else _NAMES[str(value)] for name, value in metrics.items()}
 
 

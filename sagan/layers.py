@@ -24,7 +24,7 @@ class Conv2d(Weighted):
     product over the channels, which lie together in channels_last memory.
 
     "up" is nearest upsampling, then the convolution; "down" is the convolution, then 2x2 average pooling. Both are
-    computed exactly as one strided 4x4 kernel, the 3x3 summed over 2x2 shifts: 16 multiplications where 36 stood.
+    computed exactly as one strided 4x4 kernel, the 3x3 summed over 2x2 shifts: 16 multiplications instead of 36.
     """
 
     spread: Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import io
 import os
 import re
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sagan.config import Config
+from sagan.config import Config, one_of
 from sagan.presets import PRESETS
 
 DEFAULT_CACHE = Path("runs/cache")  # prepared images, statistics of real images, extractors that users have trained
@@ -54,11 +53,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 def preset_of(name: str) -> Config:
     """Raises ValueError for an unknown name, with the nearest known one."""
-    if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"--preset: must be one of {', '.join(PRESETS)}, got {name!r}{hint}")
-    return PRESETS[name]
+    return PRESETS[one_of("--preset", name, PRESETS)]
 
 
 def changes_of(texts: Sequence[str]) -> dict[str, str]:

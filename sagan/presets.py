@@ -7,10 +7,10 @@ from dataclasses import replace
 from sagan.config import AttentionConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
 
 # The released code (brain-research/self-attention-gan @ad9612e): sizes and rates are the defaults in config.py.
-# Four towers of 64 images, each with batch norm of its own; 1M steps is the paper's budget (section 4). Attention is a
-# study's to place. Theirs was fp32 throughout; bf16 activations are ours, for the tensor cores of a GPU. Scored as
-# there, with the running averages of batch norm, which forget their start in some ten thousand steps: a shorter run of
-# these two presets needs eval.bn=standing, which all others have.
+# Four towers of 64 images, each with batch norm of its own; 1M steps is the paper's budget (section 4). Studies
+# say where attention is. The code computed in fp32; bf16 activations are ours, for the tensor cores of a GPU. Scored as
+# there, with the running averages of batch norm, which need some ten thousand steps to forget their initial values: a
+# shorter run of these two presets needs eval.bn=standing, which all others have.
 _IMAGENET128 = Config(model=ModelConfig(bn_groups=4), optim=OptimConfig(precision="bf16"))
 
 # The paper's text where it disagrees with the code: beta2 0.9 (section 4), values of C/8 channels and no pooling
@@ -22,12 +22,12 @@ _PAPER128 = Config(
 
 # Minutes on one CPU core, chosen on seeds below 20 for the smallest change of relation_error that a study shows (what
 # came of it on other seeds: reports/noise.yaml). One rate for both networks and a long moving average: with 8e-4 and
-# 1.2e-3, which studies of two rates take, and an average of 0.99, relation_error ended at 0.23 for 0.15, and differed
-# as much from seed to seed. Images in a batch count for more than width: in as much time, 8 of them at width 8 forgot
-# most of the sizes of the twins, and networks of width 2 collapse. Attention gets 8 key channels at least at every
-# place, for with one or two a query can rank keys, not match them. With so few steps running batch-norm averages lag
-# behind the weights, so statistics are measured anew. The score is the mean of the last three evaluations: a run still
-# moves between them.
+# 1.2e-3, which studies of two rates take, and an average of 0.99, relation_error ended at 0.23 instead of 0.15, and
+# differed as much from seed to seed. A larger batch is worth more than width: in the same time, width 8 with batches of
+# 8 lost most of the sizes of the twins, and width 2 collapses. Attention has at least 8 key channels everywhere: with
+# one or two a query can only rank keys, not match them. With so few steps the running averages of batch norm lag behind
+# the weights, so statistics are measured again (eval.bn=standing). The score is the mean of the last three evaluations,
+# because it still changes from one to the next.
 _EMBEDDED = Config(
     data=DataConfig(name="embedded", resolution=64),
     model=ModelConfig(width_g=4, width_d=4, z_dim=16, attention=AttentionConfig(min_key_channels=8)),
@@ -68,8 +68,8 @@ _EMBEDDED128 = Config(
 
 # Ten classes of ImageNet, for hours on one GPU: half the width, a quarter of the batch, mirrored pictures and a moving
 # average for a set of 9,469. The rates are the paper's. Sizes and steps are estimates: no sweep has chosen them. The
-# official running averages (momentum 1e-4) lag at step 2,500, the first evaluation: they were seen to cost FD 28.2 for
-# 18.7. So statistics are measured anew.
+# official running averages (momentum 1e-4) lag at step 2,500, the first evaluation: with them
+# FD was 28.2, and 18.7 with statistics that were measured again.
 _IMAGENETTE128 = Config(
     data=DataConfig(name="imagenette", resolution=128, h_flip=True),
     model=ModelConfig(width_g=32, width_d=32),
