@@ -49,6 +49,7 @@ def test_texts_from_files_and_command_lines_become_the_type_of_the_field(
         ("data.augment", True, "data.augment: must be a list such as .color., got True"),
         ("data.augment", "color,color", "data.augment: each value once, got"),
         ("optim.batch_size", 1, "batch norm needs 2 images or more, got 1"),
+        ("eval.standing_images", 0, "eval.standing_images: must be above 0, got 0"),
         ("model.bn_groups", 0, "model.bn_groups: must be above 0, got 0"),
         ("data.resolution", 100, "data.resolution: must be one of 32, 64, 128, 256, got 100"),
         ("data.h_flip", "yes", "data.h_flip: must be true or false, got 'yes'"),

@@ -21,24 +21,6 @@ def filled(layer: nn.Module, seed: int = 0) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("resample", ["up", "down"])
-def test_a_resampling_convolution_equals_the_two_steps_it_replaces(resample: str) -> None:
-    conv = filled(Conv2d(5, 7, 3, spectral_norm=False, resample=resample))  # type: ignore[arg-type]
-    x = torch.randn(2, 5, 8, 8, dtype=torch.float64, requires_grad=True)
-    if resample == "up":
-        expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), conv.weight, conv.bias, padding=1)
-    else:
-        expected = F.avg_pool2d(F.conv2d(x, conv.weight, conv.bias, padding=1), 2)
-    actual = conv(x)
-    torch.testing.assert_close(actual, expected, **CLOSE)
-    pull = torch.randn_like(expected)
-    inputs = (x, conv.weight, conv.bias)
-    for ours, theirs in zip(
-        torch.autograd.grad(actual, inputs, pull), torch.autograd.grad(expected, inputs, pull), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, **CLOSE)
-
-
 @pytest.mark.parametrize("num_classes", [4, None])
 def test_batch_norm_relu_equals_torch_in_value_gradient_and_running_statistics(num_classes: int | None) -> None:
     layer = filled(BatchNormReLU(6, num_classes, momentum=0.1, eps=1e-5))

@@ -65,8 +65,3 @@ def test_presets_but_the_official_ones_are_scored_with_standing_statistics() -> 
     running = {name for name, config in PRESETS.items() if config.eval.bn == "running"}
     assert running == {"imagenet128", "paper128"}
     assert all(config.eval.standing_images >= 1000 for config in PRESETS.values())
-
-
-def test_no_standing_images_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"eval.standing_images: must be above 0, got 0"):
-        override(Config(), {"eval.standing_images": 0})
