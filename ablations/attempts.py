@@ -42,15 +42,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Attempt:
-    """`tags` are those that its run in the tracking store has from the start, under the run `parent`; `copied` those
-    that it ends with where its journal is a copy of another study's run: "shared_run", "shared_study" and others.
+    """`tags` are those that its run in the tracking store has from the start; `copied` those that it ends with where
+    its journal is a copy of another study's run: "shared_run", "shared_study" and others.
     `ends` are the sizes of the journals of earlier attempts, by folder, when this one began: what they tell later is
     of a launcher that had lost its claim, and does not count.
     """
 
     folder: Path
     cell: Cell
-    parent: str
     tags: dict[str, str]
     started: float  # seconds since 1970, after all that earlier attempts told
     ends: dict[str, int] = field(default_factory=dict)
@@ -69,6 +68,11 @@ class Attempt:
         """The byte of the journal that the next attempt began at; None where this is the newest."""
         later = [] if self.is_newest else attempts(self.folder.parent)
         return next((after.ends[self.folder.name] for after in later if self.folder.name in after.ends), None)
+
+    @property
+    def earlier(self) -> list[Attempt]:
+        """Those at the same cell that began before, oldest first."""
+        return [one for one in attempts(self.folder.parent, self.cell.key) if one.number < self.number]
 
     @property
     def journal(self) -> Path:
@@ -126,6 +130,11 @@ class Attempt:
     def put_mark(self, mark: Mark) -> None:
         _write(self.folder / _MARK, asdict(mark))
 
+    def forget(self) -> Mark:
+        """All of it is to be sent again, to the run that its cell has then."""
+        self.put_mark(Mark())
+        return Mark()
+
     def lose(self) -> None:
         self.put_mark(replace(self.mark, is_lost=True))
 
@@ -163,7 +172,6 @@ class Attempt:
 def begin_attempt(
     runs: Path,
     cell: Cell,
-    parent: str,
     tags: Mapping[str, str],
     machine: dict[str, Any],
     find: Callable[[], Beginning | None] = lambda: None,
@@ -195,7 +203,7 @@ def begin_attempt(
     if beginning is not None:
         started -= beginning.seconds
         beginning.copy(folder, started)
-    attempt = Attempt(folder, cell, parent, tags, started, ends)
+    attempt = Attempt(folder, cell, dict(tags), started, ends)
     attempt.write()
     if beginning is not None:  # last: an attempt that has a checkpoint has what was told before, too
         beginning.copy_checkpoint(folder)
@@ -211,6 +219,7 @@ def attempts(directory: Path, key: str | None = None) -> list[Attempt]:
             values = json.loads((folder / _NOTE).read_text())
         except (FileNotFoundError, ValueError):  # whoever made it was killed, or is making it
             continue
+        values.pop("parent", None)  # the first version named the run of a launch
         attempt = Attempt(folder, **{**values, "cell": Cell.from_json(values["cell"])})
         if key is None or attempt.cell.key == key:
             found.append(attempt)

@@ -17,8 +17,8 @@ from ablations.disk import fullest, is_full_disk
 from ablations.launcher import Launcher, Options
 from ablations.machine import Team
 from ablations.plan import BEST, Study, show
-from ablations.preflight import sqlite_path
-from ablations.queue import CellQueue, CellState
+from ablations.preflight import DEFAULT_STORE, absolute, shown, sqlite_path
+from ablations.queue import CellState
 from ablations.search import Trials
 from ablations.slurm import open_executor, submit
 from ablations.storage import AWAY, exclusive, probe
@@ -41,17 +41,17 @@ def run_studies(
     """
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     store = _open(studies, options)
-    worst, summaries = 0, []
+    worst, summaries, links = 0, list[str](), list[str]()
     with Interrupt() as interrupt:
         for number, (study, team) in enumerate(studies, 1):
             if len(studies) > 1:
                 say(f"Study {number} of {len(studies)}: {study.name}")
             try:
-                with Launcher(study, team, options, store, interrupt, console, trainer) as launcher:
-                    _run(launcher, console)
-                    summary = _summary(launcher)
-                    good = {"done", "running"} if options.worker_only else {"done"}
-                    worst = max(worst, int(any(state.state not in good for state in launcher.states.values())))
+                launcher = Launcher(study, team, options, store, interrupt, console, trainer)
+                _run(launcher, console)
+                summary = _summary(launcher)
+                good = {"done", "running"} if options.worker_only else {"done"}
+                worst = max(worst, int(any(state.state not in good for state in launcher.states.values())))
             except Exception as error:
                 if (reason := _passing_reason(error, options)) is None:
                     raise
@@ -61,6 +61,7 @@ def run_studies(
             say(summary)
             _name_failures(list(launcher.states.values()), console)
             summaries.append(f"{study.name}: {summary}")
+            links.append(launcher.link)
             if interrupt.status is not None:
                 break
     if len(studies) > 1:
@@ -77,7 +78,10 @@ def run_studies(
         say(f"Stopped. The same command{' without --rerun' if options.rerun else ''} goes on from here.")
         return interrupt.status
     if not options.worker_only:
-        say("Look at the runs: mlflow ui      Build the report: python -m reports.build")
+        say(f"Build the report: python -m reports.build{_unless_default(options, '--tracking-uri')}")
+        if not options.tracking_uri.startswith("http"):
+            say(f"Look at the runs: mlflow ui{_unless_default(options, '--backend-store-uri')}, then")
+        say("\n".join(links))
     return worst
 
 
@@ -99,8 +103,7 @@ def submit_studies(
             launcher = Launcher(study, team, options, store, interrupt, console)
             cells = study.cells(options.only)
             launcher.set_aside([cell for cell in study.cells(options.rerun) if cell in cells])
-            with contextlib.closing(CellQueue(options.storage, study.name, cells)) as queue:
-                waiting += launcher.prepare(queue)
+            waiting += launcher.enqueue(cells)
     if not waiting:
         say("Nothing to run.")
         return 0
@@ -128,6 +131,11 @@ def _open(studies: Sequence[tuple[Study, Team]], options: Options) -> Store:
     for study, _ in studies:
         store.check_images(study, options.fingerprints)
     return store
+
+
+def _unless_default(options: Options, option: str) -> str:
+    """The option that names this store to another command, where that would look elsewhere."""
+    return "" if options.tracking_uri == absolute(DEFAULT_STORE) else f" {option} {shown(options.tracking_uri)}"
 
 
 def _passing_reason(error: Exception, options: Options) -> str | None:
@@ -184,7 +192,7 @@ def _run_trials(launcher: Launcher, trials: Trials, names: Sequence[str]) -> Non
 
 
 def _publish(launcher: Launcher, trials: Trials) -> None:
-    launcher.publish({"plan.json": trials.study().plan(), "search.json": trials.report()})
+    launcher.publish(trials.study(), trials.report())
 
 
 def _summary(launcher: Launcher) -> str:

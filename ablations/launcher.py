@@ -14,8 +14,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,8 @@ from ablations.mirror import Mirror
 from ablations.plan import Cell, Study
 from ablations.queue import CellQueue, CellState, Claim, ClaimLost, Worker
 from ablations.storage import AWAY, exclusive
-from ablations.tracking import Result, Store, plan_digest
+from ablations.table import Result, metrics_of
+from ablations.tracking import Store
 from ablations.trainers import Interrupt, Trainers
 from sagan.train import NO_ROOM, NOT_BEGUN
 
@@ -40,6 +41,7 @@ STOP_SECONDS = 60.0  # for training processes to finish a step or an evaluation,
 _LONGEST_TICK = 15.0  # where looking at all cells takes long
 _POLL_SECONDS = 0.1
 _SENDING_SECONDS = 5.0  # for the mirror to send the rest when all processes have ended
+_MOST_RECORDS = 2  # of one cell by one launch: a result that is then not in the store never will be
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +57,7 @@ class Options:
     inception_weights: Path | None
     retry_failed: bool
     reuse: bool  # results of the same cell in another study
-    worker_only: bool  # claim and train until no cell waits, with no launch of its own
+    worker_only: bool  # claim and train until no cell waits
     fingerprints: dict[str, str]  # of the images of a config, by its digest, where they are known
     processes: int = 1  # for each cell: so many GPUs train it together
     rerun: str = ""  # glob of cells that are trained again, if they have a result
@@ -98,7 +100,7 @@ class _Claimed:
 
 
 class Launcher:
-    """Runs cells of one study, as often as asked. The parent run is made once there is something to run.
+    """Runs cells of one study, as often as asked, and keeps its table in the tracking store.
 
     `trainer` stands for sagan.training.Trainer in the training processes.
     """
@@ -115,32 +117,29 @@ class Launcher:
     ) -> None:
         self.study, self.team, self.options = study, team, options
         self.states: dict[str, CellState] = {}  # of all cells that were asked for, by key
+        self.has_run = False  # whether there was a cell to run
         self._store, self._interrupt, self._console, self._trainer = store, interrupt, console, trainer
         self._experiment_id = store.open_experiment(study)
-        self._parent: str | None = None
-        self._documents: dict[str, dict[str, Any]] = {}
         self._again: set[str] = set()  # cells that were to be trained again, by key
+        self._search: dict[str, Any] | None = None  # its report; `study` then has its trials
         self._others: dict[str, Any] | None = None  # beats of cells elsewhere, when there was nothing left to claim
         self._claimed: dict[Path, _Claimed] = {}  # by the attempt's folder
+        self._records: Counter[str] = Counter()  # of cells, by key
         self._beat_at = time.monotonic()
         self._me, self._commit = Worker.here(), git_commit()
-
-    def __enter__(self) -> Launcher:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        if self._parent is not None and not self.options.worker_only:
-            failed = kind is not None or any(state.state != "done" for state in self.states.values())
-            status = "KILLED" if self._interrupt.status else "FAILED" if failed else "FINISHED"
-            self._store.end_run(self._parent, status)
+        # Of the cells that are being run.
+        self._queue: CellQueue
+        self._trainers: Trainers
+        self._mirror: Mirror
 
     @property
     def folder(self) -> Path:
         return self.options.runs / self.study.name
 
     @property
-    def has_run(self) -> bool:
-        return self._parent is not None
+    def link(self) -> str:
+        """To the study's table in MLflow's pages."""
+        return self._store.link(self._experiment_id)
 
     @property
     def have_all_ended(self) -> bool:
@@ -148,7 +147,7 @@ class Launcher:
         return all(state.state in ("done", "failed") for state in self.states.values())
 
     def results(self) -> dict[str, Result]:
-        return self._store.recorded(self._experiment_id, self.folder, self.options.reuse)
+        return self._store.recorded(self._experiment_id, self.folder, self.options.reuse, metrics_of(self.study))
 
     def set_aside(self, cells: Sequence[Cell]) -> None:
         """Forgets the results of those cells that have one, so that they are trained again from their first step.
@@ -164,28 +163,26 @@ class Launcher:
                 self._store.delete_runs(self._experiment_id, cell)
                 self._again.add(cell.key)
 
-    def publish(self, documents: Mapping[str, dict[str, Any]]) -> None:
-        """JSON artifacts of the parent run, by name; they wait for it where there is none yet."""
-        for name, content in documents.items():
-            if self._documents.get(name) != content:
-                self._documents[name] = content
-                if self._parent is not None:
-                    self._store.log_document(self._parent, name, content)
+    def publish(self, study: Study, search: dict[str, Any]) -> None:
+        """The study with the trials of its search so far, and their report: what its table shows from now on."""
+        self.study, self._search = study, search
+        self._bring_table_up_to_date()
 
     def run(self, cells: Sequence[Cell]) -> list[CellState]:
         """Until each of these cells has a result or has failed, or the launch is interrupted."""
-        with self._open_queue(cells) as queue:
-            self.prepare(queue)
-            states = _with_results(queue.states(), self.results())
+        with self._open_queue(cells) as self._queue:
+            self._prepare()
+            states = _with_results(self._queue.states(), self.results())
             if self._interrupt.status is None and any(state.state in ("waiting", "running") for state in states):
-                self._train(queue)
+                self.has_run = True
+                self._train()
         return self.look(cells)
 
-    def prepare(self, queue: CellQueue) -> int:
-        """Puts what has no result in the queue, after clearing up behind the dead; returns how many cells wait."""
-        self._clear_up(queue)
-        queue.enqueue(self.results(), self.options.retry_failed)
-        return sum(state.state == "waiting" for state in queue.states())
+    def enqueue(self, cells: Sequence[Cell]) -> int:
+        """Puts those of these cells in the queue that have no result; returns how many of them wait."""
+        with self._open_queue(cells) as self._queue:
+            self._prepare()
+            return sum(state.state == "waiting" for state in self._queue.states())
 
     def look(self, cells: Sequence[Cell]) -> list[CellState]:
         """How these cells stand, without running them."""
@@ -197,38 +194,38 @@ class Launcher:
     def _open_queue(self, cells: Sequence[Cell]) -> contextlib.closing[CellQueue]:
         return contextlib.closing(CellQueue(self.options.storage, self.study.name, cells))
 
-    def _train(self, queue: CellQueue) -> None:
-        if self._parent is None:
-            self._parent = self._find_launch() if self.options.worker_only else self._start_launch()
-        trainers = Trainers(self.team.places, self.options.processes, self.team.threads, self._trainer)
-        mirror = Mirror(
-            self._store, self._experiment_id, lambda: time.monotonic() - self._beat_at < max(1.0, queue.grace / 2)
+    def _prepare(self) -> None:
+        """Makes the rows of the table, clears up behind the dead, and puts what has no result in the queue."""
+        self._bring_table_up_to_date()
+        self._clear_up()
+        self._queue.enqueue(self.results(), self.options.retry_failed)
+
+    def _bring_table_up_to_date(self) -> None:
+        """One launcher at a time: so no row is made twice, and the last one to write knows all results."""
+        with exclusive(self.options.storage, f"{self.study.name}/table"):
+            self._write_table()
+
+    def _write_table(self) -> None:
+        try:
+            self._store.write_table(self._experiment_id, self.study, self.results(), self._search, self._commit)
+        except Exception:  # training outlives its tracker
+            _log.exception("tracking: the table of %s is not sent", self.study.name)
+
+    def _train(self) -> None:
+        self._trainers = Trainers(self.team.places, self.options.processes, self.team.threads, self._trainer)
+        longest = max(1.0, self._queue.grace / 2)
+        self._mirror = Mirror(
+            self._store, self._experiment_id, lambda: time.monotonic() - self._beat_at < longest, self._write_table
         )
         try:
-            self._watch(queue, trainers, mirror)
+            self._watch()
         finally:
             with contextlib.suppress(KeyboardInterrupt):
-                self._leave(queue, trainers, mirror)
-            self._clear_up(queue)
+                self._leave()
+            self._clear_up()
+        self._bring_table_up_to_date()
 
-    def _start_launch(self) -> str:
-        parent = self._store.start_launch(self._experiment_id, self.study, asdict(self._me), self._commit)
-        for name, content in self._documents.items():
-            self._store.log_document(parent, name, content)
-        return parent
-
-    def _find_launch(self) -> str:
-        """The parent run of a launch with this plan. One is made where none is, and ended at once: it is a record of
-        the plan, and no process could be trusted to be there when the last of these workers leaves."""
-        with exclusive(self.options.storage, f"{self.study.name}/launch"):
-            for run in self._store.runs(self._experiment_id, "tags.kind = 'launch'"):
-                if run.data.tags.get("plan") == plan_digest(self.study):
-                    return str(run.info.run_id)
-            parent = self._start_launch()
-            self._store.end_run(parent, "FINISHED")
-            return parent
-
-    def _watch(self, queue: CellQueue, trainers: Trainers, mirror: Mirror) -> None:
+    def _watch(self) -> None:
         """Until all cells have ended: claim and train, give signs of life, take cells back from the dead, show."""
         is_terminal = self._console.is_terminal and not self.options.worker_only
         display = LiveTable(self._console) if is_terminal else PlainLines(self._console)
@@ -236,39 +233,39 @@ class Launcher:
         try:
             while self._interrupt.status is None:
                 if time.monotonic() - self._beat_at > BEAT_SECONDS:
-                    self._beat(queue, trainers, mirror)
+                    self._beat()
                     for cell in self._claimed.values():
                         # torchrun's processes are not told of `known`, and begin.
                         if self.options.processes > 1 and cell.end is None and cell.fingerprints in cell.known:
-                            trainers.kill(cell.attempt.folder)
-                            self._copy(cell, trainers, mirror)
-                has_news = self._collect(queue, trainers, mirror)
+                            self._trainers.kill(cell.attempt.folder)
+                            self._copy(cell)
+                has_news = self._collect()
                 if has_news or time.monotonic() - looked > tick:
                     began = time.monotonic()
-                    queue.reap()
-                    states = queue.states()
+                    self._queue.reap()
+                    states = self._queue.states()
                     tick = min(max(TICK_SECONDS, 10 * (time.monotonic() - began)), _LONGEST_TICK)
                     shown = [s for s in states if not self.options.worker_only or s.worker == self._me]
                     if shown:
                         display.update(shown, self.team.workers)
-                    if not self._go_on(queue, states, trainers, mirror):
+                    if not self._go_on(states):
                         return
                     looked = time.monotonic()
                 time.sleep(_POLL_SECONDS)
         finally:
             display.close()
 
-    def _go_on(self, queue: CellQueue, states: Sequence[CellState], trainers: Trainers, mirror: Mirror) -> bool:
+    def _go_on(self, states: Sequence[CellState]) -> bool:
         """Claims as many waiting cells as there are processes free; False where there is nothing left to do."""
         counts = Counter(state.state for state in states)
-        for _ in range(min(self.team.workers - len(trainers), counts["waiting"])):
-            if (claim := queue.claim(self._me)) is None:
+        for _ in range(min(self.team.workers - len(self._trainers), counts["waiting"])):
+            if (claim := self._queue.claim(self._me)) is None:
                 break
             try:
-                self._begin(claim, queue, trainers, mirror)
+                self._begin(claim)
             except Exception:
                 with contextlib.suppress(ClaimLost, *AWAY):
-                    queue.release(claim)
+                    self._queue.release(claim)
                 raise
         if counts["waiting"] or self._claimed:
             self._others = None
@@ -278,7 +275,7 @@ class Launcher:
         # A launcher may have died between telling the queue and telling the store. What other hosts have trained
         # cannot be known while the store is away.
         recorded = self.results()
-        return not self._store.is_away and bool(queue.enqueue(recorded))
+        return not self._store.is_away and bool(self._queue.enqueue(recorded))
 
     def _must_stay(self, states: Sequence[CellState]) -> bool:
         """Whether cells that run elsewhere may come back. A launcher stays until they have ended; one that only works,
@@ -289,99 +286,97 @@ class Launcher:
             return bool(beats)
         return any(beats[key] == self._others[key] for key in beats.keys() & self._others.keys())
 
-    def _begin(self, claim: Claim, queue: CellQueue, trainers: Trainers, mirror: Mirror) -> None:
+    def _begin(self, claim: Claim) -> None:
         """Trains a cell that was claimed, or finds that it has a result: one that was recorded by a launcher that died
-        before it told the queue, or that it could not record any more."""
+        before it told the queue, or one that the store lacks, or has lost, and that its folder holds."""
         cell, options = claim.cell, self.options
         if outcome := self._store.find_outcome(self._experiment_id, cell, options.reuse):
-            queue.complete(claim, outcome)
+            self._queue.complete(claim, outcome)
             return
-        before = attempts(cell.directory(options.runs), cell.key)
-        for attempt in before:
+        if self._records[cell.key] >= _MOST_RECORDS:
+            where = f"which is safe in {cell.directory(options.runs)}; see its run in MLflow"
+            self._queue.fail(
+                claim, f"its result was sent {_MOST_RECORDS} times and the tracking store lacks it, {where}"
+            )
+            return
+        for attempt in attempts(cell.directory(options.runs), cell.key):
             if attempt.outcome is not None and not attempt.copied and not attempt.mark.is_lost:
                 self._claimed[attempt.folder] = _Claimed(claim, attempt, "", [], end="done")
-                mirror.follow(attempt)
-                mirror.finish(attempt)
+                attempt.forget()
+                self._mirror.follow(attempt)
+                self._mirror.finish(attempt)
                 return
-        place = trainers.next_place()
+        place = self._trainers.next_place()
         machine = {
-            "device": trainers.device(place),
+            "device": self._trainers.device(place),
             "threads": max(1, self.team.threads // options.processes),
             "data_root": options.data_root and str(options.data_root),
             "inception_weights": options.inception_weights and str(options.inception_weights),
             "cache_dir": str(options.runs / "cache"),
         }
-        assert self._parent is not None
-        tags = {"device": trainers.device(place), **({"git_commit": self._commit} if self._commit else {})}
+        tags = {"device": self._trainers.device(place), **({"git_commit": self._commit} if self._commit else {})}
         known = self._store.find_shared(cell) if options.reuse and cell.key not in self._again else []
         # A copy is cheaper than going on, and who wants a cell trained again wants it from its first step.
         may_go_on = options.reuse and cell.key not in self._again and not known
         find = partial(find_beginning, options.runs, cell, options.fingerprints.get(cell.config_digest))
-        attempt = begin_attempt(options.runs, cell, self._parent, tags, machine, find if may_go_on else lambda: None)
+        attempt = begin_attempt(options.runs, cell, tags, machine, find if may_go_on else lambda: None)
         self._claimed[attempt.folder] = _Claimed(claim, attempt, place, known)
-        mirror.follow(attempt)
-        trainers.start(attempt.folder, place, known)
+        self._mirror.follow(attempt)
+        self._trainers.start(attempt.folder, place, known)
         _log.info("%s: claimed", cell.name)
 
-    def _beat(self, queue: CellQueue, trainers: Trainers, mirror: Mirror) -> None:
+    def _beat(self) -> None:
         """A sign of life for all cells; those that were taken over by others are left, and nothing of them recorded."""
         claimed = {cell.claim: cell for cell in self._claimed.values()}
-        for claim in queue.beat({claim: cell.look() for claim, cell in claimed.items()}):
-            self._lose(claimed[claim], trainers, mirror)
+        for claim in self._queue.beat({claim: cell.look() for claim, cell in claimed.items()}):
+            self._lose(claimed[claim])
         self._beat_at = time.monotonic()
 
-    def _lose(self, cell: _Claimed, trainers: Trainers, mirror: Mirror) -> None:
+    def _lose(self, cell: _Claimed) -> None:
         _log.warning("%s: taken over by another launcher; this one was silent for too long", cell.claim.cell.name)
-        trainers.kill(cell.attempt.folder)
-        mirror.drop(cell.attempt)
+        self._trainers.kill(cell.attempt.folder)
+        self._mirror.drop(cell.attempt)
         del self._claimed[cell.attempt.folder]
 
-    def _collect(self, queue: CellQueue, trainers: Trainers, mirror: Mirror, is_leaving: bool = False) -> bool:
+    def _collect(self, is_leaving: bool = False) -> bool:
         """Follows up on processes that have ended and on ends that the store knows; whether there was one."""
-        ended = trainers.ended()
+        ended = self._trainers.ended()
         full = False
         for folder, status in ended.items():
             ended_cell = self._claimed[folder]
             try:
-                full |= self._end(ended_cell, status, queue, trainers, mirror, is_leaving)
+                full |= self._end(ended_cell, status, is_leaving)
             except ClaimLost:
-                self._lose(ended_cell, trainers, mirror)
-        told = mirror.take_ended()
+                self._lose(ended_cell)
+        told = self._mirror.take_ended()
         for attempt in told:
             cell = self._claimed.pop(attempt.folder, None)
             if cell is None:  # it failed, which the queue knows
                 continue
             with contextlib.suppress(ClaimLost):  # then its end is another launcher's to tell
                 if cell.end == "done":
-                    queue.complete(cell.claim, attempt.outcome or "")
+                    self._records[cell.claim.cell.key] += 1
+                    self._queue.complete(cell.claim, attempt.outcome or "")
                 elif cell.end == "stopped":
-                    queue.release(cell.claim)
+                    self._queue.release(cell.claim)
                 elif cell.end == "died":
-                    queue.give_back_dead(cell.claim)
+                    self._queue.give_back_dead(cell.claim)
         if full and not is_leaving:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return bool(ended or told)
 
-    def _end(
-        self,
-        cell: _Claimed,
-        status: int,
-        queue: CellQueue,
-        trainers: Trainers,
-        mirror: Mirror,
-        is_leaving: bool,
-    ) -> bool:
+    def _end(self, cell: _Claimed, status: int, is_leaving: bool) -> bool:
         """What follows from the exit status of a training process; True where a disk was full. Raises ClaimLost."""
         attempt, name = cell.attempt, cell.claim.cell.name
-        if queue.beat({cell.claim: cell.look()}):  # before anything is recorded
+        if self._queue.beat({cell.claim: cell.look()}):  # before anything is recorded
             raise ClaimLost(name)
         if status == NOT_BEGUN and not is_leaving:
-            self._copy(cell, trainers, mirror)
+            self._copy(cell)
             return False
         if attempt.outcome is not None:
             cell.end = "done"
         elif (failure := attempt.failure) is not None:
-            queue.fail(cell.claim, failure.reason)
+            self._queue.fail(cell.claim, failure.reason)
             del self._claimed[attempt.folder]
             _log.info("%s: failed: %s", name, failure.reason)
         else:
@@ -391,53 +386,45 @@ class Launcher:
         if self.options.processes > 1 and cell.end == "died" and shutil.disk_usage(attempt.folder).free < 2**20:
             cell.end, status = "stopped", NO_ROOM
         # The store first: a cell that the queue calls done and the store does not know looks like a lost record.
-        mirror.finish(attempt)
+        self._mirror.finish(attempt)
         return status == NO_ROOM
 
-    def _copy(self, cell: _Claimed, trainers: Trainers, mirror: Mirror) -> None:
+    def _copy(self, cell: _Claimed) -> None:
         """Ends as a copy of another study's result, or trains where that cannot be had any more."""
         attempt, fingerprints = cell.attempt, cell.fingerprints
         source = self._store.find_source(cell.claim.cell, fingerprints) if fingerprints is not None else None
         cell.known = []
         if source is None:
-            trainers.start(attempt.folder, cell.place, ())
+            self._trainers.start(attempt.folder, cell.place, ())
             return
         cell.attempt = attempt.become_copy(source.records, source.tags)
         cell.progress = {"step": source.records[-1].step, "shared_study": source.study}
         cell.end = "done"
-        mirror.finish(cell.attempt)
+        self._mirror.finish(cell.attempt)
 
-    def _leave(self, queue: CellQueue, trainers: Trainers, mirror: Mirror) -> None:
+    def _leave(self) -> None:
         """Lets all processes save, sends what they told, and gives their cells back; where the queue does not answer,
         the next launcher takes them back."""
-        trainers.stop(STOP_SECONDS)
+        self._trainers.stop(STOP_SECONDS)
         with contextlib.suppress(*AWAY, OSError):
-            self._beat(queue, trainers, mirror)
-            self._collect(queue, trainers, mirror, is_leaving=True)
+            self._beat()
+            self._collect(is_leaving=True)
             give_up = time.monotonic() + _SENDING_SECONDS
             while self._claimed and time.monotonic() < give_up:
                 time.sleep(0.02)
-                self._collect(queue, trainers, mirror, is_leaving=True)
+                self._collect(is_leaving=True)
             for cell in self._claimed.values():
                 with contextlib.suppress(ClaimLost):
-                    queue.release(cell.claim)
-        mirror.close(_SENDING_SECONDS)
+                    self._queue.release(cell.claim)
+        self._mirror.close(_SENDING_SECONDS)
         self._claimed.clear()
 
-    def _clear_up(self, queue: CellQueue) -> None:
+    def _clear_up(self) -> None:
         """Takes the cells of dead launchers back, sends what they left, and ends the runs that they left running."""
-        queue.reap()
-        living = queue.living()
+        self._queue.reap()
+        living = self._queue.living()
         self._store.send_rest(self._experiment_id, self.folder, living, wait=self._interrupt.status is None)
         self._store.end_abandoned(self._experiment_id, living)
-        busy = {worker.host for worker in living.values()}
-        for run_id, process in self._store.running_launches(self._experiment_id).items():
-            launcher = Worker.of(process)
-            # An earlier launch of this process has ended. Of another host its cells are the only sign of life; if it
-            # lives all the same, it tells its end itself.
-            is_over = launcher == self._me and run_id != self._parent
-            if is_over or launcher.is_dead() or (launcher.is_elsewhere and launcher.host not in busy):
-                self._store.end_run(run_id, "KILLED")
 
 
 def _with_results(states: Sequence[CellState], recorded: Container[str]) -> list[CellState]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablations.attempts import Attempt, attempts
+from ablations.attempts import Attempt
 
 if TYPE_CHECKING:
     from ablations.tracking import Store
@@ -31,11 +31,15 @@ class _Followed:
 class Mirror:
     """Follows the attempts of one launcher at the cells of one study.
 
-    Nothing is sent while `may_send` says False: a launcher that was stopped for long may have lost its cells.
+    Nothing is sent while `may_send` says False: a launcher that was stopped for long may have lost its cells. After
+    attempts have ended `write_table` is called, again where the store was away.
     """
 
-    def __init__(self, store: Store, experiment_id: str, may_send: Callable[[], bool]) -> None:
+    def __init__(
+        self, store: Store, experiment_id: str, may_send: Callable[[], bool], write_table: Callable[[], None]
+    ) -> None:
         self._store, self._experiment_id, self._may_send = store, experiment_id, may_send
+        self._write_table, self._is_table_old = write_table, False
         self._followed: dict[Path, _Followed] = {}
         self._lock = threading.Lock()
         self._wake, self._closing = threading.Event(), False
@@ -47,8 +51,8 @@ class Mirror:
         """What earlier attempts at the cell told is sent before."""
         self._drop_sent()
         with self._lock:
-            for earlier in attempts(attempt.folder.parent, attempt.cell.key):
-                if earlier.number < attempt.number and earlier.has_unsent and earlier.folder not in self._followed:
+            for earlier in attempt.earlier:
+                if earlier.has_unsent and earlier.folder not in self._followed:
                     self._followed[earlier.folder] = _Followed(earlier, is_taken=True)
             self._followed[attempt.folder] = _Followed(attempt)
 
@@ -99,6 +103,10 @@ class Mirror:
                 self._quiet_until = time.monotonic() + max(_RETRY_SECONDS, 10 * seconds)
                 return
             followed.is_sent = followed.has_ended
+            self._is_table_old |= followed.has_ended
+        if self._is_table_old and time.monotonic() >= self._quiet_until:
+            self._write_table()
+            self._is_table_old = self._store.is_away
 
     def _drop_sent(self) -> None:
         with self._lock:

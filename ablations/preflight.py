@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import unquote
 
 from sagan.options import check_folder
 
+DEFAULT_STORE = "sqlite:///mlflow.db"
 
-def check_storage(url: str) -> None:
-    """Raises ValueError where `url` cannot hold the queue."""
+
+def tracking_uri(given: str | None) -> tuple[str, str]:
+    """Of the MLflow store, what named it and its URI: the option, else the variable, else mlflow.db in this folder."""
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
+    if given is None and variable:
+        return "MLFLOW_TRACKING_URI", variable
+    return "--tracking-uri", given or DEFAULT_STORE
+
+
+def shown(url: str) -> str:
+    """A URL, or a text with one in it, without its password: for messages."""
+    return re.sub(r"(//[^:/@\s]*):\S*@", r"\1:***@", url)
+
+
+def check_storage(url: str, is_written: bool = True) -> None:
+    """Raises ValueError where `url` cannot hold the queue; `is_written` also where its file cannot be written."""
     if not url.startswith(("sqlite:///", "postgresql")):
-        raise ValueError(f"must be a sqlite or postgresql URL, got {url!r}; write sqlite:///optuna.db")
-    _check_sqlite(url, "sqlite:///optuna.db")
+        raise ValueError(f"must be a sqlite or postgresql URL, got {shown(url)!r}; write sqlite:///optuna.db")
+    _check_sqlite(url, "sqlite:///optuna.db", is_written)
 
 
-def check_store(uri: str) -> None:
+def check_store(uri: str, is_written: bool = True) -> None:
     """Raises ValueError where `uri` cannot be an MLflow store. Whether a server answers is not checked."""
     if not uri.startswith(("sqlite:///", "postgresql", "http://", "https://")):
-        raise ValueError(f"must be a sqlite, postgresql or http URI, got {uri!r}; write sqlite:///mlflow.db")
-    _check_sqlite(uri, "sqlite:///mlflow.db")
+        raise ValueError(f"must be a sqlite, postgresql or http URI, got {shown(uri)!r}; write {DEFAULT_STORE}")
+    _check_sqlite(uri, DEFAULT_STORE, is_written)
 
 
 def check_shared(url: str) -> None:
     """Raises ValueError for a database that other hosts cannot reach."""
     if sqlite_path(url) is not None:
-        raise ValueError(f"must be a server that all nodes reach, got {url!r}; write postgresql+psycopg://HOST/NAME")
+        raise ValueError(
+            f"must be a server that all nodes reach, got {shown(url)!r}; write postgresql+psycopg://HOST/NAME"
+        )
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -39,7 +57,7 @@ def absolute(url: str) -> str:
     return f"sqlite:///{path.resolve()}" if path is not None else url
 
 
-def _check_sqlite(url: str, example: str) -> None:
+def _check_sqlite(url: str, example: str, is_written: bool) -> None:
     path = sqlite_path(url)
     if path is None:
         return
@@ -53,6 +71,8 @@ def _check_sqlite(url: str, example: str) -> None:
             f"must be in a folder whose path has no ? and no % before two hexadecimal digits, which SQLAlchemy and "
             f"MLflow read as parts of a URL, got {resolved!r}; work in another folder"
         )
+    if not is_written:
+        return
     check_folder(path.parent)
     # Without opening the file: closing any handle of a SQLite file drops the locks that this process holds on it.
     if path.exists() and not os.access(path, os.W_OK):

@@ -64,7 +64,8 @@ def _one_study(
     store: Store, study: str, protocol: str, runs: list[Run], histories: pd.DataFrame, by_id: dict[str, Run]
 ) -> Results | None:
     """`runs` are the launches and cells of one study at one protocol; `by_id` has every run of the store."""
-    launches = [run for run in reversed(runs) if run.tags["kind"] == "launch"]
+    # The row of a study's baseline keeps its plan; in stores of the first version the runs of its launches do.
+    launches = [run for run in reversed(runs) if run.tags["kind"] == "launch" or _is_baseline(run)]
     plans = [plan for launch in launches if (plan := store.document(launch, "plan.json")) and _is_plan(plan)]
     searches = (found for launch in launches if (found := store.document(launch, "search.json")) is not None)
     design = str(plans[0].get("design") or "one_at_a_time") if plans else "one_at_a_time"
@@ -122,6 +123,10 @@ def _one_study(
         metric=metric,
         contrasts=_contrasts(newest.get("contrasts")),
     )
+
+
+def _is_baseline(run: Run) -> bool:
+    return run.tags["kind"] == "variant" and run.tags.get("variant", "") == run.tags.get("baseline")
 
 
 def _contrasts(stored: Any) -> tuple[tuple[str, str], ...]:

@@ -98,7 +98,7 @@ class Store:
         return sorted(path for path in root.glob("**/*") if path.is_file()) if root is not None else []
 
     def document(self, launch: Run, name: str) -> dict[str, Any] | None:
-        """plan.json or search.json of a launch; None where it has none, or died while it was writing it."""
+        """plan.json or search.json of a launch, or of the row of a baseline; None where it has none, or a torn one."""
         path = self._local(launch, name)
         if path is None or not path.is_file():
             return None
@@ -113,9 +113,10 @@ class Store:
         if parsed.scheme not in ("", "file"):
             return self._download(run, name)
         root = Path(unquote(parsed.path) if parsed.scheme else run.artifact_uri)
-        if not root.exists() and self.uri.startswith("sqlite:"):
-            # Artifact locations are stored as absolute paths; a folder that was moved still has them beside the file.
-            root = _sqlite_path(self.uri).parent / "mlruns" / Path(*root.parts[-3:])
+        if self.uri.startswith("sqlite:"):
+            # Locations are stored as absolute paths; a folder that was moved or copied has them beside the file.
+            beside = _sqlite_path(self.uri).parent / "mlruns" / Path(*root.parts[-3:])
+            root = beside if beside.exists() or not root.exists() else root
         return root / name
 
     def _download(self, run: Run, name: str) -> Path | None:

@@ -19,14 +19,14 @@ FORBIDDEN = {
     "reports": ({"torch", "torchvision", "sagan", "ablations", "optuna"}, "reports reads the store and trains nothing"),
 }
 # `reports.statistics` alone is for both sides: pure functions, so that a plan and its report use one test.
-SHARED = ("ablations/dry_run.py",)
+SHARED = ("ablations/dry_run.py", "ablations/table.py")
 ONLY_IN = {
     "torch_fidelity": ("sagan/metrics/",),
     "optuna": ("ablations/storage.py", "ablations/queue.py", "ablations/search.py"),
     "ruamel": ("ablations/document.py", "reports/paper.py", "reports/statistics.py"),
     "yaml": (),
     "pydantic": ("ablations/study.py", "ablations/study_file.py"),
-    "mlflow": ("ablations/tracking.py", "reports/store.py"),
+    "mlflow": ("ablations/tracking.py", "ablations/sending.py", "reports/store.py"),
 }
 # Imported while a bad study file or --help is answered, which takes under a second.
 QUICK = ("document", "machine", "plan", "preflight", "run", "study", "study_file")

@@ -15,8 +15,8 @@ from told import begin, describe, tell
 
 from ablations import tracking
 from ablations.document import StudyError
+from ablations.sending import storable
 from ablations.study import read_study
-from ablations.tracking import storable
 from reports.load import load_results
 from reports.store import Store
 from sagan import generate, load_generator
@@ -75,8 +75,7 @@ def test_scores_of_classes_of_any_name_reach_the_report(lab: tuple[tracking.Stor
     writer, folder = lab
     study = read_study(SMOKE)
     experiment = writer.open_experiment(study)
-    launch = writer.start_launch(experiment, study, {}, None)
-    attempt = begin(folder / "runs", study.cells()[0], {}, launch)
+    attempt = begin(folder / "runs", study.cells()[0])
     describe(attempt, classes=CLASSES, groups={"odd": (0, 1)})
     scores = {f"fid_class/{name}": float(label) for label, name in enumerate(CLASSES)}
     tell(attempt, 6, {"fid": 12.5, **scores}, status="finished")

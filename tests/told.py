@@ -17,8 +17,8 @@ from sagan.run_folder import CONFIG, PROTOCOL
 MACHINE = {"device": "cpu", "threads": 1, "data_root": None, "inception_weights": None, "cache_dir": "cache"}
 
 
-def begin(runs: Path, cell: Cell, tags: Mapping[str, str] | None = None, parent: str = "parent") -> Attempt:
-    return begin_attempt(runs, cell, parent, tags or {}, MACHINE)
+def begin(runs: Path, cell: Cell, tags: Mapping[str, str] | None = None) -> Attempt:
+    return begin_attempt(runs, cell, tags or {}, MACHINE)
 
 
 def describe(

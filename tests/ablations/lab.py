@@ -79,7 +79,7 @@ class Lab:
         return Store(self.uri)
 
     def runs(self, study: Path, kind: str) -> list[Run]:
-        """Of the study's "cell"s or "launch"es, in order of their names."""
+        """Of the study's "cell"s or "variant"s, in order of their names."""
         store = self.store()
         experiment_id = store.find_experiment(read_study(study))
         assert experiment_id is not None

@@ -110,8 +110,9 @@ def test_after_forty_kills_at_random_moments_every_cell_is_counted_once_and_equa
             status = launcher.wait(240)
             wait_until(lambda: not lab.workers(), 10)  # they leave where nobody would tell what they do
         assert lab.results(study) == expected
-        assert {run.info.status for run in lab.runs(study, "cell")} == {"FINISHED"}
-        assert "RUNNING" not in {run.info.status for run in lab.runs(study, "launch")}
+        rows = lab.runs(study, "variant")
+        assert len({run.info.run_name for run in rows}) == len(rows), "a variant has two rows"
+        assert {run.info.status for run in [*rows, *lab.runs(study, "cell")]} == {"FINISHED"}
 
 
 def test_a_launcher_that_is_killed_while_it_makes_its_databases_can_be_started_again(

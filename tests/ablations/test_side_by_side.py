@@ -45,5 +45,5 @@ def test_two_studies_are_launched_in_one_new_folder_at_once(write_study: Callabl
         results = lab.results(study)
         assert sorted(results) == ["feat32/seed0", "feat32/seed1", "none/seed0", "none/seed1"]
         assert {(outcome, weights) for outcome, _, weights in results.values()} == {("finished", b"weights")}
-        assert {run.info.status for kind in ("cell", "launch") for run in lab.runs(study, kind)} == {"FINISHED"}
+        assert {run.info.status for kind in ("cell", "variant") for run in lab.runs(study, kind)} == {"FINISHED"}
     assert lab.workers() == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,27 +67,10 @@ class _Named:
         self.name = name
 
 
-def test_a_launch_keeps_the_study_and_its_whole_plan(store: Store, study: Study) -> None:
-    experiment_id = store.open_experiment(study)
-    run_id = store.start_launch(experiment_id, study, {"pid": 1}, "abc")
-    tags = store.client.get_run(run_id).data.tags
-    assert (tags["kind"], tags["protocol"], tags["baseline"], tags["git_commit"]) == (
-        "launch",
-        "embedded",
-        "none",
-        "abc",
-    )
-    plan = json.loads(Path(store.client.download_artifacts(run_id, "plan.json")).read_text())
-    assert [variant["name"] for variant in plan["variants"]] == ["none", "feat32", "feat64"]
-    assert Path(store.client.download_artifacts(run_id, "study.yaml")).read_text() == study.text
-    assert store.client.get_experiment(experiment_id).tags["question"] == study.question
-    assert store.running_launches(experiment_id) == {run_id: {"pid": 1}}
-
-
 def test_a_cell_is_stored_with_everything_that_a_report_reads(store: Store, study: Study, tmp_path: Path) -> None:
     experiment_id = store.open_experiment(study)
     cell = study.cells()[1]
-    attempt = begin(tmp_path, cell, {"device": "cpu"})
+    attempt = begin(tmp_path, cell, {"device": "cpu", "git_commit": "abc"})
     describe(attempt, data="d", classes=["a", "b"])
     tell(attempt, 1, {"loss_g": 2.0, "loss_d": math.inf, "logit_real": math.nan})
     samples = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
@@ -96,7 +81,8 @@ def test_a_cell_is_stored_with_everything_that_a_report_reads(store: Store, stud
 
     expected = {
         "kind": "cell",
-        "mlflow.parentRunId": "parent",
+        "mlflow.source.name": f"ablations.run {study.name}",
+        "mlflow.source.git.commit": "abc",
         "mlflow.runName": "feat32/seed0",
         "variant": "feat32",
         "seed": "0",
@@ -120,7 +106,15 @@ def test_a_cell_is_stored_with_everything_that_a_report_reads(store: Store, stud
     arrays = np.load(client.download_artifacts(run_id, "attention/g32/step_0000005.npz"))
     assert set(arrays) == {"images", "queries", "maps"}
     paths = {file.path for file in client.list_artifacts(run_id)}
-    assert paths == {"config.yaml", "samples", "attention", "generator.safetensors"}
+    assert paths == {"samples", "attention", "images", "generator.safetensors"}
+    assert stored.data.tags["mlflow.user"]
+    assert [(one.dataset.name, one.dataset.digest) for one in stored.inputs.dataset_inputs] == [("embedded 64 px", "d")]
+    row = client.get_run(stored.data.tags["mlflow.parentRunId"])
+    assert (row.info.run_name, row.data.tags["kind"]) == ("feat32", "variant")
+    attempt.put_mark(Mark())
+    send(store, attempt, has_ended=True)
+    images = [Path(file.path).name for file in client.list_artifacts(run_id, "images")]
+    assert [name.split("+")[:3] for name in images] == [["samples", "step", "5"]] * 2, "as it is, and compressed, once"
     assert store.recorded(experiment_id, tmp_path).keys() == {cell.key}
 
 
@@ -153,7 +147,7 @@ def test_whatever_fails_every_point_is_stored_once_in_one_run(
     assert {"data_fingerprint": "d", "outcome": "finished"}.items() <= stored.data.tags.items()
     assert stored.info.status == "FINISHED"
     paths = {file.path for file in store.client.list_artifacts(stored.info.run_id)}
-    assert paths == {"config.yaml", "generator.safetensors"}
+    assert paths == {"generator.safetensors"}
     assert not attempt.has_unsent
 
 
@@ -186,6 +180,27 @@ def test_a_cell_that_ended_without_a_store_is_recorded_and_sent_later(
     (stored,) = store.runs(experiment_id, "tags.kind = 'cell'")
     assert stored.data.tags["outcome"] == "collapsed" and stored.info.status == "FINISHED"
     assert history(store, stored.info.run_id, "loss_g") == [(step, float(step)) for step in range(1, 1500)]
+
+
+def test_calls_mean_what_they_say_whatever_the_environment_says(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Points are stored when a call returns; it is not repeated; and a long value is cut, not refused."""
+    for name, value in (("ENABLE_ASYNC_LOGGING", "true"), ("HTTP_REQUEST_MAX_RETRIES", "7")):
+        monkeypatch.setenv(f"MLFLOW_{name}", value)
+    monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")
+    store = Store(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment_id = store.open_experiment(study)
+    attempt = begin(tmp_path, study.cells()[0])
+    describe(attempt)
+    tell(attempt, 1, {"fid": 3.0}, images={"samples": np.zeros((1, 1, 4, 4, 3), np.uint8)})
+    (attempt.folder / "failure.json").write_text(json.dumps({"reason": "x" * 9000, "traceback": "..."}))
+    store.send(experiment_id, attempt, has_ended=True)
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        assert connection.execute("select value from metrics where key = 'fid'").fetchall() == [(3.0,)]
+        assert connection.execute("select length(value) from tags where key = 'error'").fetchone() == (8000,)
+    assert len(list(tmp_path.glob("mlruns/*/*/artifacts/images/*"))) == 4, "of the cell and of its row"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
 
 def test_a_run_that_is_gone_is_made_again_with_all_that_was_told(store: Store, study: Study, tmp_path: Path) -> None:
@@ -369,7 +384,7 @@ def test_a_second_run_that_a_slow_store_made_is_deleted(store: Store, study: Stu
     send(store, attempt, has_ended=True)
     assert store.find_outcome(experiment_id, cell, shared=True) == "finished"
     store.end_abandoned(experiment_id, set())
-    assert [found.info.run_id for found in store.runs(experiment_id, "")] == [run.info.run_id]
+    assert [found.info.run_id for found in store.runs(experiment_id, "tags.kind = 'cell'")] == [run.info.run_id]
     assert store.client.get_run(twin).info.lifecycle_stage == "deleted"
 
 
@@ -397,19 +412,15 @@ def test_a_launch_survives_a_store_that_goes_away(
     tell(attempt, 1, {"fid": 1.0}, status="finished")
     send(store, attempt, has_ended=True)
     before = store.recorded(experiment_id, tmp_path)
-    launch = store.start_launch(experiment_id, study, {"pid": 1}, None)
     with monkeypatch.context() as patch:
         patch.setattr(store, "client", Away())
         assert store.recorded(experiment_id, tmp_path) == before and store.is_away
-        store.log_document(launch, "search.json", {"trials": 3})
+        assert not store.write_table(experiment_id, study, before, {"trials": 3})
         store.end_abandoned(experiment_id, set())
-        assert store.running_launches(experiment_id) == {}
         assert store.find_shared(cell) == [] and store.find_outcome(experiment_id, cell, True) is None
         with pytest.raises(StoreAway, match="does not answer .*away"):
             store.open_experiment(study)
-    store.end_run(launch, "FINISHED")
-    assert store.client.get_run(launch).info.status == "FINISHED" and not store.is_away
-    assert "search.json" in {file.path for file in store.client.list_artifacts(launch)}
+    assert store.write_table(experiment_id, study, before, {"trials": 3}) and not store.is_away
 
 
 def test_the_mirror_sends_beside_its_caller_and_nothing_of_a_lost_cell(
@@ -419,7 +430,8 @@ def test_the_mirror_sends_beside_its_caller_and_nothing_of_a_lost_cell(
     experiment_id = store.open_experiment(study)
     done, lost = (begin(tmp_path, cell) for cell in study.cells()[:2])
     has_claims = False
-    mirror = Mirror(store, experiment_id, lambda: has_claims)
+    tables: list[int] = []
+    mirror = Mirror(store, experiment_id, lambda: has_claims, lambda: tables.append(1))
     for attempt in (done, lost):
         mirror.follow(attempt)
         tell(attempt, 1, {"fid": 3.0}, status="finished")
@@ -431,6 +443,7 @@ def test_the_mirror_sends_beside_its_caller_and_nothing_of_a_lost_cell(
         pass
     assert ended == [done] and mirror.take_ended() == []
     mirror.close(10.0)
+    assert tables == [1], "the table is written after a cell has ended"
     assert store.recorded(experiment_id, tmp_path).keys() == {done.cell.key}
     assert lost.mark.is_lost and not lost.has_unsent
     store.send_rest(experiment_id, tmp_path / study.name, living=())

@@ -16,7 +16,7 @@ from reports.store import Store
 SMOKE = Path(__file__).parents[2] / "studies" / "smoke.yaml"
 
 
-def test_a_launch_and_its_cells_come_back_as_the_tracker_wrote_them(
+def test_a_study_and_its_cells_come_back_as_the_tracker_wrote_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "två ord"  # MLflow writes the artifacts of such a folder under a name of its own
@@ -25,9 +25,9 @@ def test_a_launch_and_its_cells_come_back_as_the_tracker_wrote_them(
     study = read_study(SMOKE)
     writer = tracking.Store("sqlite:///mlflow.db")
     experiment = writer.open_experiment(study)
-    launch = writer.start_launch(experiment, study, {"pid": 1}, "0123abc")
+    assert writer.write_table(experiment, study, {}, commit="0123abc")
     none, feat16 = study.cells()
-    attempt = begin(tmp_path / "runs", none, {"device": "cpu"}, launch)
+    attempt = begin(tmp_path / "runs", none, {"device": "cpu"})
     describe(attempt, "data", "embedded-v1@1a2b; 32 samples")
     tell(attempt, 1, {"num_params_g": 33_000.0})
     tell(attempt, 3, {"fid": 12.5})
@@ -35,7 +35,7 @@ def test_a_launch_and_its_cells_come_back_as_the_tracker_wrote_them(
     arrays = {"images": images, "queries": queries, "maps": np.ones((2, 1, 4, 4))}
     pictures = {"samples": np.zeros((6, 2, 8, 8, 3), np.uint8), **{f"attention/g16/{k}": v for k, v in arrays.items()}}
     tell(attempt, 6, {"fid": 12.5, "loss_d": float("inf")}, status="finished", images=pictures)
-    failed = begin(tmp_path / "runs", feat16, {}, launch)
+    failed = begin(tmp_path / "runs", feat16)
     (failed.folder / "failure.json").write_text('{"reason": "ValueError: no", "traceback": "Traceback"}')
     for one in (attempt, failed):
         writer.send(experiment, one, has_ended=True)

@@ -1,0 +1,314 @@
+"""From the journal of an attempt to the run of its cell in MLflow.
+
+To send something twice is to send it once: points carry the time at which they were told, tags and artifacts replace
+what was there.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablations.plan import Cell, show
+from sagan.config import flatten
+from sagan.journal import Record
+from sagan.run_folder import CONFIG, PROTOCOL
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+    from ablations.attempts import Attempt, Mark
+
+_MAX_BATCH = 1000  # metrics in one call, a limit of MLflow's
+MAX_TAG = 8000  # characters; MLflow cuts off the rest
+_MAX_DIGEST = 36  # characters of the digest of a data set, a limit of MLflow's
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sender:
+    """`opened` are the attempts whose run is known to be there, by folder and run."""
+
+    client: MlflowClient
+    opened: set[tuple[Path, str | None]]
+
+    def send(self, experiment_id: str, attempt: Attempt, has_ended: bool) -> None:
+        """Brings to the store what it lacks of an attempt, and where it `has_ended`, how.
+
+        What the store will never take, and files that are gone, are left out and said in the log. Where it has an
+        outcome of the cell from another disk, nothing is sent. Raises what the client raises where the store is away.
+        """
+        mark = attempt.mark
+        if mark.is_lost:
+            return
+        try:
+            if (attempt.folder, mark.run_id) not in self.opened:
+                mark = self._open_run(experiment_id, attempt, mark)
+            if mark.is_lost:
+                return
+            run_id = mark.run_id
+            assert run_id is not None
+            records, offset = attempt.read(mark.offset, attempt.end)
+            for points in _batches(records, _stored_names(attempt.protocol)):
+                self._send_or_leave_out(run_id, partial(self._log_batch, run_id, metrics=points))
+            for record in records:
+                for name in record.files:
+                    self._send_or_leave_out(run_id, partial(self._send_file, run_id, attempt, name))
+            mark = replace(mark, offset=offset)
+            if records:
+                attempt.put_mark(mark)
+            if has_ended and not mark.has_end and attempt.is_newest:
+                self._send_end(run_id, attempt)
+                attempt.put_mark(replace(mark, has_end=True))
+        except Exception:
+            self.opened.discard((attempt.folder, mark.run_id))
+            raise
+
+    def _open_run(self, experiment_id: str, attempt: Attempt, mark: Mark) -> Mark:
+        """Finds or makes the run of an attempt, and says that it is running. One that is gone (deleted, or left in
+        another experiment or store) is made again, with all that the journals of the cell hold."""
+        run = self._get(mark.run_id) if mark.run_id is not None else None
+        if run is None or str(run.info.experiment_id) != experiment_id or cell_key(run) != attempt.cell.key:
+            run = find_run(self.client, experiment_id, attempt.cell, bool(attempt.copied))
+            mark = attempt.forget()
+        if run is None:
+            run = self._create_run(experiment_id, attempt)
+        if "outcome" in run.data.tags and attempt.outcome is None:
+            attempt.put_mark(mark := replace(mark, is_lost=True))
+            return mark
+        run_id = str(run.info.run_id)
+        if mark.run_id is None:
+            from mlflow.entities import Param
+
+            values = flatten(attempt.cell.config)
+            self._log_batch(run_id, params=[Param(name, show(value)) for name, value in values.items()])
+            if run.info.status != "RUNNING" and "outcome" not in run.data.tags and attempt.is_newest:
+                self.client.update_run(run_id, status="RUNNING")
+            if "error" in run.data.tags and attempt.is_newest:
+                self.client.delete_tag(run_id, "error")
+            attempt.put_mark(mark := replace(mark, run_id=run_id))
+        self.opened.add((attempt.folder, run_id))
+        for earlier in attempt.earlier:
+            if earlier.mark.run_id not in (None, run_id) and not earlier.mark.is_lost:
+                earlier.forget()
+                self.send(experiment_id, earlier, True)
+        return mark
+
+    def _get(self, run_id: str) -> Run | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _create_run(self, experiment_id: str, attempt: Attempt) -> Run:
+        cell, commit = attempt.cell, attempt.tags.get("git_commit")
+        about = {name: str(getattr(cell, name)) for name in ("study", "protocol", "preset", "baseline")}
+        condition = f"tags.kind = 'variant' and tags.variant = '{cell.variant}'"
+        found = self.client.search_runs([experiment_id], condition, order_by=["attributes.start_time ASC"])
+        row = next((run for run in found if run.data.tags.get("protocol") == cell.protocol), None)
+        if row is None:  # of a variant that the study no longer has
+            row = create_row(self.client, experiment_id, cell.variant, about, commit)
+        tags = {
+            "kind": "cell",
+            "mlflow.parentRunId": str(row.info.run_id),
+            "variant": cell.variant,
+            "seed": str(cell.seed),
+            "config_digest": cell.config_digest,
+            **about,
+            **{f"factor.{name}": level for name, level in cell.factors.items()},
+            **({"paper": cell.paper} if cell.paper else {}),
+            **attempt.tags,
+            **origin_tags(cell.study, commit),
+        }
+        started = milliseconds(attempt.started)
+        run: Run = self.client.create_run(experiment_id, started, tags=tags, run_name=cell.name)
+        return run
+
+    def _log_batch(self, run_id: str, **content: Any) -> None:
+        self.client.log_batch(run_id, **content, synchronous=True)
+
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _send_or_leave_out(self, run_id: str, send: Callable[[], None]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            send()
+        except FileNotFoundError as error:
+            _log.error("tracking: left out, because the file is gone: %s", error.filename)
+        except MlflowException as error:
+            if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                raise
+            if self._get(run_id) is None:
+                raise
+            _log.error("tracking: left out, because the store refuses it: %s", str(error).splitlines()[:1])
+
+    def _send_file(self, run_id: str, attempt: Attempt, name: str) -> None:
+        if name == CONFIG:  # the store has its values as params: the file names paths of this machine
+            return
+        if name == PROTOCOL:
+            return self._send_protocol(run_id, attempt)
+        folder = str(Path(name).parent)
+        self.client.log_artifact(run_id, str(attempt.folder / name), folder if folder != "." else None)
+        if name.startswith("samples/"):
+            self._set_tags(run_id, {"tile_px": str(attempt.cell.config.data.resolution)})
+            self._log_image(run_id, attempt.folder / name)
+            row = self._row_of(run_id)
+            if row is not None and row.data.tags.get("pictures", attempt.cell.name) == attempt.cell.name:
+                self._set_tags(row.info.run_id, {"pictures": attempt.cell.name})
+                self._log_image(row.info.run_id, attempt.folder / name)
+
+    def _log_image(self, run_id: str, file: Path) -> None:
+        """A sample grid for the chart view, which shows those of several runs side by side at one step: variants by
+        their rows, which have the grids of one cell each. MLflow gives each image a name of its own, so one that is
+        there already is not sent again."""
+        from PIL import Image
+
+        step = int(file.stem.removeprefix("step_"))
+        names = [Path(found.path).name for found in self.client.list_artifacts(run_id, "images")]
+        if not any(name.startswith(f"samples+step+{step}+") and "compressed" in name for name in names):
+            with Image.open(file) as image:
+                self.client.log_image(run_id, image, key="samples", step=step, synchronous=True)
+
+    def _row_of(self, run_id: str) -> Run | None:
+        row = self.client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+        return self._get(row) if row is not None else None
+
+    def _send_protocol(self, run_id: str, attempt: Attempt) -> None:
+        """What the run was measured by, and its data set as an input, also of the variant's row."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        protocol, data = attempt.protocol or {}, attempt.cell.config.data
+        self._set_tags(run_id, _protocol_tags(protocol))
+        name, digest = f"{data.name} {data.resolution} px", protocol["data_fingerprint"][:_MAX_DIGEST]
+        dataset = Dataset(name, digest, "local", json.dumps({"data_fingerprint": protocol["data_fingerprint"]}))
+        row = self._row_of(run_id)
+        for target in (run_id, row.info.run_id) if row is not None else (run_id,):
+            self.client.log_inputs(target, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def _send_end(self, run_id: str, attempt: Attempt) -> None:
+        records, _ = attempt.read()
+        ended = milliseconds(records[-1].time if records else attempt.started)
+        if (outcome := attempt.outcome) is not None:
+            # In one call: half a copy has no outcome.
+            about = _protocol_tags(attempt.protocol) if attempt.protocol else {}  # not told by a run that went on
+            self._set_tags(run_id, {"last_step": str(records[-1].step), **about, **attempt.copied, "outcome": outcome})
+            self.client.set_terminated(run_id, "FINISHED", ended)
+        elif (failure := attempt.failure) is not None:
+            self.client.log_text(run_id, failure.traceback, "traceback.txt")
+            self._set_tags(run_id, {"error": failure.reason.splitlines()[0]})
+            self.client.set_terminated(run_id, "FAILED", ended)
+        else:
+            self.client.set_terminated(run_id, "KILLED", ended)
+
+
+def find_run(client: MlflowClient, experiment_id: str, cell: Cell, shared: bool) -> Run | None:
+    """The run of this cell; a copy of another run is taken for it only if `shared`.
+
+    A store that was too slow to answer may have made two. The one that holds something counts, then the older one.
+    """
+    condition = (
+        f"tags.kind = 'cell' and tags.variant = '{cell.variant}' and tags.seed = '{cell.seed}' "
+        f"and tags.config_digest = '{cell.config_digest}'"
+    )
+    runs = client.search_runs([experiment_id], condition, order_by=["attributes.start_time ASC"])
+    same = [run for run in runs if cell_key(run) == cell.key and (shared or "shared_run" not in run.data.tags)]
+    return max(same, key=lambda run: ("outcome" in run.data.tags, bool(run.data.metrics)), default=None)
+
+
+def create_row(
+    client: MlflowClient,
+    experiment_id: str,
+    variant: str,
+    about: Mapping[str, str],
+    commit: str | None,
+    started: int | None = None,
+) -> Run:
+    tags = {"kind": "variant", "variant": variant, **about, **origin_tags(about["study"], commit)}
+    run: Run = client.create_run(experiment_id, started, tags=tags, run_name=variant)
+    return run
+
+
+def origin_tags(study: str, commit: str | None) -> dict[str, str]:
+    """Tags that MLflow shows as columns: who made a run, by which program and of which version."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number without a name
+        user = str(os.getuid())
+    tags = {"mlflow.user": user, "mlflow.source.type": "LOCAL", "mlflow.source.name": f"ablations.run {study}"}
+    return {**tags, **({"mlflow.source.git.commit": commit} if commit else {})}
+
+
+def storable(names: Sequence[str]) -> list[str]:
+    """`names` as keys of MLflow take them, each still different: one refused key would lose all scores of its step."""
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w.\- :]", "_", name)[:200]
+        while plain in found:
+            plain += "_"
+        found.append(plain)
+    return found
+
+
+def _stored_names(protocol: Mapping[str, Any] | None) -> dict[str, str]:
+    """{metric: its key in the store}, where these differ: names of classes are folders of the user's."""
+    classes = protocol["classes"] if protocol is not None else []
+    names = zip(classes, storable(classes), strict=True)
+    return {f"fid_class/{name}": f"fid_class/{stored}" for name, stored in names}
+
+
+def _protocol_tags(protocol: Mapping[str, Any]) -> dict[str, str]:
+    """So many names of classes that no tag holds them are left out, and with them the groups."""
+    tags = {name: protocol[name] for name in ("data_fingerprint", "metric_fingerprint")}
+    classes = json.dumps(storable(protocol["classes"]))
+    if len(classes) <= MAX_TAG:
+        tags |= {"classes": classes, "groups": json.dumps(protocol["groups"])}
+    return tags
+
+
+def _batches(records: Sequence[Record], stored: Mapping[str, str]) -> Iterator[list[Metric]]:
+    """Metrics of as many records as one call may bring. Only finite values are stored."""
+    from mlflow.entities import Metric
+
+    batch: list[Metric] = []
+    for record in records:
+        told = milliseconds(record.time)
+        points = [
+            Metric(stored.get(key, key), value, told, record.step)
+            for key, value in record.metrics.items()
+            if math.isfinite(value)
+        ]
+        if batch and len(batch) + len(points) > _MAX_BATCH:
+            yield batch
+            batch = []
+        batch += points
+    if batch:
+        yield batch
+
+
+def milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def cell_key(run: Run) -> str:
+    """Cell.key, from the tags of a run."""
+    tags = run.data.tags
+    return "|".join(tags.get(name, "") for name in ("study", "protocol", "variant", "seed", "config_digest"))

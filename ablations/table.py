@@ -1,0 +1,188 @@
+"""The table of a study: what its recorded cells say of each variant, by the statistics of the report.
+
+Pure: the tracking store keeps the rows (tracking.py), and a row equals that of the report's table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ablations.plan import Study, Variant, show
+from reports import statistics
+from sagan.config import digest
+
+_SECONDARY = ("relation_error", "fid", "is")  # shown beside the primary metric, where the runs have them
+_SCORED = ("ema", "raw", "bn running", "bn standing")  # parts of a metric fingerprint that say what is scored
+Points = Mapping[str, Mapping[int, float]]  # {metric: {step: value}}, finite values of one run
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell that has ended. `scores` are those that a report gives a finished run, `measured` says by what
+    (`measured_by`); `shared_study` is the study that trained it, if not its own."""
+
+    outcome: str
+    metrics: dict[str, float]  # last values
+    shared_study: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    measured: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant: the mean of each metric over its finished cells with the 95 % interval, the primary metric first.
+
+    `planned` cells of it belong to the study and `ended` have an outcome. `note` says what the numbers do not: why it
+    cannot be built, or how many of its runs collapsed.
+    """
+
+    variant: Variant
+    planned: int
+    ended: int
+    estimates: dict[str, statistics.Estimate]
+    note: str
+
+
+def measured_by(data_fingerprint: str, metric_fingerprint: str) -> str:
+    """Only what has the same may share a table. Variants of a study may differ in which weights are scored."""
+    parts = [part for part in metric_fingerprint.split("; ") if part not in _SCORED]
+    return "; ".join([data_fingerprint, *parts])
+
+
+def metrics_of(study: Study) -> list[str]:
+    """The metrics of the table, the primary one first."""
+    return list(dict.fromkeys((study.metric, *_SECONDARY)))
+
+
+def scores_of(points: Points, last_step: int, endpoint: int) -> dict[str, float]:
+    """The scores of a finished run: of each metric the mean over its last `endpoint` evaluations.
+
+    As in reports/load.py, a metric has no score where the evaluation at `last_step` gave no value, or too few did.
+    """
+    found = {}
+    for name, values in points.items():
+        last = [values[step] for step in sorted(values)][-endpoint:]
+        if last_step in values and len(last) == endpoint:
+            found[name] = statistics.run_score(name, last)
+    return found
+
+
+def rows(study: Study, results: Mapping[str, Result]) -> list[Row]:
+    """One row per variant, in the order of the study; `results` are by the key of their cell."""
+    planned = Counter(cell.variant for cell in study.cells())
+    own = _by_variant(study, results)
+    scores = {metric: _scores(own, metric) for metric in metrics_of(study)}
+    found = []
+    for variant in study.variants():
+        estimates = {
+            metric: mean
+            for metric, by_variant in scores.items()
+            if (mean := statistics.estimate(by_variant[variant.name], _is_log(metric, by_variant))) is not None
+        }
+        outcomes = Counter(result.outcome for result in own[variant.name] if result.outcome != "finished")
+        ended = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+        found.append(
+            Row(variant, planned[variant.name], len(own[variant.name]), estimates, variant.build_error or ended)
+        )
+    return found
+
+
+def answer(study: Study, results: Mapping[str, Result]) -> str:
+    """What the simultaneous test of the study's comparisons shows by the primary metric, in one line."""
+    own = _by_variant(study, results)
+    trials = study.search.proposed if study.search else {}  # they choose what is compared
+    scores = {name: found for name, found in _scores(own, study.metric).items() if name not in trials}
+    gaps = statistics.compare(scores, [statistics.pair(*names) for names in study.pairs], _is_log(study.metric, scores))
+    compared = [(*names, gap) for names, gap in zip(study.pairs, gaps, strict=True) if gap is not None]
+    metric = label(study, study.metric)
+    shown = [_sentence(metric, *one) for one in compared if one[2].shown]
+    missing = [cell for cell in study.cells() if cell.key not in results]
+    so_far = f"So far ({len(missing)} cells are missing): " if missing else ""
+    if shown:
+        return f"{so_far}{'; '.join(shown)}."
+    if any(gap.p is not None for *_, gap in compared):
+        fewest = min(gap.n for *_, gap in compared)
+        return f"{so_far}No difference in {metric} is shown, with {fewest} seeds per variant or more."
+    return f"{so_far}No answer: it needs two seeds of {study.baseline} and of another variant."
+
+
+def markdown(study: Study, found: Sequence[Row], answered: str) -> str:
+    """Question, answer and table, as the description of the study's experiment."""
+    shown = [metric for metric in metrics_of(study) if any(metric in row.estimates for row in found)]
+    lines = [
+        f"**{study.question}**",
+        "",
+        answered,
+        "",
+        f"Protocol: {study.protocol}. Means over seeds with 95 % intervals; n of {label(study, study.metric)}.",
+        "",
+        "| " + " | ".join(["variant", *(label(study, metric) for metric in shown), "n", ""]) + " |",
+        "| " + " | ".join([":--", *["--:"] * len(shown), "--:", ":--"]) + " |",
+    ]
+    for row in found:
+        texts = [_text(row.estimates.get(metric)) for metric in shown]
+        n = row.estimates[study.metric].n if study.metric in row.estimates else 0
+        lines.append("| " + " | ".join([row.variant.name, *texts, str(n), row.note]) + " |")
+    return "\n".join(lines)
+
+
+def label(study: Study, metric: str) -> str:
+    """How a metric is called: only features of Inception give a FID and an IS, others are named ("FD embedded-v2")."""
+    extractor = study.base.eval.extractor
+    names = (
+        {"fid": "FID", "is": "IS"} if extractor == "inception" else {"fid": f"FD {extractor}", "is": f"IS {extractor}"}
+    )
+    return names.get(metric, metric.replace("_", " "))
+
+
+def changes_of(variant: Variant) -> str:
+    """ "model.attention.at=[32]"; "" for the preset as it is."""
+    return ", ".join(f"{name}={show(value)}" for name, value in variant.changes.items())
+
+
+def _by_variant(study: Study, results: Mapping[str, Result]) -> dict[str, list[Result]]:
+    """The results of each variant at every recorded seed, of its present config only. Those that were not measured as
+    most of the study's are without scores."""
+    found = {}
+    for variant in study.variants():
+        before, after = f"{study.name}|{study.protocol}|{variant.name}|", f"|{digest(variant.config)}"
+        found[variant.name] = [one for key, one in results.items() if key.startswith(before) and key.endswith(after)]
+    ways = Counter(one.measured for own in found.values() for one in own if one.outcome == "finished")
+    usual = max(ways, key=lambda way: ways[way], default="")
+    return {
+        name: [
+            replace(one, outcome="measured otherwise", scores={})
+            if one.outcome == "finished" and one.measured != usual
+            else one
+            for one in own
+        ]
+        for name, own in found.items()
+    }
+
+
+def _scores(own: Mapping[str, Sequence[Result]], metric: str) -> dict[str, list[float]]:
+    return {name: [one.scores[metric] for one in found if metric in one.scores] for name, found in own.items()}
+
+
+def _is_log(metric: str, scores: Mapping[str, Sequence[float]]) -> bool:
+    return statistics.on_log_scale(metric) and all(value > 0 for values in scores.values() for value in values)
+
+
+def _sentence(metric: str, variant: str, reference: str, gap: statistics.Gap) -> str:
+    """ "feat16 lowers fid against none by 31 % (12 to 46), n = 8"."""
+    verb = "lowers" if gap.value < 0 else "raises"
+    ends = [gap.value, gap.low or 0.0, gap.high or 0.0]
+    size, *interval = [abs(100 * math.expm1(end)) if gap.log else abs(end) for end in ends]
+    unit = " %" if gap.log else ""
+    low, high = sorted(interval)
+    return f"{variant} {verb} {metric} against {reference} by {size:.3g}{unit} ({low:.3g} to {high:.3g}), n = {gap.n}"
+
+
+def _text(found: statistics.Estimate | None) -> str:
+    if found is None:
+        return "–"
+    interval = "" if found.low is None or found.high is None else f" ({found.low:.3g} to {found.high:.3g})"
+    return f"{found.mean:.3g}{interval}"
