@@ -48,7 +48,11 @@ def show_plan(
     if path is None or path.exists():  # opening a store would make its file
         from ablations.tracking import Store  # imports MLflow
 
-        store = Store(tracking_uri)
+        try:
+            store = Store(tracking_uri, read_only=True)
+            store.check_experiment(study)
+        except ValueError as error:
+            raise ValueError(f"--tracking-uri: {error}") from None
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
     costs = {v.name: count(v.config, num_classes(v.config.data, data_root)) for v in variants if not v.build_error}

@@ -11,11 +11,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ablations.plan import Cell, Study
-from ablations.preflight import absolute, check_shared, check_storage, check_store
+from ablations.preflight import DEFAULT_STORE, absolute, check_shared, check_storage, check_store, shown, tracking_uri
 from sagan.config import Config
 from sagan.options import MAX_SEED, changes_of, check_folder, check_machine, escape_what_cannot_be_printed, existing
 
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-root", type=Path, help="where data sets are, or are downloaded to (default: data)")
     add("--inception-weights", type=Path, metavar="FILE", help="for machines without a network")
     add("--storage", default="sqlite:///optuna.db", metavar="URL", help="the queue (default %(default)s)")
-    add("--tracking-uri", default="sqlite:///mlflow.db", metavar="URI", help="the MLflow store (default %(default)s)")
+    add("--tracking-uri", metavar="URI", help=f"the MLflow store (default: MLFLOW_TRACKING_URI, else {DEFAULT_STORE})")
     add("--worker-only", action="store_true", help="work on what is queued, here, until no cell waits")
     add("--launcher", choices=["local", "slurm"], default="local", help="slurm: submit --workers N jobs that do so")
     add("--retry-failed", action="store_true", help="run cells again that failed before")
@@ -150,10 +151,13 @@ def _start(
         raise ValueError("--calibrate: must go with --dry-run, got it alone; add --dry-run, or leave it out to train")
     check_machine(options.device, options.threads)
     runs = Path("runs").resolve()
-    _named("--storage", check_storage, options.storage)
-    _named("--tracking-uri", check_store, options.tracking_uri)
+    store, options.tracking_uri = tracking_uri(options.tracking_uri)
+    _named("--storage", partial(check_storage, is_written=not options.dry_run), options.storage)
+    _named(store, partial(check_store, is_written=not options.dry_run), options.tracking_uri)
     if absolute(options.storage) == absolute(options.tracking_uri):
-        raise ValueError(f"--storage: must be another database than --tracking-uri, got {options.storage!r} for both")
+        raise ValueError(
+            f"--storage: must be another database than --tracking-uri, got {shown(options.storage)!r} for both"
+        )
     if not options.dry_run:
         check_folder(runs)
     elsewhere = options.launcher == "slurm" and not options.dry_run
@@ -161,7 +165,7 @@ def _start(
         _check_workers_alone([study for study, _ in chosen], "--launcher slurm" if elsewhere else "--worker-only")
     if elsewhere:
         _named("--storage", check_shared, options.storage)
-        _named("--tracking-uri", check_shared, options.tracking_uri)
+        _named(store, check_shared, options.tracking_uri)
     data_root = existing("--data-root", options.data_root)
     inception_weights = existing("--inception-weights", options.inception_weights)
     asked = _named("--workers", _count, options.workers)

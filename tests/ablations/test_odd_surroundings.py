@@ -8,18 +8,22 @@ import itertools
 import os
 import shutil
 import sqlite3
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_trainer import FakeTrainer
+from lab import sittings
 from told import begin, tell
 
 from ablations.plan import Cell
 from ablations.queue import CellQueue, Worker
 from ablations.run import main
+from ablations.sending import Sender
 from ablations.study import read_study
 from ablations.tracking import Store
 from reports.build import main as build
@@ -142,10 +146,10 @@ def test_a_store_of_an_older_version_is_read_as_far_as_it_goes(old: Path) -> Non
     store = Store(f"sqlite:///{old}/mlflow.db")
     experiment = store.find_experiment(read_study(STUDY))
     assert experiment is not None
-    for tags in ({"kind": "launch"}, {"kind": "launch", "process": '{"pid": 1}'}, {"kind": "cell"}):
-        store.client.create_run(experiment, tags=tags)
+    for kind in ("variant", "cell"):  # that say nothing more
+        store.client.create_run(experiment, tags={"kind": kind})
     with sqlite3.connect(old / "mlflow.db") as connection:
-        connection.execute("delete from tags where key in ('plan', 'git_commit', 'device', 'classes', 'groups')")
+        connection.execute("delete from tags where key in ('git_commit', 'device', 'classes', 'groups', 'updates')")
     with sqlite3.connect(old / "optuna.db") as connection:
         connection.execute("delete from trial_user_attributes where key = 'deaths'")
         connection.execute("delete from trial_user_attributes where trial_id = 1 and key = 'cell'")
@@ -210,3 +214,129 @@ def test_the_queue_and_the_store_are_never_one_database(old: Path) -> None:
     status, said = launch(old, "--storage", "sqlite:///mlflow.db", "--tracking-uri", "sqlite:///other.db")
     assert status == 2 and said.startswith("--storage: must be a database of its own") and "is MLflow's" in said
     assert not (old / "other.db").exists()
+
+
+def cells(
+    folder: Path, study: str = "smoke", file: str = "mlflow.db"
+) -> dict[str, tuple[str | None, list[tuple[str, int, float]]]]:
+    """{cell: (outcome, its points)} of the runs in an experiment."""
+    client = Store(f"sqlite:///{folder}/{file}").client
+    found = {}
+    for run in client.search_runs([client.get_experiment_by_name(study).experiment_id], "tags.kind = 'cell'"):
+        histories = (client.get_metric_history(run.info.run_id, name) for name in run.data.metrics)
+        points = sorted((point.key, point.step, point.value) for history in histories for point in history)
+        found[f"{run.data.tags['variant']}/seed{run.data.tags['seed']}"] = run.data.tags.get("outcome"), points
+    return found
+
+
+def rename_experiment(client: Any, experiment: str, _run: str) -> None:
+    client.rename_experiment(experiment, "another")
+
+
+def delete_outcome(client: Any, _experiment: str, run: str) -> None:
+    client.delete_tag(run, "outcome")
+
+
+def change_variant(client: Any, _experiment: str, run: str) -> None:
+    client.set_tag(run, "variant", "mine")
+
+
+@pytest.mark.parametrize("deed", [rename_experiment, delete_outcome, change_variant])
+def test_results_that_the_store_has_lost_are_sent_again_and_nothing_is_trained(
+    old: Path, deed: Callable[[Any, str, str], None]
+) -> None:
+    before, begun = cells(old), sittings(old)
+    client = Store(f"sqlite:///{old}/mlflow.db").client
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    deed(client, experiment, client.search_runs([experiment], "tags.kind = 'cell'")[0].info.run_id)
+    status, said = launch(old)
+    assert (status, "2 cells: 2 finished." in said) == (0, True), said
+    assert {name: found for name, found in cells(old).items() if "mine" not in name} == before
+    assert sittings(old) == begun
+
+
+def test_a_launch_ends_though_the_store_keeps_no_result(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_tags = Sender._set_tags
+
+    def without_outcome(sender: Sender, run_id: str, tags: Mapping[str, str]) -> None:
+        set_tags(sender, run_id, {name: value for name, value in tags.items() if name != "outcome"})
+
+    delete_outcomes = "delete from tags where key = 'outcome'"
+    with sqlite3.connect(old / "mlflow.db") as connection:
+        connection.execute(delete_outcomes)
+    monkeypatch.setattr(Sender, "_set_tags", without_outcome)
+    status, said = launch(old)
+    assert status == 1
+    assert said.count("/seed0 failed: its result was sent 2 times and the tracking store lacks it, which is safe") == 2
+
+
+def test_another_store_gets_what_the_folder_holds_and_hints_name_it(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, begun, uri = cells(old), sittings(old), f"sqlite:///{old}/other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    status, said = launch(old)
+    assert status == 0, said
+    assert f"mlflow ui --backend-store-uri {uri}, then\n" in said and f"reports.build --tracking-uri {uri}\n" in said
+    assert cells(old, file="other.db") == before and sittings(old) == begun
+    (results,) = load_results(Reader())
+    assert list(results.cells["state"]) == ["finished", "finished"]
+    status, said = launch(old, "--tracking-uri", "sqlite:///mlflow.db")
+    assert "Nothing to run." in said and "mlflow ui, then\n" in said, "an option comes before the variable"
+
+
+@pytest.mark.parametrize("way", ["moved", "copied"])
+def test_a_lab_keeps_its_artifacts_beside_its_store_wherever_it_goes(old: Path, tmp_path: Path, way: str) -> None:
+    assert launch(old)[0] == 0, "itself a copy"
+    second = tmp_path / "second"
+    shutil.copytree(old, second) if way == "copied" else shutil.move(old, second)
+    before = sorted(old.rglob("*"))
+    status, said = launch(second, "--seeds", "5")
+    assert status == 0, said
+    assert sorted(old.rglob("*")) == before, "nothing goes to the old place"
+    with contextlib.chdir(second):
+        (results,) = load_results(Reader())
+    assert len(results.pictures) == 8 and all(Path("mlruns") in picture.path.parents for picture in results.pictures)
+    client = Store(f"sqlite:///{second}/mlflow.db").client
+    for run in client.search_runs([client.get_experiment_by_name("smoke").experiment_id], "tags.kind = 'cell'"):
+        assert Path(run.info.artifact_uri, "generator.safetensors").is_relative_to(second)
+        assert Path(run.info.artifact_uri, "generator.safetensors").is_file()
+
+
+def test_a_dry_run_reads_a_folder_that_nobody_may_write(old: Path) -> None:
+    for command in (["mount", "--bind", old, old], ["mount", "-o", "remount,ro,bind", old]):
+        if subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("cannot mount")
+    try:
+        status, said = launch(old, "--dry-run")
+        assert status == 0, said
+        assert "at the speed of earlier runs in the store" in said
+        assert launch(old)[0] == 2
+    finally:
+        subprocess.run(["umount", old], check=True)
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_deleted_experiment_is_told_with_the_command_that_brings_it_back(old: Path, options: tuple[str, ...]) -> None:
+    client = Store(f"sqlite:///{old}/mlflow.db").client
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    client.delete_experiment(experiment)
+    status, said = launch(old, *options)
+    assert status == 2 and said.count("\n") == 1
+    assert (
+        f"MLFLOW_TRACKING_URI=sqlite:///{old}/mlflow.db mlflow experiments restore --experiment-id {experiment}" in said
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_store_of_the_first_version_is_told_and_still_read(old: Path, options: tuple[str, ...]) -> None:
+    store = Store(f"sqlite:///{old}/mlflow.db")
+    experiment = store.client.create_experiment("position")
+    tags = {"study": "position", "protocol": "embedded", "preset": "embedded", "baseline": "none"}
+    launched = store.client.create_run(experiment, tags={"kind": "launch", **tags}).info.run_id
+    plan = {"question": "Where?", "baseline": "none", "seeds": [0], "variants": [{"name": "none"}, {"name": "feat8"}]}
+    store.client.log_dict(launched, plan, "plan.json")
+    status, said = launch(old, *options)
+    assert status == 2 and said.count("\n") == 1
+    assert said.startswith("--tracking-uri: holds runs of the first version of this project, got 'sqlite:///")
+    with contextlib.chdir(old):
+        found = {results.study: results for results in load_results(Reader())}
+    assert list(found["position"].cells["state"]) == ["missing", "missing"]

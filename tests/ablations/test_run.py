@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ablations.generate import main as generate
 from ablations.queue import CellQueue
 from ablations.run import main
 from ablations.study import read_study
@@ -44,6 +45,14 @@ BAD = {
     "a storage in no folder": (["--storage", "sqlite:///no/optuna.db"], "--storage: must be in a folder that exists"),
     "a store of files": (["--tracking-uri", "./mlruns"], "--tracking-uri: must be a sqlite, postgresql or http URI"),
     "a store that does not answer": (["--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri: does not answer"),
+    "a store whose password is its user's own": (
+        ["--tracking-uri", "http://me:secret@127.0.0.1:9"],
+        r"--tracking-uri: does not answer, got 'http://me:\*\*\*@127.0.0.1:9' ",
+    ),
+    "a queue whose password is its user's own": (
+        ["--storage", "mysql://me:secret@h/q"],
+        r"--storage: must be a sqlite or postgresql URL, got 'mysql://me:\*\*\*@h/q'",
+    ),
     "data that nobody knows": (
         ["--set", "data.name=cifar"],
         "data.name: must be one of embedded, cifar10, .*got 'cifar'",
@@ -81,7 +90,20 @@ def test_bad_input_gives_one_message_and_writes_nothing(
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1
     assert re.search(message, error), error
+    assert "secret" not in error
     assert list(work.iterdir()) == []
+
+
+def test_a_store_that_the_environment_names_is_told_by_its_variable(
+    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    for program, arguments in ((main, [str(write_study())]), (generate, ["0" * 32, "--out", "grid.png"])):
+        assert program(arguments) == 2
+        assert (
+            "MLFLOW_TRACKING_URI: must be a sqlite, postgresql or http URI, got 'databricks'" in capsys.readouterr().err
+        )
 
 
 def test_a_folder_that_cannot_be_written_is_refused(
