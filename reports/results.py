@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -179,24 +180,33 @@ class Results:
 def by_measurement(results: Results) -> list[Results]:
     """The results split so that each part holds one data set and one metric fingerprint: only such numbers compare.
 
-    The part with most finished cells comes first. Cells that have not started belong to every part. Which weights are
-    scored does not split a study whose variants differ in just that.
+    The part with most finished cells comes first. A cell belongs to every part that agrees with what is known of it:
+    one that has not started to all, one that has not been scored yet to those of its data. Which weights are scored
+    does not split a study whose variants differ in just that.
     """
     results = _without_varied_parts(results)
     cells = results.cells
-    keys = cells["data_fingerprint"].fillna("") + "\n" + cells["metric_fingerprint"].fillna("")
-    finished = keys[cells["state"] == "finished"].value_counts()
-    ways = sorted((key for key in keys.unique() if key != "\n"), key=lambda key: -int(finished.get(key, 0)))
+    prints = [tuple(None if pd.isna(known) else str(known) for known in row)
+              for row in cells[["data_fingerprint", "metric_fingerprint"]].to_numpy()]  # fmt: skip
+
+    def agree(one: tuple[str | None, ...], other: tuple[str | None, ...]) -> bool:
+        return all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
+
+    ways: list[tuple[str | None, ...]] = []
+    for known in sorted(dict.fromkeys(prints), key=lambda known: known.count(None)):  # those known in full first
+        if any(known) and not any(agree(known, way) for way in ways):
+            ways.append(known)
     if len(ways) < 2:
         return [results]
+    finished = Counter(known for known, state in zip(prints, cells["state"], strict=True) if state == "finished")
     parts = []
-    for place, way in enumerate(ways, 1):
-        keep = (keys == way) | (keys == "\n")
+    for place, way in enumerate(sorted(ways, key=lambda way: -finished[way]), 1):
+        keep = pd.Series([agree(known, way) for known in prints], cells.index)
         pairs = set(zip(cells.loc[keep, "variant"], cells.loc[keep, "seed"], strict=True))
         rows = [pair in pairs for pair in zip(results.histories["variant"], results.histories["seed"], strict=True)]
         note = (
             f"The cells of this study were measured in {len(ways)} ways; numbers of different ways never share a "
-            f"table. This is way {place}, with {int((keys == way).sum())} cells."
+            f"table. This is way {place}, with {sum(any(known) and agree(known, way) for known in prints)} cells."
         )
         shown = {name: cells[name].where(keep, None) for name in ("metric_fingerprint", "data_fingerprint")}
         parts.append(

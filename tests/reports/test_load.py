@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,22 @@ def test_numbers_of_different_fingerprints_never_share_a_part(scratch: Callable[
     assert set(other.histories["variant"]) == {"feat8"}
     assert state(one, "feat8", 0) == "measured otherwise" and state(one, "feat8", 1) == "missing"
     assert any("measured in 2 ways" in note for note in one.notes)
+
+
+def test_a_cell_that_is_not_scored_yet_is_not_measured_otherwise(make_results: Callable[..., Results]) -> None:
+    states = {("feat8", 0): "running", ("feat8", 1): "running"}
+    results = make_results({"none": {0: 1.0, 1: 2.0}, "feat8": {0: 1.0, 1: 1.0}}, states=states)
+    going = results.cells["state"] == "running"
+    unscored = results.cells.assign(metric_fingerprint=results.cells["metric_fingerprint"].mask(going, None))
+    (only_way,) = by_measurement(replace(results, cells=unscored))
+    assert state(only_way, "feat8", 0) == "running"
+    elsewhere = (results.cells["variant"] == "feat8") & (results.cells["seed"] == 1)
+    one, other = by_measurement(
+        replace(results, cells=unscored.assign(data_fingerprint=unscored["data_fingerprint"].mask(elsewhere, "moved")))
+    )
+    assert [state(one, "feat8", seed) for seed in (0, 1)] == ["running", "measured otherwise"]
+    assert [state(other, "feat8", seed) for seed in (0, 1)] == ["measured otherwise", "running"]
+    assert one.finished("fid")["none"] == {0: 1.0, 1: 2.0} and other.finished("fid")["none"] == {}
 
 
 def test_results_have_the_rows_of_the_cells(store: Any) -> None:
