@@ -6,9 +6,11 @@ one where there is none. A server is read through the client.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine, Executable
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+CHECK = "check --tracking-uri, or the variable MLFLOW_TRACKING_URI where the option is not given"
 # Controls and halves of surrogate pairs, which no format can show; line ends and tabs are left.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # MLflow's databases cannot hold an infinity and store 1.797e308 in its place.
@@ -45,7 +48,7 @@ class Run:
 
 
 class Store:
-    """Runs, metric histories and artifacts behind one tracking URI.
+    """Runs, metric histories and artifacts behind one tracking URI: `uri`, else MLFLOW_TRACKING_URI, else DEFAULT_URI.
 
     Anybody may have written them: all texts are made printable here, and escaped by what writes them to a format.
     Raises ValueError, saying what to do, for a store that is absent, does not answer or is no MLflow store.
@@ -62,8 +65,8 @@ class Store:
             self._source = _Database(self.uri)
         else:
             raise ValueError(
-                f"--tracking-uri: must be a database or a server such as {DEFAULT_URI} or http://host:5000, "
-                f"got {self.uri!r}"
+                f"--tracking-uri (or MLFLOW_TRACKING_URI): must be a database or a server such as {DEFAULT_URI} or "
+                f"http://host:5000, got {self.uri!r}"
             )
 
     @property
@@ -163,10 +166,10 @@ class _Database:
             tables = set(inspect(self._engine).get_table_names())
         except (SQLAlchemyError, ModuleNotFoundError) as error:
             raise ValueError(
-                f"the store {shown_uri(uri)} does not open ({_first_line(error)}): check --tracking-uri"
+                f"the store {shown_uri(uri)} does not open ({_first_line(error)}): {CHECK}"
             ) from None
         if not {"experiments", "runs", "tags", "params", "metrics"} <= tables:
-            raise ValueError(f"{shown_uri(uri)} is no MLflow store: it has no tables of runs; check --tracking-uri")
+            raise ValueError(f"{shown_uri(uri)} is no MLflow store: it has no tables of runs; {CHECK}")
 
     def runs(self) -> list[Run]:
         names = {row[0]: row[1] for row in self._rows("experiments", "experiment_id", "name")}
@@ -227,8 +230,24 @@ def _sqlite_engine(path: Path) -> Engine:
             f"no MLflow store at {path}: start a study here with `python -m ablations.run STUDY.yaml`, "
             "or name another store with --tracking-uri"
         )
-    address = f"file:{quote(str(path.resolve()))}?mode=ro"
-    return create_engine("sqlite://", creator=lambda: sqlite3.connect(address, uri=True, timeout=20))
+    copied: tempfile.TemporaryDirectory[str] | None = None
+
+    def connect() -> sqlite3.Connection:
+        read = Path(copied.name) / path.name if copied is not None else path.resolve()
+        return sqlite3.connect(f"file:{quote(str(read))}?mode=ro", uri=True, timeout=20)
+
+    try:
+        with contextlib.closing(connect()) as connection:
+            connection.execute("select 1 from sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        # MLflow's databases are in WAL mode here, in which SQLite writes a file beside the database also for a reader
+        # (https://sqlite.org/wal.html#read_only_databases). Where nobody may write, nobody changes it: a copy is read.
+        if error.sqlite_errorname.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
+            copied = tempfile.TemporaryDirectory(prefix="reports-")
+            for name in (path.name, f"{path.name}-wal"):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(path.with_name(name), Path(copied.name) / name)
+    return create_engine("sqlite://", creator=connect)
 
 
 class _Server:
@@ -244,7 +263,7 @@ class _Server:
             self._experiments = {item.experiment_id: item.name for item in self._client.search_experiments()}
         except MlflowException as error:
             raise ValueError(
-                f"the store {shown_uri(uri)} does not answer ({_first_line(error)}): check --tracking-uri"
+                f"the store {shown_uri(uri)} does not answer ({_first_line(error)}): {CHECK}"
             ) from None
         self._keys: dict[str, list[str]] = {}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
 from collections.abc import Callable
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from reports.build import _parser
 from reports.load import load_results
-from reports.store import Store
+from reports.store import DEFAULT_URI, Store
 
 
 def test_histories_are_what_mlflows_client_reads(store: Any) -> None:
@@ -56,12 +58,46 @@ def test_artifacts_are_found_after_the_folder_was_moved(scratch: Callable[[], An
     assert plan is not None and plan["study"] == "s"
 
 
+def test_a_store_beside_which_no_file_can_be_made_is_read(scratch: Callable[[], Any]) -> None:
+    fake = scratch()
+    fake.cell("s", "none", 0, [("fid", 9.0, 100)])
+    path = fake.folder / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("update metrics set value = 8")
+        connection.commit()
+        log = path.with_name("mlflow.db-wal").read_bytes()
+    path.with_name("mlflow.db-wal").write_bytes(log)  # as a launch leaves it that was killed
+    path.with_name("mlflow.db-shm").mkdir()  # SQLite cannot make it, as in a folder that one may only read
+    before = sorted(fake.folder.iterdir())
+    assert only_value(fake) == 8.0
+    assert sorted(fake.folder.iterdir()) == before
+
+
+def only_value(fake: Any) -> float:
+    reader = Store(fake.uri)
+    (value,) = reader.histories(reader.runs())["value"]
+    return float(value)
+
+
 def test_reading_an_absent_store_says_so_and_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ValueError, match="no MLflow store at mlflow.db: start a study here"):
         Store()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_is_named_by_the_option_else_the_variable_else_the_default(
+    store: Any, scratch: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = scratch()
+    monkeypatch.chdir(scratch().folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    assert [Store(other.uri).uri, Store().uri] == [other.uri, store.uri]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert Store().uri == DEFAULT_URI
+    assert "MLFLOW_TRACKING_URI, else sqlite:///mlflow.db" in " ".join(_parser().format_help().split())
 
 
 def test_what_is_no_mlflow_store_is_refused(tmp_path: Path) -> None:
