@@ -32,6 +32,7 @@ THUMBNAIL = "seeds"  # the figure that the gallery shows
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 built; 2 bad input, with one line on stderr and nothing written."""
     options = _parser().parse_args(arguments)
+    os.environ["MPLBACKEND"] = "agg"  # before Matplotlib is imported: a notebook's backend need not exist here
     try:
         formats = _formats(options.format)
         index = build(options.tracking_uri, Path(options.out), options.study, formats)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 
-from reports import style
+from reports import fonts, style
 from reports.figures import Drawn
 from reports.results import Results, by_measurement
 from reports.sections import (
@@ -130,18 +130,21 @@ def parts_of(results: Results, drawn: bool, pdf: bool) -> list[Part]:
 
 def _panels(draw: Callable[[Results], Iterator[Drawn]], results: Results, pdf: bool, suffix: str) -> list[Panel]:
     panels: list[Panel] = []
-    with style.look():
+    names = (*(variant.name for variant in results.variants), *results.classes, *results.groups)
+    lettering = fonts.lettering(names)
+    with style.look(lettering.families):
         for drawn in draw(results):
             name = file_name(drawn.name)
             if name in [panel.name for panel in panels]:
                 name = f"{name}-{short_hash(drawn.name)}"
+            caption = drawn.caption + lettering.mark(drawn.figure)
             png, vector = io.BytesIO(), io.BytesIO()
             drawn.figure.savefig(png, format="png", metadata={"Software": None})
             if pdf:
                 drawn.figure.set_layout_engine("none")  # it is laid out already; once more costs as much as drawing
                 drawn.figure.savefig(vector, format="pdf", metadata={"CreationDate": None})
             plt.close(drawn.figure)
-            panels.append(Panel(name + suffix, drawn.caption, png.getvalue(), vector.getvalue() if pdf else None))
+            panels.append(Panel(name + suffix, caption, png.getvalue(), vector.getvalue() if pdf else None))
     return panels
 
 

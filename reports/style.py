@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import matplotlib
 import matplotlib.pyplot as plt
 from cycler import cycler
-from fontTools import subset
-from matplotlib import font_manager
 from matplotlib.colors import to_hex, to_rgb
 
 matplotlib.use("agg")
@@ -86,65 +82,41 @@ def _shaded(colour: str, shade: float) -> str:
     return str(to_hex((red, green, blue)))
 
 
-FONT = "Report Sans"
-
-
-@cache
-def _install_font() -> tempfile.TemporaryDirectory[str]:
-    """DejaVu Sans without its rarer characters, as the family FONT, for as long as the result is kept.
-
-    Matplotlib reads the whole font again for each PDF; with all of DejaVu Sans that is half the time of a report.
-    """
-    options = subset.Options(layout_features=[])
-    options.drop_tables += ["FFTM"]  # of the editor that drew it; only warned about
-    font = subset.load_font(font_manager.findfont("DejaVu Sans"), options)
-    subsetter = subset.Subsetter(options)
-    subsetter.populate(unicodes=[*range(0x20, 0x250), *range(0x370, 0x400), *range(0x2000, 0x2300)])
-    subsetter.subset(font)
-    for record in font["name"].names:
-        if record.nameID == 1:  # the family
-            record.string = FONT
-    folder = tempfile.TemporaryDirectory(prefix="reports-")
-    font.save(f"{folder.name}/font.ttf")
-    font_manager.fontManager.addfont(f"{folder.name}/font.ttf")
-    return folder
-
-
 @contextmanager
-def look() -> Iterator[None]:
-    """Matplotlib settings for a figure at column width: nothing under 7 points, no mathtext in names."""
-    _install_font()
-    with plt.rc_context(
-        {
-            "font.family": "sans-serif",
-            "font.sans-serif": [FONT, "DejaVu Sans"],
-            "font.size": 7.5,
-            "axes.labelsize": 7.5,
-            "axes.titlesize": 8,
-            "xtick.labelsize": 7,
-            "ytick.labelsize": 7,
-            "legend.fontsize": 7,
-            "legend.frameon": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.linewidth": 0.6,
-            "axes.edgecolor": "#9aa1ab",
-            "axes.labelcolor": "#2b3038",
-            "xtick.color": "#4a515b",
-            "ytick.color": "#4a515b",
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-            "axes.formatter.useoffset": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#e7e9ed",
-            "grid.linewidth": 0.6,
-            "lines.linewidth": 1.4,
-            "axes.prop_cycle": cycler(color=COLOURS),
-            "figure.constrained_layout.use": True,
-            "savefig.dpi": DPI,
-            "pdf.fonttype": 42,  # journals refuse the default Type 3 fonts
-            "text.parse_math": False,  # a "$" in a name is a dollar sign
-        }
-    ):
+def look(families: Sequence[str] = ("DejaVu Sans",)) -> Iterator[None]:
+    """Matplotlib's own settings but for these, whatever the user's are: nothing under 7 points, no mathtext in names.
+
+    `families` are fonts (`fonts.lettering`): what the first has no glyph for is looked for in the next.
+    """
+    settings = {
+        "font.family": list(families),
+        "font.size": 7.5,
+        "axes.labelsize": 7.5,
+        "axes.titlesize": 8,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "axes.edgecolor": "#9aa1ab",
+        "axes.labelcolor": "#2b3038",
+        "xtick.color": "#4a515b",
+        "ytick.color": "#4a515b",
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "axes.formatter.useoffset": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e7e9ed",
+        "grid.linewidth": 0.6,
+        "lines.linewidth": 1.4,
+        "axes.prop_cycle": cycler(color=COLOURS),
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": DPI,
+        "pdf.fonttype": 42,  # journals refuse the default Type 3 fonts
+        "text.parse_math": False,  # a "$" in a name is a dollar sign
+    }
+    with plt.style.context(settings, after_reset=True):
         yield

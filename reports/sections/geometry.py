@@ -114,7 +114,10 @@ def class_scores(results: Results) -> Iterator[Drawn]:
     values = table.to_numpy()
     digits = min(format.decimals(values.ravel()), 1 if values.max() >= 10 else 2)
     norm = LogNorm() if values.max() > 10 * values.min() > 0 else None
-    sns.heatmap(table, annot=True, fmt=f".{digits}f", cmap="crest", cbar=False, norm=norm, linewidths=1, ax=axes)
+    sns.heatmap(table, annot=True, fmt=f".{digits}f", cmap="crest", cbar=False, norm=norm, linewidths=1, ax=axes,
+                xticklabels=False, yticklabels=False)  # fmt: skip
+    axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
+    axes.set_yticks(np.arange(table.shape[0]) + 0.5, table.index)
     axes.tick_params(length=0, rotation=0)
     if len(names := "".join(table.columns)) > 34:
         axes.tick_params(axis="x", rotation=40 if len(names) < 90 else 90)

@@ -4,6 +4,7 @@ import csv
 import html
 import html.parser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -211,6 +212,18 @@ def test_building_one_study_keeps_the_others_in_the_gallery(scratch: Callable[[]
     for study in ("first", "second"):
         assert f'<a href="{study}/index.html">What of the {study}?</a>' in page
     assert page.count("feat8 is 11 % below none on one seed") == page.count("data:image/png") == 2
+
+
+def test_the_users_settings_of_matplotlib_change_no_figure(built: Path, store: Any, tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\naxes.facecolor: black\ntext.color: white\n"
+                                           "figure.subplot.left: 0.4\nfont.family: no such font\n")  # fmt: skip
+    surroundings = {**os.environ, "MPLBACKEND": "module://no.such.backend", "MATPLOTLIBRC": str(tmp_path)}
+    command = [sys.executable, "-m", "reports.build", "--tracking-uri", store.uri, "--out", str(tmp_path / "out")]
+    subprocess.run([*command, "--format", "png"], env=surroundings, check=True)
+    theirs, ours = (folder / "attention_position" / "figures" for folder in (tmp_path / "out", built))
+    assert {path.name: path.read_bytes() for path in theirs.iterdir()} == {
+        path.name: path.read_bytes() for path in ours.iterdir()
+    }
 
 
 def test_the_gallery_tells_trials_from_what_confirms_them(make_results: Callable[..., Results]) -> None:

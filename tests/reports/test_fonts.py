@@ -1,0 +1,99 @@
+"""Names in characters that our own font lacks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import figure_store
+import matplotlib.pyplot as plt
+import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
+
+from reports import fonts, page
+from reports.results import Results
+
+CAT, DOG = "猫", "犬のなかま"
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    before = list(font_manager.fontManager.ttflist)
+    fonts.lettering.cache_clear()
+    yield
+    font_manager.fontManager.ttflist[:] = before
+    fonts.lettering.cache_clear()
+
+
+@pytest.fixture
+def results() -> Results:
+    """Two of six classes and one variant have such names."""
+    made = figure_store.results({"none": 20.0, f"{CAT} + feat16": 18.0})
+    classes = (CAT, DOG, *made.classes[2:])
+    renamed = dict(zip((f"fid_class/{name}" for name in made.classes), (f"fid_class/{name}" for name in classes),
+                       strict=True))  # fmt: skip
+    return replace(made, classes=classes, finals=made.finals.rename(columns=renamed))
+
+
+def captions(results: Results) -> dict[str, str]:
+    """{figure: its caption}, all drawn without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (part,) = page.parts_of(results, drawn=True, pdf=True)
+    return {panel.name: panel.caption for content in part.contents for panel in content.panels}
+
+
+def test_names_that_no_font_can_draw_are_numbered_and_told_beneath(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fonts.lettering((CAT,)).families == (fonts.FAMILY,), "this test needs a machine without such a font"
+    shown: list[str] = []
+    monkeypatch.setattr(plt, "close", lambda figure: shown.extend(
+        label.get_text() for axes in figure.axes for label in axes.get_yticklabels()))  # fmt: skip
+    found = captions(results)
+    assert found["classes"].endswith(f"No font here can draw [1] {CAT}, [2] {DOG}.")
+    assert found["seeds"].endswith(f"No font here can draw [1] {CAT}.")
+    assert {"[1] + feat16", "[1]", "[2]"} <= set(shown) and CAT not in "".join(shown)
+
+
+def test_names_are_drawn_by_an_installed_font_that_has_them(results: Results, tmp_path: Path) -> None:
+    install_font(tmp_path / "cats.ttf", "Cats", CAT)
+    assert fonts.lettering((CAT, "none")) == fonts.Lettering((fonts.FAMILY, "Cats"), {})
+    assert captions(results)["classes"].endswith(f"No font here can draw [1] {DOG}.")
+    assert "No font" not in captions(results)["seeds"]
+
+
+def test_of_several_fonts_the_one_that_has_most_of_the_names_is_taken(tmp_path: Path) -> None:
+    install_font(tmp_path / "a.ttf", "A few", DOG[:2])
+    install_font(tmp_path / "b.ttf", "Most", DOG)
+    assert fonts.lettering((DOG,)).families == (fonts.FAMILY, "Most")
+
+
+def test_plain_names_take_one_small_font_alone(make_results: Callable[..., Results]) -> None:
+    names = tuple(variant.name for variant in make_results({"none": {}, "größer": {}, "α → β": {}}).variants)
+    assert fonts.lettering(names) == fonts.Lettering((fonts.FAMILY,), {})
+
+
+def install_font(path: Path, family: str, characters: str) -> None:
+    """A font with a square for each of these characters."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 800), (800, 800), (800, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    square, names = pen.glyph(), [f"glyph{number}" for number in range(len(characters))]
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder([".notdef", *names])
+    font.setupCharacterMap(dict(zip(map(ord, characters), names, strict=True)))
+    font.setupGlyf({name: square for name in (".notdef", *names)})
+    font.setupHorizontalMetrics({name: (1000, 0) for name in (".notdef", *names)})
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": family, "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(path)
+    font_manager.fontManager.addfont(path)
