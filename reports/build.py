@@ -48,7 +48,7 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
 
     Raises ValueError for a store without studies, an unknown `study` and a folder that is no report of ours.
     """
-    from reports.load import load_results
+    from reports.loading import load_results
     from reports.store import Store
 
     store = Store(tracking_uri)

@@ -74,7 +74,7 @@ def test_a_section_of_the_page_shows_results_and_knows_neither_the_store_nor_the
     sections = [path for path in sources() if path.startswith("reports/sections/")]
     assert len(sections) > 5
     for path in sections:
-        outside = {"reports.store", "reports.load", "reports.build", "reports.page", "reports.writers"}
+        outside = {"reports.store", "reports.loading", "reports.build", "reports.page", "reports.writers"}
         assert not set(imported(path)) & outside, f"{path}: a section gets results and returns tables and figures"
 
 

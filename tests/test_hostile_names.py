@@ -17,7 +17,7 @@ from ablations import tracking
 from ablations.document import StudyError
 from ablations.sending import storable
 from ablations.study import read_study
-from reports.load import load_results
+from reports.loading import load_results
 from reports.store import Store
 from sagan import generate, load_generator
 from sagan.config import Config, DataConfig

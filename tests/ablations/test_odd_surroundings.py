@@ -27,7 +27,7 @@ from ablations.sending import Sender
 from ablations.study import read_study
 from ablations.tracking import Store
 from reports.build import main as build
-from reports.load import load_results
+from reports.loading import load_results
 from reports.store import Store as Reader
 
 WriteStudy = Callable[..., Path]

@@ -10,7 +10,7 @@ from statistics import median
 
 from benchmarks.results import Results
 
-from reports.load import load_results
+from reports.loading import load_results
 from reports.store import Store
 
 RUNS, METRICS, STEPS = 200, 20, 100

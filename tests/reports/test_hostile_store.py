@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from reports.build import folder_names, main
-from reports.load import load_results
+from reports.loading import load_results
 from reports.results import Results
 from reports.store import Store
 from reports.tables import Block, Row, Table

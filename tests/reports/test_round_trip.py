@@ -10,7 +10,7 @@ from told import begin, describe, tell
 
 from ablations import tracking
 from ablations.study import read_study
-from reports.load import load_results
+from reports.loading import load_results
 from reports.store import Store
 
 SMOKE = Path(__file__).parents[2] / "studies" / "smoke.yaml"

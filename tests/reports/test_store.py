@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reports.build import _parser
-from reports.load import load_results
+from reports.loading import load_results
 from reports.store import DEFAULT_URI, Store
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from ablations.plan import show
-from reports.load import final_scores, load_results
+from reports.loading import final_scores, load_results
 from reports.results import Results, Variant, by_measurement
 from reports.store import Store
 from sagan.config import flatten, override
