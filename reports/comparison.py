@@ -1,15 +1,19 @@
-"""What the seeds say: means with intervals, comparisons of variants, and the smallest difference that would show."""
+"""What the seeds say: means with intervals, comparisons and verdicts, and the smallest difference that would show."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
+import numpy as np
 import pandas as pd
+from scipy import optimize
 
-from reports import statistics
+from reports import sequential, statistics
 from reports.metrics import metric
-from reports.results import ENDED_EARLY, Results
+from reports.results import ENDED_EARLY, LATER, NOT_NEEDED, Results
+from reports.sequential import Progress, Rule
 from reports.statistics import Estimate, Gap
 
 
@@ -17,6 +21,8 @@ from reports.statistics import Estimate, Gap
 class Comparison:
     """`variant` against `reference` by one metric; the gap is variant minus reference, of logs where it says `log`.
 
+    `verdict` is better, worse, equivalent or undecided by the primary metric, None by others. With adaptive seeds it is
+    that of the look after `decided_after` seeds (of the newest look, while it is undecided), and the gap is too.
     `improvement` is the probability that a run of the variant is better than a run of the reference; None where no
     direction is better, or each has one run.
     """
@@ -24,7 +30,14 @@ class Comparison:
     variant: str
     reference: str
     gap: Gap
+    verdict: str | None = None
+    decided_after: int | None = None
     improvement: float | None = None
+
+    @property
+    def shown(self) -> bool:
+        """Whether the test, or a look, shows a difference that matters."""
+        return self.gap.shown if self.decided_after is None else self.verdict in ("better", "worse")
 
 
 def is_log(results: Results, key: str) -> bool:
@@ -45,21 +58,73 @@ def means(results: Results, key: str) -> dict[str, float | None]:
 
 
 def compare(results: Results, key: str) -> list[Comparison]:
-    """The pairs of the study (`Results.pairs`) over finished cells, one family; without those that lack a value."""
+    """The pairs of the study (`Results.pairs`) over finished cells, one family; without those that lack a value.
+
+    By the primary metric of a study with adaptive seeds, what the looks have shown (`progress`).
+    """
     values = {name: list(own.values()) for name, own in results.finished(key).items()}
-    pairs = results.pairs
-    gaps = statistics.compare(values, [statistics.pair(*names) for names in pairs], is_log(results, key))
-    lower = metric(key).lower
+    lower, looked = metric(key).lower, progress(results) if key == results.metric else None
+    found: list[tuple[Gap | None, str | None, int | None]]
+    if looked is not None:
+        verdicts = [looked.verdicts[pair] for pair in results.pairs]
+        found = [(verdict.gap, verdict.label, verdict.n) for verdict in verdicts]
+    else:
+        gaps = statistics.compare(values, [statistics.pair(*pair) for pair in results.pairs], is_log(results, key))
+        found = [(gap, _verdict(gap, lower) if key == results.metric else None, None) for gap in gaps]
     rows = []
-    for (variant, reference), gap in zip(pairs, gaps, strict=True):
+    for (variant, reference), (gap, verdict, n) in zip(results.pairs, found, strict=True):
         if gap is None:
             continue
         better = statistics.probability_of_improvement(values[variant], values[reference])
         if better is not None and lower is False:
             better = 1 - better
         known = lower is not None and gap.p is not None
-        rows.append(Comparison(variant, reference, gap, better if known else None))
+        rows.append(Comparison(variant, reference, gap, verdict, n, better if known else None))
     return rows
+
+
+def _verdict(gap: Gap | None, lower: bool | None) -> str | None:
+    """By the one test of a study whose seeds are a list; None where neither direction is better."""
+    if gap is None or not gap.shown:
+        return "undecided"
+    return None if lower is None else "better" if (gap.value < 0) == lower else "worse"
+
+
+def progress(results: Results) -> Progress | None:
+    """What the looks of a study with adaptive seeds have shown, from its cells alone; None where seeds are a list.
+
+    A cell that failed, collapsed or diverged counts as a seed without a score.
+    """
+    adaptive, lower = results.adaptive, metric(results.metric).lower
+    if adaptive is None or lower is None:
+        return None
+    scores = {}
+    for name, own in results.finished(results.metric).items():
+        states = results.of(name).set_index("seed")["state"]
+        has_ended = states.reindex(adaptive.seeds).isin(["finished", "failed", *ENDED_EARLY])
+        scores[name] = [own.get(seed) for seed in has_ended.index[has_ended.cumprod().astype(bool)]]
+    return sequential.replay(scores, _rule(results), lower)
+
+
+def _rule(results: Results) -> Rule:
+    assert results.adaptive is not None
+    looks = sequential.looks(results.adaptive.first, len(results.adaptive.seeds))
+    return Rule(looks, tuple(results.pairs), results.adaptive.margin, is_log(results, results.metric))
+
+
+def settled(results: Results) -> Results:
+    """Adaptive seeds: of the cells that are missing, those that no look needs, and those of looks to come, say so."""
+    looked = progress(results)
+    if results.adaptive is None or looked is None:
+        return results
+    wanted = {(name, results.adaptive.seeds[place]) for name, place in looked.wanted}
+    waiting = {name for name, _ in looked.wanted}
+    cells = results.cells
+    states = [
+        state if state != "missing" or (name, seed) in wanted else LATER if name in waiting else NOT_NEEDED
+        for name, seed, state in zip(cells["variant"], cells["seed"], cells["state"], strict=True)
+    ]
+    return replace(results, cells=cells.assign(state=states))
 
 
 def against_baseline(results: Results, key: str) -> dict[str, Comparison]:
@@ -71,15 +136,9 @@ def smallest_visible(results: Results) -> tuple[float, bool, str] | None:
     """The smallest difference by the primary metric that the whole design shows with 80 % power; None where unknown.
 
     (size, log, origin): a distance of logs where `log`, else of the metric itself. The design is every planned seed of
-    every variant that can run, without runs that collapsed or diverged; the sd is the study's own, else that of the
-    preset's other studies, else the shipped one.
+    every variant that can run, without runs that collapsed or diverged; of adaptive seeds, the looks as planned. The
+    sd is the study's own, else that of the preset's other studies, else the shipped one.
     """
-    sizes = {
-        variant.name: len(results.seeds) - int(results.of(variant.name)["state"].isin(ENDED_EARLY).sum())
-        for variant in results.variants
-        if variant.unsupported is None
-    }
-    effect = statistics.visible(sizes, [statistics.pair(*pair) for pair in results.pairs])
     log = is_log(results, results.metric)
     sd = statistics.pooled_sd([list(own.values()) for own in results.finished(results.metric).values()], log)
     origin = "by its own spread over seeds"
@@ -88,7 +147,37 @@ def smallest_visible(results: Results) -> tuple[float, bool, str] | None:
     if sd is None and log:
         sd = statistics.shipped_noise(results.preset, results.metric)
         origin = "by the spread that the preset is known to have"
-    return None if effect is None or sd is None else (effect * sd, log, origin)
+    if sd is None:
+        return None
+    if results.adaptive is not None:
+        effect = _visible_by_looks(_rule(results), sd) if results.pairs else None
+        return None if effect is None else (effect, log, origin)
+    sizes = {
+        variant.name: len(results.seeds) - int(results.of(variant.name)["state"].isin(ENDED_EARLY).sum())
+        for variant in results.variants
+        if variant.unsupported is None
+    }
+    effect = statistics.visible(sizes, [statistics.pair(*pair) for pair in results.pairs])
+    return None if effect is None else (effect * sd, log, origin)
+
+
+@lru_cache
+def _visible_by_looks(rule: Rule, sd: float) -> float:
+    """The smallest effect on the first pair, and on no other, that some look shows in 80 % of simulated studies."""
+    names = list(dict.fromkeys(name for pair in rule.pairs for name in pair))
+    noise = sd * np.random.default_rng(0).standard_normal((2000, len(names), rule.looks[-1]))
+    rule = rule if rule.log else replace(rule, margin=None)  # without a mean there is no share of it
+
+    def short(effect: float) -> float:
+        scores = noise.copy()
+        scores[:, names.index(rule.pairs[0][0])] -= effect
+        labels, _ = sequential.replay_many(scores, names, rule, lower_is_better=True)
+        return statistics.POWER - float((labels[:, 0] == sequential.LABELS.index("better")).mean())
+
+    high = sd
+    while short(high) > 0 and high < 1e3 * sd:
+        high *= 2
+    return float(optimize.brentq(short, 0.0, high, xtol=sd / 50)) if high < 1e3 * sd else high
 
 
 def tidy(results: Results) -> pd.DataFrame:

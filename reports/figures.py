@@ -66,7 +66,8 @@ def ended_as(results: Results, variant: str) -> str:
     """ "1 of 3 collapsed", "2 diverged" where all did; "" where none ended early."""
     states = results.of(variant)["state"]
     counts = {state: int((states == state).sum()) for state in ENDED_EARLY}
-    of = "" if sum(counts.values()) == len(states) else f" of {len(states)}"
+    planned = results.to_run(variant)
+    of = "" if sum(counts.values()) == planned else f" of {planned}"
     return ", ".join(f"{count}{of} {state}" for state, count in counts.items() if count)
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports.comparison import settled
 from reports.metrics import LOGGED_IN_TRAINING
-from reports.results import CELL_TAGS, Picture, Results, Search, SearchTrial, Variant
+from reports.results import CELL_TAGS, Adaptive, Picture, Results, Search, SearchTrial, Variant
+from reports.sequential import looks
 from reports.statistics import on_log_scale, pooled_sd, run_score
 from reports.store import Run, Store, printable
 
@@ -36,7 +38,7 @@ def load_results(store: Store, study: str | None = None) -> list[Results]:
     histories = store.histories(cell_runs)
     found = (_one_study(store, *key, group, histories, by_id) for key, group in groups.items())
     loaded = [results for results in found if results is not None]
-    return [replace(results, noise=_noise(results, loaded)) for results in loaded]
+    return [settled(replace(results, noise=_noise(results, loaded))) for results in loaded]
 
 
 def _noise(results: Results, loaded: list[Results]) -> dict[str, float]:
@@ -122,11 +124,23 @@ def _one_study(
         search=_search(next(searches, None)),
         metric=metric,
         contrasts=_contrasts(newest.get("contrasts")),
+        adaptive=_adaptive(newest),
     )
 
 
 def _is_baseline(run: Run) -> bool:
     return run.tags["kind"] == "variant" and run.tags.get("variant", "") == run.tags.get("baseline")
+
+
+def _adaptive(plan: dict[str, Any]) -> Adaptive | None:
+    """The adaptive seeds of a plan; None where its seeds are a list, or no version of this project has written it."""
+    try:
+        stored, seeds = plan["adaptive"], tuple(plan["seeds"])
+        first, margin = stored["first"], stored["margin"]
+        looks(first, stored["most"])
+        return Adaptive(first, seeds, margin) if len(seeds) == stored["most"] and not (margin and margin < 0) else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _contrasts(stored: Any) -> tuple[tuple[str, str], ...]:

@@ -24,6 +24,7 @@ from reports.sections import (
     geometry,
     grid,
     ladder,
+    looks,
     networks,
     paper_tables,
     samples,
@@ -57,7 +58,7 @@ PAGE = (
             grid.grid,
             grid.effects,
         ),
-        figures=(answer.seeds, answer.differences, grid.rates, ladder.waterfall),
+        figures=(answer.seeds, answer.differences, looks.looks, grid.rates, ladder.waterfall),
     ),
     Section("Search", tables=(search.trials,), figures=(search.history, search.importances)),
     Section(

@@ -15,6 +15,7 @@ from reports import metrics
 CELL_TAGS = ("config_digest", "data_fingerprint", "metric_fingerprint", "device", "git_commit", "error",
              "shared_study")  # fmt: skip
 ENDED_EARLY = ("collapsed", "diverged")  # the states of a run that is done and has no score
+NOT_NEEDED, LATER = "not needed", "later if needed"  # adaptive seeds: the states of cells that are not to run (yet)
 
 # Parts of a metric fingerprint that name what is scored rather than what scores it, and the fields that decide them.
 _SCORED = {"optim.ema_decay": ("ema", "raw"), "eval.bn": ("bn running", "bn standing")}
@@ -72,6 +73,18 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Adaptive:
+    """Seeds that are added until each comparison is decided: the first `first` of `seeds`, then more of them.
+
+    A ratio within 1 +- `margin` (0.1 for 10 %) is no difference that matters; None where every difference does.
+    """
+
+    first: int
+    seeds: tuple[int, ...]
+    margin: float | None
+
+
+@dataclass(frozen=True)
 class Picture:
     """An image artifact of a cell: a sample grid (PNG) or one attention map (npz, `name` is "g32")."""
 
@@ -90,7 +103,7 @@ class Results:
 
     `cells` has one row per planned cell: variant, seed, state, step (reached), steps (asked for), endpoint, run_id,
     seconds and the tags in CELL_TAGS. A state is finished, collapsed, diverged, running, interrupted, failed, missing,
-    or why the preset cannot carry the variant.
+    NOT_NEEDED, LATER, or why the preset cannot carry the variant.
     `finals` has the same rows and one column per metric: the mean over the last `endpoint` evaluations (geometric for
     metrics compared by their logarithm), NaN where one is missing; for a cell that did not finish, the last finite one.
     `histories` is long: variant, seed, key, step, value. `launched` is in milliseconds since 1970.
@@ -119,6 +132,7 @@ class Results:
     metric: str = "fid"  # the primary one; all others are secondary
     contrasts: tuple[tuple[str, str], ...] = ()  # (variant, reference) that the study names; () where it names none
     noise: dict[str, float] = field(default_factory=dict)
+    adaptive: Adaptive | None = None  # where seeds are no list
 
     @property
     def endpoint(self) -> int:
@@ -150,6 +164,12 @@ class Results:
         """The steps at which finished runs ended, each once, in order."""
         steps = self.cells.loc[self.cells["state"] == "finished", "step"].dropna()
         return sorted({int(step) for step in steps})
+
+    def to_run(self, variant: str) -> int:
+        """How many of a variant's cells are to run; with adaptive seeds, as far as the looks have come."""
+        states = self.of(variant)["state"]
+        unsupported = any(item.unsupported for item in self.variants if item.name == variant)
+        return 0 if unsupported else int((~states.isin([NOT_NEEDED, LATER])).sum())
 
     @property
     def any_ended_early(self) -> bool:

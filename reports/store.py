@@ -165,9 +165,7 @@ class _Database:
             self._engine = _sqlite_engine(_sqlite_path(uri)) if uri.startswith("sqlite:") else create_engine(uri)
             tables = set(inspect(self._engine).get_table_names())
         except (SQLAlchemyError, ModuleNotFoundError) as error:
-            raise ValueError(
-                f"the store {shown_uri(uri)} does not open ({_first_line(error)}): {CHECK}"
-            ) from None
+            raise ValueError(f"the store {shown_uri(uri)} does not open ({_first_line(error)}): {CHECK}") from None
         if not {"experiments", "runs", "tags", "params", "metrics"} <= tables:
             raise ValueError(f"{shown_uri(uri)} is no MLflow store: it has no tables of runs; {CHECK}")
 
@@ -262,9 +260,7 @@ class _Server:
         try:
             self._experiments = {item.experiment_id: item.name for item in self._client.search_experiments()}
         except MlflowException as error:
-            raise ValueError(
-                f"the store {shown_uri(uri)} does not answer ({_first_line(error)}): {CHECK}"
-            ) from None
+            raise ValueError(f"the store {shown_uri(uri)} does not answer ({_first_line(error)}): {CHECK}") from None
         self._keys: dict[str, list[str]] = {}
 
     def runs(self) -> list[Run]:

@@ -80,10 +80,17 @@ def intervals_note(results: Results, key: str) -> str:
     """What p and the intervals of comparisons are; for the notes of a table that has some."""
     lower = metric(key).lower
     better = "" if lower is None else " Below zero is better." if lower else " Above zero is better."
+    over = format.counted(len(results.pairs), "comparison")
+    unit = ", in per cent" if is_log(results, key) else ""
+    if results.adaptive is not None and key == results.metric:
+        return (
+            f"Differences are of means over the seeds of the look that decided them, or of the newest{unit}, with "
+            f"repeated 95 % intervals: simultaneous over {over} and all looks, so they hold whenever one stops. p is "
+            f"adjusted for both (reports/sequential.py).{better}"
+        )
     return (
-        f"Differences are of means over seeds{', in per cent' if is_log(results, key) else ''}, with simultaneous 95 % "
-        f"intervals over {format.counted(len(results.pairs), 'comparison')}; p is adjusted for them, by the same test "
-        f"(reports/statistics.py).{better}"
+        f"Differences are of means over seeds{unit}, with simultaneous 95 % intervals over {over}; p is adjusted for "
+        f"them, by the same test (reports/statistics.py).{better}"
     )
 
 
@@ -126,7 +133,7 @@ def outcomes(results: Results, variant: Variant) -> str:
 def seeds_finished(results: Results, variant: Variant) -> str:
     """ "2 of 3": how many seeds enter the means."""
     scored = results.finished(results.metric)[variant.name]
-    return ABSENT if variant.unsupported else f"{len(scored)} of {len(results.seeds)}"
+    return ABSENT if variant.unsupported else f"{len(scored)} of {results.to_run(variant.name)}"
 
 
 def best(key: str, figures: Iterable[float | None], offset: int = 0) -> frozenset[int]:

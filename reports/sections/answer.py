@@ -19,7 +19,7 @@ def headline(results: Results) -> str:
     fresh seeds found.
     """
     done = int(results.cells["state"].isin(["finished", *ENDED_EARLY]).sum())
-    planned = sum(variant.unsupported is None for variant in results.variants) * len(results.seeds)
+    planned = sum(results.to_run(variant.name) for variant in results.variants)
     rows = compare(results, results.metric)
     if results.design == "search" and not rows:
         tried = results.search.tried if results.search else 0
@@ -33,15 +33,19 @@ def headline(results: Results) -> str:
     without = _without_baseline(results)
     if without:
         return so_far + without
+    if results.adaptive is not None:
+        return f"{so_far}No answer yet: the first look is at {results.adaptive.first} seeds per variant."
     yet = "" if done == planned else " yet"
     return f"No answer{yet}: no seed has finished both for {results.baseline} and for another variant."
 
 
 def answer(rows: list[Comparison], results: Results) -> str:
     """What these comparisons by the primary metric show, in a sentence or two."""
-    shown = [row for row in rows if row.gap.shown]
+    shown = [row for row in rows if row.shown]
+    if results.adaptive is not None:
+        return f"{'; '.join([*_differences_shown(shown, results), *_no_difference_shown(rows, results)])}."
     if shown:
-        return _differences_shown(shown, results)
+        return f"{'; '.join(_differences_shown(shown, results))}."
     if all(row.gap.p is None for row in rows):
         return _one_seed_each(rows, results)
     counts = [len(own) for own in results.finished(results.metric).values() if own]
@@ -52,20 +56,37 @@ def answer(rows: list[Comparison], results: Results) -> str:
     return sentence
 
 
-def _differences_shown(shown: list[Comparison], results: Results) -> str:
-    """ "feat16 lowers FD by 31 % against none (95 % interval 12 to 46 %), n = 8; feat8 raises it by ..."."""
+def _differences_shown(shown: list[Comparison], results: Results) -> Iterator[str]:
+    """ "feat16 lowers FD by 31 % against none (95 % interval 12 to 46 %), n = 8", "feat8 raises it by ...", ..."""
     sign = -1 if metric(results.metric).lower is False else 1
     counts, references = {row.gap.n for row in shown}, {row.reference for row in shown}
-    clauses = []
     for place, row in enumerate(sorted(shown, key=lambda row: sign * row.gap.value)):
         first = not place
         verb = "lowers" if row.gap.value < 0 else "raises"
         against = f" against {row.reference}" if first or len(references) > 1 else ""
-        interval = f"{'95 % interval ' if first else ''}{format.gap_size_interval(row.gap)}"
+        kind = "95 % interval " if row.decided_after is None else "repeated 95 % interval "
+        interval = f"{kind if first else ''}{format.gap_size_interval(row.gap)}"
         n = f", n = {row.gap.n}" if first or len(counts) > 1 else ""
-        clauses.append(f"{_name(row, results)} {verb} {results.label() if first else 'it'} by "
-                       f"{format.gap_size(row.gap)}{against} ({interval}){n}")  # fmt: skip
-    return f"{'; '.join(clauses)}."
+        if row.decided_after is not None:
+            n = f", decided after {row.decided_after}{' seeds' if first else ''}"
+        yield (f"{_name(row, results)} {verb} {results.label() if first else 'it'} by {format.gap_size(row.gap)}"
+               f"{against} ({interval}){n}")  # fmt: skip
+
+
+def _no_difference_shown(rows: list[Comparison], results: Results) -> Iterator[str]:
+    """ "feat8 and feat32 equivalent to none within 10 %, decided after 10", "feat64 undecided after 12"."""
+    groups: dict[tuple[str, str, int | None], list[str]] = {}
+    for row in rows:
+        if not row.shown:
+            groups.setdefault((row.verdict or "", row.reference, row.decided_after), []).append(row.variant)
+    one_reference = len({row.reference for row in rows}) == 1
+    for (verdict, reference, n), names in groups.items():
+        listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        if verdict == "equivalent":
+            assert results.adaptive is not None and results.adaptive.margin is not None
+            yield f"{listed} equivalent to {reference} within {100 * results.adaptive.margin:g} %, decided after {n}"
+        else:
+            yield f"{listed} undecided{'' if one_reference else f' against {reference}'} after {n} seeds"
 
 
 def _one_seed_each(rows: list[Comparison], results: Results) -> str:
@@ -109,7 +130,7 @@ def _ended_early(results: Results) -> str:
     for variant in results.variants:
         states = results.of(variant.name)["state"]
         if ended := int(states.isin(ENDED_EARLY).sum()):
-            found.append(f"{ended} of {len(states)} runs of {variant.name}")
+            found.append(f"{ended} of {results.to_run(variant.name)} runs of {variant.name}")
     return f" Collapsed or diverged: {', '.join(found)}." if found else ""
 
 
@@ -120,7 +141,9 @@ def what_could_be_seen(results: Results) -> str | None:
         return None
     size, log, origin = found
     comparisons = format.counted(len(results.pairs), "comparison")
-    n = f"{len(results.seeds)} seeds per variant" if len(results.seeds) > 1 else "one seed per variant"
+    most = len(results.adaptive.seeds) if results.adaptive else len(results.seeds)
+    n = f"{most} seeds per variant" if most > 1 else "one seed per variant"
+    n = f"at most {n}" if results.adaptive else n
     return f"With 80 % power, {n} and {comparisons} show {results.label()} {changed(size, log)}, {origin}."
 
 
@@ -166,5 +189,7 @@ def differences(results: Results) -> Iterator[Drawn]:
     figures.name_rows(axes, [row.variant if one_reference else f"{row.variant}\n− {row.reference}" for row in found])
     figures.difference_axis(axes, results, results.metric, results.baseline if one_reference else "the other")
     what = "Ratio of geometric means" if found[0].gap.log else "Difference of means"
-    caption = f"{what}{figures.whisker_note(found, format.counted(len(results.pairs), 'comparison'))}."
+    over = format.counted(len(results.pairs), "comparison")
+    over += ", and over all looks, of the look that decided it" if results.adaptive else ""
+    caption = f"{what}{figures.whisker_note(found, over)}."
     yield Drawn("differences", f"{caption} {figures.basis(results, results.metric)}", fig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from reports import format
-from reports.results import ENDED_EARLY, Results
+from reports.results import ENDED_EARLY, LATER, NOT_NEEDED, Results
 from reports.tables import Block, Row, Table
 
 
@@ -30,13 +30,14 @@ def progress(results: Results) -> str:
     """ "10 of 12 cells done: 9 finished, 1 collapsed; 1 running, 1 missing; 3 cannot run at this scale"."""
     states = [state for variant in results.variants if not variant.unsupported
               for state in results.of(variant.name)["state"]]  # fmt: skip
-    done = ("finished", *ENDED_EARLY)
-    counts = {state: states.count(state) for state in (*done, *sorted(set(states) - set(done)))}
+    done, spare = ("finished", *ENDED_EARLY), (NOT_NEEDED, LATER)
+    counts = {state: states.count(state) for state in (*done, *sorted(set(states) - {*done, *spare}))}
     listed = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     impossible = sum(variant.unsupported is not None for variant in results.variants) * len(results.seeds)
-    rest = f"; {impossible} cannot run at this scale" if impossible else ""
+    rest = "".join(f"; {states.count(state)} {state}" for state in spare if state in states)
+    rest += f"; {impossible} cannot run at this scale" if impossible else ""
     of_search = ""
     if results.search is not None:
         trials = f"{results.search.tried} of {len(results.search.trials)} trials"
         of_search = f"{trials} done; to confirm the best, "
-    return f"{of_search}{sum(counts[state] for state in done)} of {len(states)} cells done: {listed}{rest}"
+    return f"{of_search}{sum(counts[state] for state in done)} of {sum(counts.values())} cells done: {listed}{rest}"

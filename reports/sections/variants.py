@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from reports import format, metrics, tables
-from reports.comparison import against_baseline, compare, estimates, is_log, means
+from reports.comparison import Comparison, against_baseline, compare, estimates, is_log, means, progress
 from reports.format import ABSENT, number_or_absent
 from reports.results import Results
 from reports.sections.answer import what_could_be_seen
+from reports.sequential import Progress
 from reports.tables import Block, Row, Table
 
 BESIDE = 3  # metrics beside the primary one: more fit no page, and all are in the table of every metric
@@ -46,27 +47,46 @@ def scores(results: Results) -> Table:
 
 
 def evidence(results: Results) -> Table | None:
-    """How sure the comparisons are, one row each."""
-    rows = [
-        Row((row.variant, row.reference, format.gap(row.gap), str(row.gap.n), format.p_value(row.gap.p),
-             number_or_absent(row.improvement, 2)))
-        for row in compare(results, results.metric)
-    ]  # fmt: skip
-    if not rows:
+    """How sure the comparisons are, one row each; with adaptive seeds also why a variant got no more."""
+    compared = compare(results, results.metric)
+    if not compared:
         return None
+    looked = progress(results)
+    rows = []
+    for row in compared:
+        n = row.gap.n if row.decided_after is None else row.decided_after
+        why = () if looked is None else (_more_seeds(row, results, looked),)
+        cells = (row.variant, row.reference, format.gap(row.gap), row.verdict or ABSENT, str(n), *why,
+                 format.p_value(row.gap.p), number_or_absent(row.improvement, 2))  # fmt: skip
+        rows.append(Row(cells))
     could_be_seen = what_could_be_seen(results)
+    seeds = "Seeds: of the side that has fewer." if looked is None else "Seeds: at the decision, or so far."
     return Table(
         name="evidence",
         title="How sure",
-        columns=("variant", "against", f"difference in {results.label()}", "seeds", "p, adjusted", "P(better)"),
+        columns=("variant", "against", f"difference in {results.label()}", "verdict", "seeds",
+                 *(() if looked is None else ("more seeds?",)), "p, adjusted", "P(better)"),
         blocks=(Block(None, tuple(rows)),),
         notes=(
             f"By the primary metric, {tables.taken_at(results)}. {tables.intervals_note(results, results.metric)} "
-            "Seeds: of the side that has fewer. P(better) is the chance that a run of the variant scores better than a "
-            "run of the other.",
+            f"{seeds} P(better) is the chance that a run of the variant scores better than a run of the other.",
             *((could_be_seen,) if could_be_seen else ()),
         ),
-    )
+    )  # fmt: skip
+
+
+def _more_seeds(row: Comparison, results: Results, looked: Progress) -> str:
+    """Whether adaptive seeds go on for a comparison, and if not why."""
+    adaptive = results.adaptive
+    assert adaptive is not None
+    if row.verdict == "equivalent":
+        assert adaptive.margin is not None
+        return f"no: interval within {100 * adaptive.margin:g} %"
+    if row.verdict != "undecided":
+        return "no: interval without 0"
+    if row.variant in {name for name, _ in looked.wanted}:
+        return "yes"
+    return "no: none planned" if row.decided_after == len(adaptive.seeds) else "no: a decision is unlikely"
 
 
 def spread(results: Results) -> Table | None:

@@ -215,12 +215,13 @@ def make_results(
     *,
     unsupported: Mapping[str, str] | None = None,
     states: Mapping[tuple[str, int], str] | None = None,
+    seeds: tuple[int, ...] = (),
     **fields: Any,
 ) -> Results:
     """A results without a store: the final score of each variant and seed; cells that have none are missing."""
     unsupported, states = unsupported or {}, states or {}
     variants = tuple(Variant(name, unsupported=unsupported.get(name)) for name in fid)
-    seeds = tuple(sorted({seed for values in fid.values() for seed in values}))
+    seeds = tuple(sorted({*seeds, *(seed for values in fid.values() for seed in values)}))
     rows = []
     for variant in variants:
         for seed in seeds:

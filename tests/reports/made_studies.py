@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.results import Results, Search, SearchTrial
+from reports.comparison import progress, settled
+from reports.results import Adaptive, Results, Search, SearchTrial
 
 Make = Callable[..., Results]
 LUCK = {0: -0.5, 1: 0.9, 2: -0.2}  # of a seed, in every arm
@@ -128,9 +129,32 @@ def search(make: Make, confirmed: bool = True) -> Results:
     return replace(results, cells=waiting, finals=results.finals * float("nan"))
 
 
+def adaptive(make: Make, most: int = 12, until: int = 100) -> Results:
+    """Seeds as the looks of a study ask for them: a clear effect, a small one, none, and a run that collapsed.
+
+    `until` is the number of looks after which the launch was stopped.
+    """
+    seeds = tuple(range(20, 20 + most))
+    levels = {"none": 1.0, "feat8": 1.0, "feat16": 0.6, "feat32": 0.93}
+    rng = np.random.default_rng(3)
+    drawn = {name: dict(zip(seeds, level * np.exp(rng.normal(0, 0.1, most)), strict=True))
+             for name, level in levels.items()}  # fmt: skip
+    shown: dict[str, dict[int, float]] = {name: {} for name in drawn}
+    for look in range(100):
+        results = make(shown, seeds=seeds, states={("feat32", 21): "collapsed"} if look else None, question="Where?")
+        results = settled(replace(results, paper=None, study="adaptive", adaptive=Adaptive(3, seeds, 0.2)))
+        looked = progress(results)
+        assert looked is not None
+        if not looked.wanted or look == until:
+            break
+        for name, place in looked.wanted:
+            shown[name][seeds[place]] = float(drawn[name][seeds[place]])
+    return results
+
+
 def shared(results: Results, study: str, variant: str) -> Results:
     column = pd.Series([study if name == variant else None for name in results.cells["variant"]])
     return replace(results, cells=results.cells.assign(shared_study=column))
 
 
-ALL = (attention_vs_residual, comparison, spectral_norm, spectral_norm_grid, ttur, recipe_gap, search)
+ALL = (attention_vs_residual, comparison, spectral_norm, spectral_norm_grid, ttur, recipe_gap, search, adaptive)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import figure_store
+import made_studies
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,12 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from reports import figures, style
-from reports.comparison import compare, estimates
+from reports.comparison import compare, estimates, progress
 from reports.figures import Drawn
 from reports.page import PAGE
 from reports.paper import published
 from reports.results import Results
-from reports.sections import answer, geometry, grid, ladder, samples, search, training
+from reports.sections import answer, geometry, grid, ladder, looks, samples, search, training
 
 KINDS = ("ladder", "recipe", "rate_grid", "residual", "comparison", "search")
 
@@ -292,6 +294,26 @@ def test_differences_of_groups_stand_on_the_axis_that_their_scale_asks_for(relat
     points = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")]
     assert points == pytest.approx(np.exp(gaps))
     assert axes.get_xlabel() == "FD embedded-v1 of a group\nover that of none (left is better)"
+
+
+def test_looks_are_drawn_to_the_one_that_decided(make_results: Callable[..., Results]) -> None:
+    results = made_studies.adaptive(make_results)
+    looked = progress(results)
+    assert looked is not None
+    drawn = one(looks.looks, results)
+    check_text(drawn)
+    axes = drawn.figure.axes[0]
+    for (variant, reference), verdict in looked.verdicts.items():
+        gaps = [look.gaps[variant, reference] for look in looked.looks if (variant, reference) in look.gaps]
+        colour = figures.looks(results)[variant].colour
+        lines = [line for line in axes.lines if line.get_color() == colour]
+        bars, points = lines[::2], lines[1::2]
+        assert [tuple(line.get_ydata()) for line in bars] == [(math.exp(gap.low), math.exp(gap.high)) for gap in gaps]
+        assert [line.get_ydata()[0] for line in points] == [math.exp(gap.value) for gap in gaps]
+        filled = [line.get_markerfacecolor() == colour for line in points]
+        assert filled == [False] * (len(gaps) - 1) + [verdict.label != "undecided"]
+    assert not list(looks.looks(made_studies.adaptive(make_results, until=0)))
+    assert not list(looks.looks(replace(results, adaptive=None)))
 
 
 def test_one_seed_has_no_whiskers_to_explain() -> None:

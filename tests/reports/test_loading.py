@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from ablations.plan import show
+from reports.comparison import compare
 from reports.loading import final_scores, load_results
-from reports.results import Results, Variant, by_measurement
+from reports.results import Adaptive, Results, Variant, by_measurement
 from reports.store import Store
 from sagan.config import flatten, override
 from sagan.presets import PRESETS
@@ -193,6 +194,34 @@ def test_results_have_the_design_of_its_newest_plan_and_the_params_of_its_runs(s
     results = only(fake)
     assert (results.design, results.factors) == ("ladder", ("recipe",))
     assert [variant.params for variant in results.variants] == [{}, {"optim.steps": "1000"}]
+
+
+def test_adaptive_seeds_come_with_the_plan_and_no_more_cells_are_missing_than_the_next_look_lacks(
+    scratch: Callable[[], Any],
+) -> None:
+    fake = scratch()
+    plan = {"adaptive": {"first": 3, "most": 6, "margin": 0.1}}
+    fake.launch("s", ("none", "feat8"), tuple(range(20, 26)), **plan)
+    for place, value in enumerate([1.0, 1.1, 0.9]):
+        fake.cell("s", "none", 20 + place, [("fid", value, 1000)])
+        fake.cell("s", "feat8", 20 + place, [("fid", value / 50, 1000)])
+    fake.cell("s", "none", 3, [("fid", 500.0, 1000)])  # another launch, of seeds that are not adaptive
+    results = only(fake)
+    assert results.adaptive == Adaptive(3, tuple(range(20, 26)), 0.1)
+    (row,) = compare(results, "fid")
+    assert (row.verdict, row.decided_after) == ("better", 3) and row.gap.value == pytest.approx(np.log(1 / 50))
+    assert {state(results, name, seed) for name in ("none", "feat8") for seed in (23, 24, 25)} == {"not needed"}
+
+
+@pytest.mark.parametrize(
+    "stored", [None, 3, {}, {"first": 9, "most": 6, "margin": 1}, {"first": 3, "most": 5, "margin": 1},
+               {"first": "3", "most": 6, "margin": 1}, {"first": 3, "most": 6, "margin": "1"},
+               {"first": 3, "most": 6, "margin": -1}]
+)  # fmt: skip
+def test_adaptive_seeds_that_no_version_has_written_are_a_list(scratch: Callable[[], Any], stored: Any) -> None:
+    fake = scratch()
+    fake.launch("s", ("none", "feat8"), tuple(range(20, 26)), adaptive=stored)
+    assert only(fake).adaptive is None
 
 
 @pytest.mark.parametrize(("ttur", "rates"), [(True, (7e-4, 1.4e-3)), (False, (1e-3, 1e-3))])

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports import format, statistics
-from reports.comparison import compare, estimates, tidy
+from reports import comparison, format, sequential, statistics
+from reports.comparison import compare, estimates, progress, tidy
 from reports.page import PAGE
 from reports.paper import published
 from reports.results import Results
@@ -221,6 +221,67 @@ def test_no_sentence_contradicts_its_table(make_results: Callable[..., Results],
             assert (row.gap.low > 0 or row.gap.high < 0) == ((row.variant, row.reference) in expected)
         shown += len(expected)
     assert shown > studies / 4
+
+
+def test_adaptive_seeds_are_answered_by_the_looks(make_results: Callable[..., Results]) -> None:
+    results = made_studies.adaptive(make_results)
+    assert re.fullmatch(
+        r"feat16 lowers FD embedded-v1 by \d+ % against none \(repeated 95 % interval \d+ to \d+ %\), decided after "
+        r"\d seeds; feat8 equivalent to none within 20 %, decided after 12; feat32 undecided after 12 seeds\. "
+        r"Collapsed or diverged: 1 of 12 runs of feat32\.",
+        headline(results),
+    )
+    table = variants.evidence(results)
+    assert table is not None
+    place = {name: table.columns.index(name) for name in ("verdict", "more seeds?", "seeds")}
+    said = {row.cells[0]: [row.cells[where] for where in place.values()] for row in table.blocks[0].rows}
+    needed = str(results.to_run("feat16"))
+    assert said == {
+        "feat8": ["equivalent", "no: interval within 20 %", "12"],
+        "feat16": ["better", "no: interval without 0", needed],
+        "feat32": ["undecided", "no: none planned", "12"],
+    }
+    assert re.match(
+        "With 80 % power, at most 12 seeds per variant and 3 comparisons show ", what_could_be_seen(results) or ""
+    )
+    assert cells.progress(results).endswith(f"; {12 - int(needed)} not needed")
+
+
+def test_a_launch_that_stopped_before_a_decision_says_how_far_it_is(make_results: Callable[..., Results]) -> None:
+    begun = made_studies.adaptive(make_results, until=0)
+    assert headline(begun) == "No result yet: 0 of 12 cells are done."
+    assert cells.progress(begun) == "0 of 12 cells done: 12 missing; 36 later if needed"
+    stopped = made_studies.adaptive(make_results, until=1)
+    assert headline(stopped).startswith("So far (12 of 16 cells): feat8 and feat16 undecided after 3 seeds.")
+    before = replace(stopped, cells=stopped.cells.assign(state=stopped.cells["state"].replace("collapsed", "running")))
+    assert headline(before) == "So far (11 of 16 cells): No answer yet: the first look is at 3 seeds per variant."
+
+
+def test_the_smallest_difference_that_looks_show_is_shown_in_four_of_five_studies() -> None:
+    """And with any noise: in its units it is the same, where there is no margin."""
+    pairs = (("a", "none"), ("b", "none"))
+    rule, sd = sequential.Rule(sequential.looks(3, 8), pairs, None, log=True), 0.3
+    effect = comparison._visible_by_looks(rule, sd)
+    assert comparison._visible_by_looks(rule, 1.0) == pytest.approx(effect / sd, rel=0.05)
+    rng = np.random.default_rng(1)
+    scores = sd * rng.standard_normal((1000, 3, 8)) + np.array([[[effect], [0], [0]]])
+    labels, _ = sequential.replay_many(scores, ["a", "none", "b"], rule, lower_is_better=True)
+    assert (labels[:, 0] == sequential.LABELS.index("worse")).mean() == pytest.approx(0.8, abs=0.04)
+
+
+@pytest.mark.parametrize("until", range(1, 8))
+def test_the_headline_of_adaptive_seeds_claims_the_verdicts_and_no_more(
+    make_results: Callable[..., Results], until: int
+) -> None:
+    results = made_studies.adaptive(make_results, until=until)
+    rows = compare(results, results.metric)
+    verbs = {"better": "lowers", "worse": "raises"}
+    expected = {(row.variant, row.reference): verbs[str(row.verdict)] for row in rows if row.verdict in verbs}
+    assert claims(answer(rows, results)) == expected
+    looked = progress(results)
+    assert looked is not None and {row.variant: (row.verdict, row.decided_after) for row in rows} == {
+        variant: (verdict.label, verdict.n) for (variant, _), verdict in looked.verdicts.items() if verdict.gap
+    }
 
 
 def relations_study(make_results: Callable[..., Results]) -> Results:
