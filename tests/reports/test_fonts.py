@@ -22,6 +22,7 @@ CAT, DOG = "猫", "犬のなかま"
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
+    fonts._install()  # once for the process, and not for one test
     before = list(font_manager.fontManager.ttflist)
     fonts.lettering.cache_clear()
     yield
