@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -48,19 +47,13 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
 
     Raises ValueError for a store without studies, an unknown `study` and a folder that is no report of ours.
     """
+    from reports.frames import check_study
     from reports.loading import load_results
     from reports.store import Store
 
     store = Store(tracking_uri)
     loaded = load_results(store)
-    if not loaded:
-        hint = "start one with `python -m ablations.run STUDY.yaml`"
-        raise ValueError(f"the store {store.shown_uri} has no study: {hint}")
-    names = list(dict.fromkeys(results.study for results in loaded))
-    if study is not None and study not in names:
-        close = difflib.get_close_matches(study, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-        raise ValueError(f"--study: no study {study!r} in {store.shown_uri}; {hint}")
+    check_study(study, dict.fromkeys(results.study for results in loaded), store.shown_uri)
     folders = dict(zip(folder_names(loaded), loaded, strict=True))
     chosen = {folder: results for folder, results in folders.items() if study in (None, results.study)}
     for folder in chosen:
@@ -110,9 +103,7 @@ def folder_names(loaded: Sequence[Results]) -> list[str]:
 
 def write_study(results: Results, folder: Path, formats: frozenset[str]) -> dict[str, Any]:
     """One study at one protocol, into a new folder; returns what the gallery shows of it."""
-    import pandas as pd
-
-    from reports import comparison, page, writers
+    from reports import frames, page, writers
 
     parts = page.parts_of(results, bool(formats & {"html", "png", "pdf"}), "pdf" in formats)
     first = parts[0]
@@ -127,9 +118,8 @@ def write_study(results: Results, folder: Path, formats: frozenset[str]) -> dict
         text = "\n".join(writers.latex(table) for table in tables)
         (folder / "table.tex").write_text(f"% needs \\usepackage{{booktabs}}\n{text}", encoding="utf-8")
     if "csv" in formats:
-        pd.concat([comparison.tidy(part.results) for part in parts]).to_csv(folder / "table.csv", index=False)
-        same_name = {key: f"{key} (metric)" for key in results.finals if key in results.cells}
-        results.cells.join(results.finals.rename(columns=same_name)).to_csv(folder / "results.csv", index=False)
+        frames.cells(results).to_csv(folder / frames.CELLS, index=False)
+        frames.comparisons(results).to_csv(folder / frames.COMPARISONS, index=False)
     if formats & {"png", "pdf"}:
         (folder / "figures").mkdir()
     for panel in panels:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
 from scipy import optimize
 
 from reports import sequential, statistics
@@ -178,51 +176,3 @@ def _visible_by_looks(rule: Rule, sd: float) -> float:
     while short(high) > 0 and high < 1e3 * sd:
         high *= 2
     return float(optimize.brentq(short, 0.0, high, xtol=sd / 50)) if high < 1e3 * sd else high
-
-
-def tidy(results: Results) -> pd.DataFrame:
-    """One row per metric, variant and comparison of it; what table.csv holds.
-
-    A variant that is compared with nothing, such as the baseline, has one row without a comparison. On the log scale
-    `mean` is geometric, `sd` is of the log, and `difference` and its ends are ratios less one.
-    """
-    rows = []
-    for key in sorted(results.finals.columns):
-        log, compared = is_log(results, key), compare(results, key)
-        for name, own in estimates(results, key).items():
-            if own is None:
-                continue
-            estimate = {
-                "study": results.study,
-                "protocol": results.protocol,
-                "variant": name,
-                "metric": key,
-                "role": "primary" if key == results.metric else "secondary",
-                "scale": "log" if log else "linear",
-                "mean": own.mean,
-                "low95": own.low,
-                "high95": own.high,
-                "sd": own.sd,
-                "n": own.n,
-                "planned": len(results.seeds),
-                "metric_fingerprint": results.fingerprint,
-            }
-            own_rows: list[Comparison | None] = [row for row in compared if row.variant == name]
-            rows += [{**estimate, **_tidy_comparison(row)} for row in own_rows or [None]]
-    return pd.DataFrame(rows)
-
-
-def _tidy_comparison(row: Comparison | None) -> dict[str, object]:
-    if row is None:
-        return dict.fromkeys(("reference", "difference", "difference_low95", "difference_high95", "p_adjusted",
-                              "probability_of_improvement"))  # fmt: skip
-    back = math.expm1 if row.gap.log else float
-    low, high = (None if end is None else back(end) for end in (row.gap.low, row.gap.high))
-    return {
-        "reference": row.reference,
-        "difference": back(row.gap.value),
-        "difference_low95": low,
-        "difference_high95": high,
-        "p_adjusted": row.gap.p,
-        "probability_of_improvement": row.improvement,
-    }

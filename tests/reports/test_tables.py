@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from reports import comparison, format, sequential, statistics
-from reports.comparison import compare, estimates, progress, tidy
+from reports.comparison import compare, estimates, progress
+from reports.frames import comparisons
 from reports.page import PAGE
 from reports.paper import published
 from reports.results import Results
@@ -319,11 +320,11 @@ def test_the_table_as_a_file_says_role_scale_and_reference_of_every_comparison(
     make_results: Callable[..., Results],
 ) -> None:
     results = relations_study(make_results)
-    frame = tidy(results).set_index(["metric", "variant"])
-    assert list(tidy(results).columns) == [
+    frame = comparisons(results).set_index(["metric", "variant"])
+    assert list(comparisons(results).columns) == [
         *("study", "protocol", "variant", "metric", "role", "scale", "mean", "low95", "high95", "sd", "n", "planned"),
         *("metric_fingerprint", "reference", "difference", "difference_low95", "difference_high95", "p_adjusted"),
-        "probability_of_improvement",
+        *("probability_of_improvement", "verdict", "decided_after"),
     ]
     roles = frame["role"].groupby(level="metric").unique().map(list)
     assert roles.to_dict() == {key: ["primary" if key == "relation_error" else "secondary"] for key in results.finals}
@@ -338,6 +339,7 @@ def test_the_table_as_a_file_says_role_scale_and_reference_of_every_comparison(
     assert row["difference"] == pytest.approx(np.exp(logs["feat32"].mean() - logs["none"].mean()) - 1)
     assert -1 < row["difference_low95"] < row["difference"] < row["difference_high95"] < 0
     assert row["reference"] == "none" and row["p_adjusted"] < 0.05 and row["probability_of_improvement"] == 1
+    assert row["verdict"] == "better" and pd.isna(frame.loc[("fid", "feat32"), "verdict"])  # of the primary alone
     assert pd.isna(base["reference"]) and pd.isna(base["difference"])
     assert "feat64" not in frame.index.get_level_values("variant")
 

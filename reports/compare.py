@@ -1,0 +1,140 @@
+"""Does a finding replicate? Two stores or reports side by side: `python -m reports.compare A B`.
+
+A and B are each a tracking URI, a folder with the mlflow.db of a launch, or a folder of reports such as
+reports/published/embedded. For every study that both have: which verdicts agree, and which differences from the
+reference differ by more than their intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from reports import format
+from reports.frames import Frames, load
+from reports.statistics import Gap
+
+SIDES = ("A", "B")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 compared, whatever was found; 2 bad input, with one line on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reports.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for side in SIDES:
+        parser.add_argument(side, help="tracking URI, folder with mlflow.db, or folder of reports")
+    parser.add_argument("--study", help="one study; all that both have by default")
+    options = parser.parse_args(arguments)
+    try:
+        one, other = (load(options.study, getattr(options, side)) for side in SIDES)
+        print(compare(one, other))
+    except (ValueError, OSError) as error:
+        print(f"reports.compare: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(one: Frames, other: Frames) -> str:
+    """Every study and protocol that both have, as text. ValueError where they have none in common."""
+    keys = [list(dict.fromkeys(zip(side.cells["study"], side.cells["protocol"], strict=True))) for side in (one, other)]
+    common = [key for key in keys[0] if key in keys[1]]
+    if not common:
+        listed = (", ".join(f"{study} ({protocol})" for study, protocol in side) for side in keys)
+        raise ValueError(f"A and B have no study at one protocol in common: A has {next(listed)}; B has {next(listed)}")
+    return "\n\n".join(_compare_study(*key, one, other) for key in common)
+
+
+def _compare_study(study: str, protocol: str, one: Frames, other: Frames) -> str:
+    cells, rows = zip(*(_of(study, protocol, side) for side in (one, other)), strict=True)
+    metrics = [str(side["metric"].iloc[0]) if len(side) else "" for side in rows]
+    lines = [f"{study} ({protocol})"]
+    lines += [f"  {name}: {_provenance(side)}" for name, side in zip(SIDES, cells, strict=True)]
+    prints = [{*side["metric_fingerprint"].dropna(), *side["data_fingerprint"].dropna()} for side in cells]
+    if prints[0] != prints[1]:
+        lines.append("  A and B were measured in different ways: compare their verdicts, and no figure")
+    if metrics[0] != metrics[1] or not metrics[0]:
+        return "\n".join([*lines, f"  nothing to compare: A answers by {metrics[0] or 'nothing yet'}, B by "
+                                  f"{metrics[1] or 'nothing yet'}"])  # fmt: skip
+    same, both = _equal_scores(cells[0], cells[1], metrics[0])
+    lines.append(f"  of {both} cells that finished in both, {same} have the same {metrics[0]} to the last digit")
+    joined = rows[0].merge(rows[1], on=["variant", "reference"], suffixes=SIDES)
+    table = [("variant", "against", f"A: {metrics[0]}", "n", "verdict", "B", "n", "verdict", "verdicts", "differences")]
+    agreeing, beyond = [], []
+    for row in joined.to_dict("records"):
+        gaps, verdicts = ([_gap(row, side) for side in SIDES], [str(row[f"verdict{side}"]) for side in SIDES])
+        agreeing.append(verdicts[0] == verdicts[1])
+        beyond.append(_differ(*gaps))
+        shown = ((format.gap(gap), str(gap.n), verdict) for gap, verdict in zip(gaps, verdicts, strict=True))
+        words = "agree" if agreeing[-1] else "contradict" if {*verdicts} == {"better", "worse"} else "differ"
+        figures = {True: "differ", False: "agree", None: "no interval"}[beyond[-1]]
+        table.append((row["variant"], row["reference"], *next(shown), *next(shown), words, figures))
+    known = [found for found in beyond if found is not None]
+    lines += _aligned(table) + [
+        f"  verdicts: {sum(agreeing)} of {len(agreeing)} agree; differences: {sum(known)} of {len(known)} differ by "
+        "more than their intervals"
+    ]
+    if missing := sorted({*rows[0]["variant"], *rows[1]["variant"]} - set(joined["variant"])):
+        lines.append(f"  compared in one alone: {', '.join(missing)}")
+    return "\n".join(lines)
+
+
+def _of(study: str, protocol: str, side: Frames) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cells of a study, and its comparisons by the primary metric, as most of its cells were measured."""
+    cells, rows = (
+        frame[(frame["study"] == study) & (frame["protocol"] == protocol)] for frame in (side.cells, side.comparisons)
+    )
+    if len(rows):
+        rows = rows[(rows["role"] == "primary") & rows["reference"].notna()]
+        rows = rows[rows["metric_fingerprint"].fillna("") == rows["metric_fingerprint"].fillna("").iloc[:1].max()]
+    return cells, rows
+
+
+def _provenance(cells: pd.DataFrame) -> str:
+    """ "12 of 15 cells finished, code 9eb6597, cpu"."""
+    ran = cells[cells["run_id"].notna()]
+    known = (", ".join(sorted(set(ran[name].dropna().astype(str)))) or "unknown" for name in ("git_commit", "device"))
+    return f"{(cells['state'] == 'finished').sum()} of {len(cells)} cells finished, code {next(known)}, {next(known)}"
+
+
+def _equal_scores(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> tuple[int, int]:
+    """How many cells have the same score in both, and how many have one in both."""
+    scored = (cells.loc[cells["state"] == "finished", ["variant", "seed", metric]].dropna() for cells in (one, other))
+    both = next(scored).merge(next(scored), on=["variant", "seed"], suffixes=SIDES)
+    return int((both[f"{metric}A"] == both[f"{metric}B"]).sum()), len(both)
+
+
+def _gap(row: dict[str, Any], side: str) -> Gap:
+    """The comparison of one side, as table.csv has it."""
+    log = row[f"scale{side}"] == "log"
+    value, low, high = (row[f"difference{end}{side}"] for end in ("", "_low95", "_high95"))
+    value, low, high = (math.log1p(end) if log else float(end) for end in (value, low, high))
+    n = row[f"n{side}"] if pd.isna(row[f"decided_after{side}"]) else row[f"decided_after{side}"]
+    has_interval = not math.isnan(low)
+    return Gap(value, low if has_interval else None, high if has_interval else None, None, int(n), log)
+
+
+def _differ(one: Gap, other: Gap) -> bool | None:
+    """Whether the two differences differ by more than their intervals allow; None where one has no interval.
+
+    By the interval of the difference of two independent estimates, whose half width is the root of the sum of squares
+    of theirs. Overlap of the intervals would be a weaker rule: they may overlap where this one excludes 0.
+    """
+    if one.low is None or one.high is None or other.low is None or other.high is None or one.log != other.log:
+        return None
+    return abs(one.value - other.value) > math.hypot(one.high - one.low, other.high - other.low) / 2
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows]  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Results as data: from a store and from a report's CSV files alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import made_studies
+import numpy as np
+import pandas as pd
+import pytest
+
+import reports
+from reports import statistics
+from reports.build import main as build
+from reports.build import write_study
+from reports.compare import main as compare
+from reports.frames import load
+from reports.results import Results
+
+
+def study(fake: Any, name: str, scores: dict[str, list[float]], **tags: str) -> None:
+    fake.launch(name, tuple(scores), tuple(range(len(scores["none"]))))
+    for variant, values in scores.items():
+        for seed, value in enumerate(values):
+            fake.cell(name, variant, seed, [("fid", value, 1000)], **tags)
+
+
+def test_a_report_read_back_is_what_its_store_says(store: Any, tmp_path: Path) -> None:
+    assert build(["--tracking-uri", store.uri, "--out", str(tmp_path), "--format", "csv"]) == 0
+    ours, theirs = load("attention_position", store.uri), load("attention_position", tmp_path)
+    for name in ("cells", "comparisons"):
+        pd.testing.assert_frame_equal(getattr(ours, name), getattr(theirs, name), check_dtype=False, check_exact=True)
+    assert theirs.metrics.empty and list(theirs.metrics) == list(ours.metrics)
+    assert list(load(None, store.folder).cells) == list(ours.cells), "a folder with mlflow.db is its store"
+
+
+def test_the_verdicts_follow_from_the_cells_of_the_csv_alone(store: Any, tmp_path: Path) -> None:
+    build(["--tracking-uri", store.uri, "--out", str(tmp_path), "--format", "csv"])
+    found = load("attention_position", tmp_path / "attention_position" / "results.csv")
+    done = found.cells[found.cells["state"] == "finished"]
+    primary = found.comparisons.query("role == 'primary'").dropna(subset="reference")
+    scores = done.groupby("variant", sort=False)["fid"].apply(list).to_dict()
+    pairs = [statistics.pair(*pair) for pair in zip(primary["variant"], primary["reference"], strict=True)]
+    for row, gap in zip(primary.to_dict("records"), statistics.compare(scores, pairs, log=True), strict=True):
+        assert gap is not None and gap.low is not None
+        assert row["difference"] == pytest.approx(np.expm1(gap.value))
+        assert row["difference_low95"] == pytest.approx(np.expm1(gap.low))
+        assert (row["verdict"] == "undecided") == (not gap.shown)
+
+
+def test_the_example_of_the_documentation_runs(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store.folder)
+    readme = (Path(reports.__file__).parent / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    assert example.count("\n") == 5
+    names: dict[str, Any] = {}
+    exec(example.replace("controls", "attention_position").replace("relation_error", "fid"), names)
+    found = names["found"]
+    assert {"none", "feat32"} <= set(found.cells["variant"]) and set(found.metrics["key"]) >= {"fid", "loss_d"}
+
+
+def test_names_that_pandas_takes_for_missing_are_names(make_results: Callable[..., Results], tmp_path: Path) -> None:
+    results = make_results({"NA": {0: 1.0, 1: 2.0}, "null": {0: 1 / 3, 1: 2.0}}, baseline="NA")
+    write_study(results, tmp_path / "report", frozenset({"csv"}))
+    found = load(None, tmp_path)
+    assert list(found.cells["variant"]) == ["NA", "NA", "null", "null"] and found.cells["fid"].iloc[2] == 1 / 3
+
+
+def test_an_adaptive_study_says_after_how_many_seeds_each_verdict_was_reached(
+    make_results: Callable[..., Results], tmp_path: Path
+) -> None:
+    write_study(made_studies.adaptive(make_results), tmp_path / "report", frozenset({"csv"}))
+    found = load("adaptive", tmp_path)
+    rows = found.comparisons.query("role == 'primary'").set_index("variant")
+    assert rows["verdict"].dropna().to_dict() == {"feat8": "equivalent", "feat16": "better", "feat32": "undecided"}
+    finished = found.cells.query("state == 'finished'")["variant"].value_counts()
+    assert rows.loc["feat16", "decided_after"] == finished["feat16"] < rows.loc["feat8", "decided_after"] == 12
+
+
+BASE, LOWER = [10.0, 11.0, 9.5, 10.4], [5.0, 5.2, 4.9, 5.3]
+
+
+def compared(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert compare(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def test_two_stores_are_compared_by_verdict_and_by_difference(
+    scratch: Callable[[], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = scratch(), scratch()
+    noisy = [4.0, 14.0, 9.0, 12.0]
+    study(one, "s", {"none": BASE, "same": LOWER, "lost": LOWER, "turned": LOWER, "gone": LOWER})
+    study(other, "s", {"none": BASE, "same": [5.1, 5.0, 5.2, 5.0], "lost": noisy, "turned": [20.0, 21.0, 19.0, 20.5]})
+    build(["--tracking-uri", one.uri, "--out", str(tmp_path), "--format", "csv"])
+    said = compared(capsys, str(tmp_path), other.uri)
+    lines = {line.split()[0]: line.split() for line in said.splitlines()[1:]}
+    assert {name: lines[name][-2:] for name in ("same", "lost", "turned")} == {
+        "same": ["agree", "agree"], "lost": ["differ", "differ"], "turned": ["contradict", "differ"],
+    }  # fmt: skip
+    assert "verdicts: 1 of 3 agree; differences: 2 of 3 differ by more than their intervals" in said
+    assert "of 16 cells that finished in both, 4 have the same fid to the last digit" in said
+    assert "compared in one alone: gone" in said and "different ways" not in said
+
+
+def test_a_study_that_is_compared_with_itself_agrees_in_everything(
+    store: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = compared(capsys, store.uri, str(store.folder), "--study", "attention_position")
+    assert "of 10 cells that finished in both, 10 have the same" in said
+    assert "verdicts: 3 of 3 agree; differences: 0 of 3 differ" in said
+
+
+def test_figures_that_were_measured_otherwise_are_said_not_to_compare(
+    scratch: Callable[[], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = scratch(), scratch()
+    study(one, "s", {"none": BASE, "same": LOWER})
+    study(other, "s", {"none": BASE, "same": LOWER}, metric_fingerprint="inception-v3@ff; 50000 samples")
+    assert "A and B were measured in different ways" in compared(capsys, one.uri, other.uri)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["STORE", "nowhere"], "nowhere has no results: it must be a tracking URI, a folder"),
+        (["STORE", "STORE", "--study", "attention_positon"], "did you mean 'attention_position'"),
+        (["STORE", "OTHER"], "no study at one protocol in common: A has attention_position (embedded); B has s (embe"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_message_and_status_2(
+    store: Any, scratch: Callable[[], Any], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    other = scratch()
+    study(other, "s", {"none": BASE})
+    uris = {"STORE": store.uri, "OTHER": other.uri}
+    assert compare([uris.get(argument, argument) for argument in arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
