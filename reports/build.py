@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -49,7 +50,7 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
     """
     from reports.frames import check_study
     from reports.loading import load_results
-    from reports.store import Store
+    from reports.store import DEFAULT_URI, Store
 
     store = Store(tracking_uri)
     loaded = load_results(store)
@@ -61,7 +62,7 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
         # The gallery shows every study of the store, also one that is not built this time.
-        written = _write_studies(chosen, Path(scratch), formats)
+        written = _write_studies(chosen, Path(scratch), formats, "" if store.uri == DEFAULT_URI else store.shown_uri)
         entries = [
             {"folder": folder} | (written[folder] if folder in written else _as_last_built(results, out / folder))
             for folder, results in folders.items()
@@ -74,10 +75,12 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
     return out / GALLERY
 
 
-def _write_studies(chosen: dict[str, Results], scratch: Path, formats: frozenset[str]) -> dict[str, dict[str, Any]]:
+def _write_studies(
+    chosen: dict[str, Results], scratch: Path, formats: frozenset[str], uri: str
+) -> dict[str, dict[str, Any]]:
     """Each study into its folder of `scratch`, one per core at a time: drawing the figures is what takes long."""
     processes = min(len(chosen), os.cpu_count() or 1)
-    work = chosen.values(), [scratch / folder for folder in chosen], repeat(formats)
+    work = chosen.values(), [scratch / folder for folder in chosen], repeat(formats), repeat(uri)
     if processes < 2:
         return dict(zip(chosen, map(write_study, *work), strict=True))
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
@@ -101,8 +104,11 @@ def folder_names(loaded: Sequence[Results]) -> list[str]:
     return names
 
 
-def write_study(results: Results, folder: Path, formats: frozenset[str]) -> dict[str, Any]:
-    """One study at one protocol, into a new folder; returns what the gallery shows of it."""
+def write_study(results: Results, folder: Path, formats: frozenset[str], uri: str = "") -> dict[str, Any]:
+    """One study at one protocol, into a new folder; returns what the gallery shows of it.
+
+    `uri` names the store in the command that builds the page again; "" for the default one.
+    """
     from reports import frames, page, writers
 
     parts = page.parts_of(results, bool(formats & {"html", "png", "pdf"}), "pdf" in formats)
@@ -130,7 +136,7 @@ def write_study(results: Results, folder: Path, formats: frozenset[str]) -> dict
     entry = {**_entry(results, first.headline), "built": _now()}
     (folder / MARK).write_text(json.dumps(entry, indent=1, ensure_ascii=False), encoding="utf-8")
     if "html" in formats:
-        text = _render("study.html", parts=parts, provenance=_provenance(results), formats=formats, **entry)
+        text = _render("study.html", parts=parts, provenance=_provenance(results, uri), formats=formats, **entry)
         (folder / "index.html").write_text(text, encoding="utf-8")
     thumbnail = next((panel for panel in panels if panel.name == THUMBNAIL), None)
     return {**entry, "thumbnail": thumbnail, "linked": "html" in formats}
@@ -162,12 +168,13 @@ def _entry(results: Results, headline: str) -> dict[str, Any]:
     }
 
 
-def _provenance(results: Results) -> list[tuple[str, str]]:
+def _provenance(results: Results, uri: str) -> list[tuple[str, str]]:
     """What a reader needs to judge or repeat the numbers."""
 
     def listed(column: str) -> str:
         return ", ".join(sorted({str(value) for value in results.cells[column].dropna()})) or "–"
 
+    command = ["python", "-m", "reports.build", "--study", results.study, *(["--tracking-uri", uri] if uri else [])]
     return [
         ("protocol", results.protocol),
         ("preset", results.preset),
@@ -179,7 +186,7 @@ def _provenance(results: Results) -> list[tuple[str, str]]:
         ("code", listed("git_commit")),
         ("device", listed("device")),
         ("first launch", datetime.fromtimestamp(results.launched / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")),
-        ("build this page again", f"python -m reports.build --study {results.study}"),
+        ("build this page again", shlex.join(command)),
     ]
 
 

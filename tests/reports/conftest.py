@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+from made_studies import FINGERPRINT, make_results
 from PIL import Image
 
-from reports.results import CELL_TAGS, Results, Variant
+from reports.results import Results
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-FINGERPRINT = (
-    "embedded-v1@1a2b3c4d; 2000 samples; reference 6000 train; resize none; bn standing; ema; torch-fidelity 0.4.0"
-)
 CLASSES = ("stripes", "checks", "blobs", "twins", "rings", "frames")
 GROUPS = {"texture": (0, 1, 2), "geometry": (3, 4, 5)}
 GAIN = {"none": 0.0, "feat8": 0.4, "feat16": -2.1, "feat32": -4.6, "feat64": 0.0}
@@ -208,35 +205,6 @@ def fill(store: FakeStore) -> None:
                                last_step="600")  # fmt: skip
                 case _:
                     store.cell(study, variant, seed, training(variant, seed), pictures=seed == 0)
-
-
-def make_results(
-    fid: Mapping[str, Mapping[int, float]],
-    *,
-    unsupported: Mapping[str, str] | None = None,
-    states: Mapping[tuple[str, int], str] | None = None,
-    seeds: tuple[int, ...] = (),
-    **fields: Any,
-) -> Results:
-    """A results without a store: the final score of each variant and seed; cells that have none are missing."""
-    unsupported, states = unsupported or {}, states or {}
-    variants = tuple(Variant(name, unsupported=unsupported.get(name)) for name in fid)
-    seeds = tuple(sorted({*seeds, *(seed for values in fid.values() for seed in values)}))
-    rows = []
-    for variant in variants:
-        for seed in seeds:
-            done = seed in fid[variant.name]
-            state = variant.unsupported or states.get((variant.name, seed)) or ("finished" if done else "missing")
-            measured = {"data_fingerprint": "data", "metric_fingerprint": FINGERPRINT} if done else {}
-            rows.append({"variant": variant.name, "seed": seed, "state": state, "step": STEPS if done else None,
-                         "steps": STEPS, "run_id": f"{variant.name}/{seed}" if done else None, "seconds": 60.0,
-                         "endpoint": 1, **dict.fromkeys(CELL_TAGS),
-                         **measured})  # fmt: skip
-    finals = pd.DataFrame({"fid": [fid[row["variant"]].get(row["seed"], float("nan")) for row in rows]})
-    histories = pd.DataFrame(columns=["variant", "seed", "key", "step", "value"])
-    results = Results("attention_position", "embedded", "embedded", "Where?", "table1", "none", variants, seeds,
-                pd.DataFrame(rows), finals, histories, (), (), {}, 0)  # fmt: skip
-    return replace(results, **fields)
 
 
 @pytest.fixture(scope="session", name="make_results")

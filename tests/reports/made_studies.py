@@ -1,24 +1,184 @@
-"""The studies of the paper as loaded, with made-up scores: what each kind of study looks like to a report."""
+"""Made-up results of each kind of study, without a store: what tables and figures are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from reports.comparison import progress, settled
-from reports.results import Adaptive, Results, Search, SearchTrial
+from reports.results import CELL_TAGS, Adaptive, Picture, Results, Search, SearchTrial, Variant
 
-Make = Callable[..., Results]
-LUCK = {0: -0.5, 1: 0.9, 2: -0.2}  # of a seed, in every arm
+FINGERPRINT = (
+    "embedded-v1@1a2b3c4d; 2000 samples; reference 6000 train; resize none; bn standing; ema; torch-fidelity 0.4.0"
+)
+CLASSES = ("stripes", "checks", "blobs", "twins", "rings", "frames")
+GROUPS = {"texture": (0, 1, 2), "geometry": (3, 4, 5)}
+STEPS = tuple(range(250, 2001, 250))
+LADDER = ("sn_d", "sn_g_d", "sn_g_d_ttur")
+RESIDUAL = ("none", *(f"{kind}{size}" for kind in ("feat", "residual", "residual_flops") for size in (8, 16, 32, 64)))
+SIZES = (8, 16, 32, 64)
 
 
-def scores(mean: float) -> dict[int, float]:
-    noise = np.random.default_rng(int(100 * mean)).normal(0, 0.3, len(LUCK))
-    return {seed: mean + luck + float(own) for (seed, luck), own in zip(LUCK.items(), noise, strict=True)}
+def results(
+    levels: Mapping[str, float],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    ends: Mapping[tuple[str, int], tuple[str, int]] | None = None,
+    baseline: str | None = None,
+    pictures: Path | None = None,
+    changes: Mapping[str, dict[str, Any]] | None = None,
+    **fields: Any,
+) -> Results:
+    """Finished runs that reach `levels` ({variant: FD}) but for `ends` ({(variant, seed): (state, step)})."""
+    ends, changes = ends or {}, changes or {}
+    cells, finals, histories, drawn = [], [], [], []
+    for place, (name, level) in enumerate(levels.items()):
+        for seed in seeds:
+            state, last = ends.get((name, seed), ("finished", STEPS[-1]))
+            rng = np.random.default_rng([place, seed])
+            runs = state not in ("missing", "needs 128 px")
+            points = [
+                point for step in STEPS if step <= last and runs for point in _scores(level, seed, step, rng, state)
+            ]
+            tags = {"data_fingerprint": "data", "metric_fingerprint": FINGERPRINT} if runs else {}
+            cells.append({"variant": name, "seed": seed, "state": state, "step": last if runs else None, "steps": 2000,
+                          "run_id": f"{name}/{seed}" if runs else None, "seconds": 60.0, "endpoint": 1,
+                          **dict.fromkeys(CELL_TAGS),
+                          **tags})  # fmt: skip
+            finals.append({key: value for key, value, _ in points})
+            histories += [{"variant": name, "seed": seed, "key": key, "step": step, "value": value}
+                          for key, value, step in points]  # fmt: skip
+            if pictures is not None and seed == seeds[0] and runs:
+                drawn += _pictures(pictures, name, seed, last, level)
+    values: dict[str, Any] = {
+        "study": "made_up", "protocol": "embedded", "preset": "embedded", "question": "Which?", "paper": None,
+        "baseline": baseline or next(iter(levels)), "seeds": tuple(seeds), "cells": pd.DataFrame(cells),
+        "variants": tuple(
+            Variant(name, dict(zip(fields.get("factors", ()), name.split("+"), strict=False)), changes.get(name, {}),
+                    _unsupported(ends, name)) for name in levels
+        ),
+        "finals": pd.DataFrame(finals), "pictures": tuple(drawn), "classes": CLASSES, "groups": GROUPS, "launched": 0,
+        "histories": pd.DataFrame(histories, columns=["variant", "seed", "key", "step", "value"]),
+    }  # fmt: skip
+    return Results(**{**values, **fields})
+
+
+def _unsupported(ends: Mapping[tuple[str, int], tuple[str, int]], variant: str) -> str | None:
+    states = [state for (name, _), (state, _) in ends.items() if name == variant]
+    return next((state for state in states if state.startswith("needs")), None)
+
+
+def ladder(pictures: Path | None = None, **fields: Any) -> Results:
+    """The stabilisation study: the first rung collapses on every seed, the second on one."""
+    ends = {("sn_d", seed): ("collapsed", 500 + 250 * seed) for seed in (0, 1, 2)}
+    ends["sn_g_d", 2] = ("collapsed", 1500)
+    levels = dict(zip(LADDER, (160.0, 34.0, 22.0), strict=True))
+    made = results(levels, ends=ends, pictures=pictures, design="ladder", paper="figure3", **fields)
+    rates = {"sn_d": (2e-4, 2e-4), "sn_g_d": (2e-4, 2e-4), "sn_g_d_ttur": (1e-4, 4e-4)}
+    params = {name: {"optim.lr_g": str(lr_g), "optim.lr_d": str(lr_d)} for name, (lr_g, lr_d) in rates.items()}
+    return described(made, params=params)
+
+
+def recipe(**fields: Any) -> Results:
+    levels = {"public": 34.0, "sn_cbn": 33.0, "sn_eps": 33.4, "bn_statistics": 24.0, "ema": 15.0, "init": 14.8,
+              "h_flip": 12.6}  # fmt: skip
+    added: dict[str, dict[str, Any]] = {"sn_cbn": {"model.sn.cbn": False}, "sn_eps": {"model.sn.eps": 1e-8}}
+    changes: dict[str, dict[str, Any]] = {}
+    for name in levels:
+        changes[name] = {**(changes[next(reversed(changes))] if changes else {}), **added.get(name, {})}
+    return results(levels, changes=changes, design="ladder", paper="recipe_gap", **fields)
+
+
+def rate_grid(**fields: Any) -> Results:
+    """Four rates by four; two cells collapsed on every seed, one on one, one is missing."""
+    rates = (1e-4, 2e-4, 4e-4, 8e-4)
+    pairs = {f"g{lr_g:.0e}+d{lr_d:.0e}".replace("e-0", "e-"): (lr_g, lr_d) for lr_g in rates for lr_d in rates}
+    levels = {name: 12 + 9 * math.log2(lr_d / lr_g / 4) ** 2 for name, (lr_g, lr_d) in pairs.items()}
+    ends = {(name, seed): ("collapsed", 500) for name in ("g8e-4+d1e-4", "g4e-4+d1e-4") for seed in (0, 1, 2)}
+    ends["g8e-4+d2e-4", 1] = ("diverged", 750)
+    ends.update({("g8e-4+d8e-4", seed): ("missing", 0) for seed in (0, 1, 2)})
+    changes = {name: {"optim.lr_g": lr_g, "optim.lr_d": lr_d} for name, (lr_g, lr_d) in pairs.items()}
+    return results(levels, ends=ends, changes=changes, baseline="g1e-4+d4e-4", design="grid", factors=("lr_g", "lr_d"),
+                **fields)  # fmt: skip
+
+
+def residual(**fields: Any) -> Results:
+    """The paper's Table 1 whole, with two controls: thirteen variants, those at 64 impossible."""
+    parts = {name: name.rstrip("0123456789") for name in RESIDUAL}
+    start = {"none": 13, "feat": 9, "residual": 12.5, "residual_flops": 12}
+    levels = {name: start[kind] - 0.01 * int("0" + name.removeprefix(kind)) for name, kind in parts.items()}
+    ends = {(name, seed): ("needs 128 px", 0) for name in RESIDUAL if name.endswith("64") for seed in (0, 1, 2)}
+    changes = {name: {"model.attention.at": [int(name.removeprefix(kind))],
+                      **({} if kind == "feat" else {"model.attention.kind": kind})}
+               for name, kind in parts.items() if kind != "none"}  # fmt: skip
+    return results(levels, ends=ends, changes=changes, paper="table1", **fields)
+
+
+def comparison(**fields: Any) -> Results:
+    levels = {"acgan": 41.0, "sngan_projection": 27.0, "sagan": 18.0}
+    return results(levels, baseline="sngan_projection", paper="table2", **fields)
+
+
+def search(confirmed: bool = True, **fields: Any) -> Results:
+    """Twelve trials, of which one failed, one collapsed and one still runs; the best is confirmed, or is not yet."""
+    rng = np.random.default_rng(0)
+    states = {3: "failed", 5: "collapsed", 11: "running"}
+    trials = tuple(
+        SearchTrial(number, f"trial{number:02}",
+                    {"optim.lr_g": 10 ** rng.uniform(-4, -3), "optim.d_steps": 1 + number % 2},
+                    None if number in states else float(60 * 0.85**number + rng.uniform(0, 25)),
+                    states.get(number, "complete"))
+        for number in range(12)
+    )  # fmt: skip
+    space = {"optim.lr_g": {"low": 1e-4, "high": 1e-3, "log": True}, "optim.d_steps": {"choices": [1, 2]}}
+    shares = {"optim.lr_g": 0.71, "optim.lr_d": 0.24, "optim.d_steps": 0.05}
+    found = Search("fid", space, trials, shares, "trial10")
+    ends = {(name, seed): ("missing", 0) for name in ("preset", "best") for seed in (0, 1, 2) if not confirmed}
+    return results({"preset": 22.0, "best": 17.0}, ends=ends, design="search", search=found, **fields)
+
+
+def switches(**fields: Any) -> Results:
+    """Spectral norm of G and of D, each on and off."""
+    levels = {"g_off+d_off": 40.0, "g_off+d_on": 30.0, "g_on+d_off": 38.0, "g_on+d_on": 24.0}
+    made = results(levels, design="grid", factors=("sn_g", "sn_d"), **fields)
+    return described(made, params=dict.fromkeys(levels, {"optim.lr_g": "0.0002", "optim.lr_d": "0.0002"}))
+
+
+def adaptive(most: int = 12, until: int = 100) -> Results:
+    """Seeds as the looks of a study ask for them: a clear effect, a small one, none, and a run that collapsed.
+
+    `until` is the number of looks after which the launch was stopped.
+    """
+    seeds = tuple(range(20, 20 + most))
+    levels = {"none": 1.0, "feat8": 1.0, "feat16": 0.6, "feat32": 0.93}
+    rng = np.random.default_rng(3)
+    drawn = {name: dict(zip(seeds, level * np.exp(rng.normal(0, 0.1, most)), strict=True))
+             for name, level in levels.items()}  # fmt: skip
+    shown: dict[str, dict[int, float]] = {name: {} for name in drawn}
+    for look in range(100):
+        made = make_results(
+            shown, seeds=seeds, states={("feat32", 21): "collapsed"} if look else None, question="Where?"
+        )
+        made = settled(replace(made, paper=None, study="adaptive", adaptive=Adaptive(3, seeds, 0.2)))
+        looked = progress(made)
+        assert looked is not None
+        if not looked.wanted or look == until:
+            break
+        for name, place in looked.wanted:
+            shown[name][seeds[place]] = float(drawn[name][seeds[place]])
+    return made
+
+
+def shared(results: Results, study: str, variant: str) -> Results:
+    column = pd.Series([study if name == variant else None for name in results.cells["variant"]])
+    return replace(results, cells=results.cells.assign(shared_study=column))
 
 
 def with_metrics(results: Results, **columns: Callable[[float], float]) -> Results:
@@ -36,125 +196,84 @@ def described(results: Results, **of: dict[str, dict[str, Any]]) -> Results:
     return replace(results, variants=variants)
 
 
-def attention_vs_residual(make: Make) -> Results:
-    kinds = {"feat": "self_attention", "residual": "residual", "residual_flops": "residual_flops"}
-    gain = {"feat": 3.0, "residual": 0.5, "residual_flops": 1.0}
-    names = {f"{prefix}{side}": (prefix, side) for prefix in kinds for side in (8, 16, 32, 64)}
-    fid = {name: scores(20 - gain[prefix] - side / 40) if side < 64 else {}
-           for name, (prefix, side) in names.items()}  # fmt: skip
-    results = make({"none": scores(20), **fid}, unsupported={f"{prefix}64": "needs 128 px" for prefix in kinds})
-    changes = {
-        name: {
-            "model.attention.at": [side],
-            **({} if prefix == "feat" else {"model.attention.kind": kinds[prefix]}),
-        }
-        for name, (prefix, side) in names.items()
-    }
-    results = with_metrics(results, **{"is": lambda fid: 6 - fid / 20}, num_params_g=lambda fid: 884_000.0,
-                        best__fid=lambda fid: fid - 1, best__step=lambda fid: 800.0)  # fmt: skip
-    return replace(described(results, changes=changes), study="attention_vs_residual")
+def make_results(
+    fid: Mapping[str, Mapping[int, float]],
+    *,
+    unsupported: Mapping[str, str] | None = None,
+    states: Mapping[tuple[str, int], str] | None = None,
+    seeds: tuple[int, ...] = (),
+    **fields: Any,
+) -> Results:
+    """A results without a store: the final score of each variant and seed; cells that have none are missing."""
+    unsupported, states = unsupported or {}, states or {}
+    variants = tuple(Variant(name, unsupported=unsupported.get(name)) for name in fid)
+    seeds = tuple(sorted({*seeds, *(seed for values in fid.values() for seed in values)}))
+    rows = []
+    for variant in variants:
+        for seed in seeds:
+            done = seed in fid[variant.name]
+            state = variant.unsupported or states.get((variant.name, seed)) or ("finished" if done else "missing")
+            measured = {"data_fingerprint": "data", "metric_fingerprint": FINGERPRINT} if done else {}
+            rows.append({"variant": variant.name, "seed": seed, "state": state, "step": 1000 if done else None,
+                         "steps": 1000, "run_id": f"{variant.name}/{seed}" if done else None, "seconds": 60.0,
+                         "endpoint": 1, **dict.fromkeys(CELL_TAGS),
+                         **measured})  # fmt: skip
+    finals = pd.DataFrame({"fid": [fid[row["variant"]].get(row["seed"], float("nan")) for row in rows]})
+    histories = pd.DataFrame(columns=["variant", "seed", "key", "step", "value"])
+    results = Results("attention_position", "embedded", "embedded", "Where?", "table1", "none", variants, seeds,
+                pd.DataFrame(rows), finals, histories, (), (), {}, 0)  # fmt: skip
+    return replace(results, **fields)
 
 
-def comparison(make: Make) -> Results:
-    results = make({"acgan": scores(30), "sngan_projection": scores(22), "sagan": scores(20)},
-                paper="table2", study="comparison", baseline="sngan_projection")  # fmt: skip
-    return with_metrics(results, **{"is": lambda fid: 6 - fid / 20}, intra_fid=lambda fid: 2 * fid)
+ALL = (ladder, recipe, rate_grid, residual, comparison, search, switches, adaptive)
 
 
-def spectral_norm(make: Make) -> Results:
-    """The paper's outcome: SN on D alone collapses on every seed."""
-    names = ("sn_d", "sn_g_d", "sn_g_d_ttur")
-    results = make({"sn_d": scores(200), "sn_g_d": scores(30), "sn_g_d_ttur": scores(24)}, paper="figure3",
-                design="ladder", study="spectral_norm", baseline="sn_d",
-                states={("sn_d", seed): "collapsed" for seed in LUCK})  # fmt: skip
-    changes: list[dict[str, Any]] = [
-        {},
-        {"model.sn.g": True},
-        {"model.sn.g": True, "optim.lr_g": 1e-4, "optim.lr_d": 4e-4},
-    ]
-    params = [("0.0002", "0.0002"), ("0.0002", "0.0002"), ("0.0001", "0.0004")]
-    return described(
-        results,
-        changes=dict(zip(names, changes, strict=True)),
-        params={name: {"optim.lr_g": g, "optim.lr_d": d} for name, (g, d) in zip(names, params, strict=True)},
-    )
+def _scores(level: float, seed: int, step: int, rng: np.random.Generator, state: str) -> list[tuple[str, float, int]]:
+    """(key, value, step): falls to `level` and the seed's luck; a run that will collapse turns up again."""
+    fid = level * (1 + 5 * math.exp(-step / 300)) + 1.5 * math.sin(seed * 9) + rng.normal(0, 0.05 * level**0.5)
+    if state in ("collapsed", "diverged"):
+        fid *= 1.6 + rng.uniform(0, 0.5)
+    scores = {
+        "fid": fid, "is": 6 - 0.4 * math.log2(1 + fid), "class_consistency": 1 / (1 + fid / 300),
+        "intra_fid": 1.8 * fid, "gamma/g32": 0.3 * step / 2000, "gamma/d32": -0.1 * step / 2000,
+        "logit_real": 1 + step / 1000, "logit_fake": -1.0,
+        **{f"fid_group/{group}": fid * (0.7 if group == "texture" else 1.2) for group in GROUPS},
+        **{f"fid_class/{name}": fid * (0.5 + 0.3 * place) + rng.normal() for place, name in enumerate(CLASSES)},
+    }  # fmt: skip
+    return [(key, value, step) for key, value in scores.items()]
 
 
-def spectral_norm_grid(make: Make) -> Results:
-    fid = {"g_off+d_off": scores(40), "g_off+d_on": scores(30), "g_on+d_off": scores(38), "g_on+d_on": scores(24)}
-    results = make(fid, paper=None, design="grid", factors=("sn_g", "sn_d"), study="spectral_norm_grid",
-                baseline="g_off+d_off")  # fmt: skip
-    levels = {name: dict(zip(("sn_g", "sn_d"), name.split("+"), strict=True)) for name in fid}
-    return described(
-        results, factors=levels, params=dict.fromkeys(fid, {"optim.lr_g": "0.0002", "optim.lr_d": "0.0002"})
-    )
-
-
-def ttur(make: Make) -> Results:
-    rates = ("1e-4", "2e-4", "4e-4")
-    fid = {f"g{g}+d{d}": scores(20 + 2 * i - j) for i, g in enumerate(rates) for j, d in enumerate(rates)}
-    results = make(fid, paper=None, design="grid", factors=("lr_g", "lr_d"), study="ttur", baseline="g1e-4+d4e-4")
-    levels = {name: dict(zip(("lr_g", "lr_d"), name.split("+"), strict=True)) for name in fid}
-    params = {name: {"optim.lr_g": found["lr_g"][1:], "optim.lr_d": found["lr_d"][1:]} for name, found in
-              levels.items()}  # fmt: skip
-    return described(results, factors=levels, params=params)
-
-
-def recipe_gap(make: Make) -> Results:
-    fid = {"start": scores(34), "cbn": scores(30), "eps": scores(29.9), "ema": scores(22)}
-    results = make(fid, paper="recipe_gap", design="ladder", study="recipe_gap", baseline="start")
-    changes: dict[str, dict[str, Any]] = {"start": {}, "cbn": {"model.sn.cbn": False}}
-    changes["eps"] = {**changes["cbn"], "model.sn.eps": 1e-8}
-    changes["ema"] = {**changes["eps"], "optim.ema_decay": 0.9999, "optim.ema_start": 2000}
-    return described(results, changes=changes)
-
-
-def search(make: Make, confirmed: bool = True) -> Results:
-    trials = tuple(
-        SearchTrial(number, f"trial{number:02d}", {"optim.lr_g": 1e-4 * (number + 1), "optim.d_steps": 1 + number % 2},
-                    value, state)
-        for number, (value, state) in enumerate(
-            [(25.0, "complete"), (14.0, "complete"), (None, "failed"), (19.0, "complete"), (None, "collapsed")]
-        )
-    )  # fmt: skip
-    fields = {"optim.lr_g": {"low": 1e-4, "high": 2e-3, "log": True}, "optim.d_steps": {"choices": [1, 2]}}
-    found = Search("fid", fields, trials, {"optim.lr_g": 0.7, "optim.d_steps": 0.3}, "trial01")
-    done = {"best": scores(17), "official": scores(20)}
-    results = make(done, paper=None, design="search", study="ttur_search", baseline="official", search=found)
-    if confirmed:
-        return results
-    waiting = results.cells.assign(
-        state="missing", step=None, run_id=None, metric_fingerprint=None, data_fingerprint=None
-    )
-    return replace(results, cells=waiting, finals=results.finals * float("nan"))
-
-
-def adaptive(make: Make, most: int = 12, until: int = 100) -> Results:
-    """Seeds as the looks of a study ask for them: a clear effect, a small one, none, and a run that collapsed.
-
-    `until` is the number of looks after which the launch was stopped.
-    """
-    seeds = tuple(range(20, 20 + most))
-    levels = {"none": 1.0, "feat8": 1.0, "feat16": 0.6, "feat32": 0.93}
-    rng = np.random.default_rng(3)
-    drawn = {name: dict(zip(seeds, level * np.exp(rng.normal(0, 0.1, most)), strict=True))
-             for name, level in levels.items()}  # fmt: skip
-    shown: dict[str, dict[int, float]] = {name: {} for name in drawn}
-    for look in range(100):
-        results = make(shown, seeds=seeds, states={("feat32", 21): "collapsed"} if look else None, question="Where?")
-        results = settled(replace(results, paper=None, study="adaptive", adaptive=Adaptive(3, seeds, 0.2)))
-        looked = progress(results)
-        assert looked is not None
-        if not looked.wanted or look == until:
+def _pictures(folder: Path, variant: str, seed: int, last: int, level: float) -> list[Picture]:
+    """A sample grid at each evaluation and, at the last, attention maps of two layers."""
+    found = []
+    for step in STEPS:
+        if step > last:
             break
-        for name, place in looked.wanted:
-            shown[name][seeds[place]] = float(drawn[name][seeds[place]])
-    return results
+        noise = level * 3 * (1 + 4 * math.exp(-step / 300))
+        rows = [np.concatenate([_tile(label, column, noise) for column in range(8)], axis=1) for label in range(6)]
+        path = folder / f"{variant}-{step}.png"
+        Image.fromarray(np.concatenate(rows)).save(path)
+        found.append(Picture(variant, seed, "samples", "samples", step, path, 32))
+    for side in (16, 32):
+        queries = np.array([[side // 4, side // 4], [side // 2, side // 3], [3 * side // 4, 3 * side // 4]])
+        rows_, columns = np.mgrid[: side // 2, : side // 2]
+        near = np.exp(
+            -((rows_ - queries[:, 0, None, None] / 2) ** 2 + (columns - queries[:, 1, None, None] / 2) ** 2) / side
+        )
+        maps = np.repeat((near / near.sum((1, 2), keepdims=True))[None], 6, axis=0)
+        path = folder / f"{variant}-g{side}.npz"
+        np.savez(path, images=np.stack([_tile(label, 0, 20) for label in range(6)]), queries=queries, maps=maps)
+        found.append(Picture(variant, seed, "attention", f"g{side}", last, path, None))
+    return found
 
 
-def shared(results: Results, study: str, variant: str) -> Results:
-    column = pd.Series([study if name == variant else None for name in results.cells["variant"]])
-    return replace(results, cells=results.cells.assign(shared_study=column))
-
-
-ALL = (attention_vs_residual, comparison, spectral_norm, spectral_norm_grid, ttur, recipe_gap, search, adaptive)
+def _tile(label: int, column: int, noise: float) -> np.ndarray:
+    rng = np.random.default_rng([label, column])
+    y, x = np.mgrid[:32, :32] / 32
+    shapes = (
+        np.sin(24 * x) > 0, np.sin(20 * x) * np.sin(20 * y) > 0, np.sin(9 * x + 3 * np.sin(9 * y)) > 0.2,
+        np.minimum(np.hypot(x - 0.25, y - 0.5), np.hypot(x - 0.75, y - 0.5)) < 0.15,
+        abs(np.hypot(x - 0.5, y - 0.5) - 0.25) < 0.07, abs(np.maximum(abs(x - 0.5), abs(y - 0.5)) - 0.25) < 0.06,
+    )  # fmt: skip
+    colour = np.array([(230, 160, 60), (80, 180, 220), (220, 90, 110)][rng.integers(3)])
+    return np.clip(20 + shapes[label][..., None] * colour + rng.normal(0, noise, (32, 32, 3)), 0, 255).astype(np.uint8)

@@ -25,8 +25,8 @@ def geometric(values: dict[int, float]) -> float:
     return float(np.exp(np.mean(np.log(list(values.values())))))
 
 
-def test_table1_has_the_papers_nine_columns_and_no_controls_of_equal_operations(make_results: Make) -> None:
-    table = paper_tables.table1(made_studies.attention_vs_residual(make_results))
+def test_table1_has_the_papers_nine_columns_and_no_controls_of_equal_operations() -> None:
+    table = paper_tables.table1(made_studies.residual())
     assert table is not None
     places = ("8", "16", "32", "64")
     assert table.columns == ("", "no attention", *(f"feat{k}" for k in places), *(f"residual{k}" for k in places))
@@ -35,7 +35,7 @@ def test_table1_has_the_papers_nine_columns_and_no_controls_of_equal_operations(
 
 
 def test_attention_is_compared_with_the_residual_block_of_its_own_place(make_results: Make) -> None:
-    results = replace(made_studies.attention_vs_residual(make_results), contrasts=(("feat16", "residual16"),))
+    results = made_studies.residual(contrasts=(("feat16", "residual16"),))
     table = paper_tables.attention_against_residual(results)
     assert table is not None
     fid = results.finished("fid")
@@ -49,8 +49,8 @@ def test_attention_is_compared_with_the_residual_block_of_its_own_place(make_res
     assert paper_tables.attention_against_residual(attention_alone) is None
 
 
-def test_table2_heads_each_block_by_its_own_extractor(make_results: Make) -> None:
-    table = paper_tables.table2(made_studies.comparison(make_results))
+def test_table2_heads_each_block_by_its_own_extractor() -> None:
+    table = paper_tables.table2(made_studies.comparison())
     assert table is not None
     ours, theirs = table.blocks
     assert [row.cells[0] for row in ours.rows[1:]] == ["IS embedded-v1 ↑", "intra-FD embedded-v1 ↓", "FD embedded-v1 ↓"]
@@ -61,55 +61,56 @@ def test_table2_heads_each_block_by_its_own_extractor(make_results: Make) -> Non
     ]
 
 
-def test_later_reimplementations_are_compared_within_a_protocol_only(make_results: Make) -> None:
-    table = paper_tables.reimplementations(made_studies.comparison(make_results))
+def test_later_reimplementations_are_compared_within_a_protocol_only() -> None:
+    table = paper_tables.reimplementations(made_studies.comparison())
     assert table is not None and all(part.published for part in table.blocks)
     # SNGAN without attention scores better in all but one of them.
     assert sum(1 in row.bold for row in table.blocks[0].rows) == len(table.blocks[0].rows) - 1
 
 
-def test_the_rate_that_the_paper_leaves_out_is_read_from_what_was_run(make_results: Make) -> None:
-    table = paper_tables.figure4(made_studies.spectral_norm(make_results))
+def test_the_rate_that_the_paper_leaves_out_is_read_from_what_was_run() -> None:
+    table = paper_tables.figure4(made_studies.ladder())
     assert table is not None
     assert "here lr_G = lr_D = 0.0002 in sn_d and sn_g_d." in " ".join(table.notes)
     assert table.blocks[0].rows[0].cells[1:] == ("0.0002 / 0.0002", "0.0002 / 0.0002", "0.0001 / 0.0004")
-    assert column(table, "sn_d")["outcome"] == "3 collapsed at step 1,000"
-    table = grid.grid(made_studies.spectral_norm_grid(make_results))
+    assert column(table, "sn_d")["outcome"] == "3 collapsed at step 500, 750, 1,000"
+    table = grid.grid(made_studies.switches())
     assert table is not None and "lr_G = lr_D = 0.0002" in table.notes[-1]
-    not_started = made_studies.described(made_studies.spectral_norm(make_results), params=dict.fromkeys(
-        ("sn_d", "sn_g_d", "sn_g_d_ttur"), {}))  # fmt: skip
+    not_started = made_studies.described(made_studies.ladder(), params=dict.fromkeys(made_studies.LADDER, {}))
     table = paper_tables.figure4(not_started)
     assert table is not None and "learning rate of its arms" not in " ".join(table.notes)
 
 
-def test_a_ladder_says_what_each_rung_adds_and_what_it_brings(make_results: Make) -> None:
-    results = made_studies.recipe_gap(make_results)
+def test_a_ladder_says_what_each_rung_adds_and_what_it_brings() -> None:
+    results = made_studies.recipe()
     table = ladder.ladder(results)
     adds, change = column(table, "adds"), column(table, "to the rung above")
-    assert (adds["cbn"], adds["eps"]) == ("model.sn.cbn = false", "model.sn.eps = 1e-08")
+    assert (adds["sn_cbn"], adds["sn_eps"]) == ("model.sn.cbn = false", "model.sn.eps = 1e-08")
     fid = results.finished("fid")
-    ratio = geometric(fid["ema"]) / geometric(fid["eps"])
-    assert change["start"] == "–" and change["ema"].startswith(f"−{100 - 100 * ratio:.0f} % (−")
+    ratio = geometric(fid["ema"]) / geometric(fid["bn_statistics"])
+    assert change["public"] == "–" and change["ema"].startswith(f"−{100 - 100 * ratio:.0f} % (−")
     assert table is not None and table.blocks[1].published
     assert [row.cells[2] for row in table.blocks[1].rows] == ["FID 34.78", "FID 12.83"]
     assert ladder.ladder(replace(results, design="one_at_a_time")) is None
 
 
-def test_a_grid_puts_each_variant_at_its_levels(make_results: Make) -> None:
-    results = made_studies.ttur(make_results)
+def test_a_grid_puts_each_variant_at_its_levels() -> None:
+    results = made_studies.rate_grid()
     table = grid.grid(results)
     assert table is not None
-    assert table.columns == ("lr_g \\ lr_d", "d1e-4", "d2e-4", "d4e-4")
-    fid = results.finished("fid")
-    assert column(table, "d1e-4")["g4e-4"].startswith(f"{geometric(fid['g4e-4+d1e-4']):.1f} (")
-    assert [row.bold for row in table.blocks[0].rows] == [{3}, frozenset(), frozenset()]
+    assert table.columns == ("lr_g \\ lr_d", "d1e-4", "d2e-4", "d4e-4", "d8e-4")
+    fid = {name: geometric(own) for name, own in results.finished("fid").items() if own}
+    assert column(table, "d1e-4")["g2e-4"].startswith(f"{fid['g2e-4+d1e-4']:.1f} (")
+    best = min(fid, key=lambda name: fid[name])
+    (bold,) = [(row.cells[0], table.columns[place]) for row in table.blocks[0].rows for place in row.bold]
+    assert "+".join(bold) == best
 
 
 def test_two_switches_whose_ratios_multiply_have_no_effect_beyond_that(make_results: Make) -> None:
     rng = np.random.default_rng(3)
     fid = {f"{g}+{d}": dict(enumerate(40 * 0.9 ** (g == "g_on") * 0.7 ** (d == "d_on") * rng.lognormal(0, 0.01, 6)))
            for g in ("g_off", "g_on") for d in ("d_off", "d_on")}  # fmt: skip
-    template = made_studies.spectral_norm_grid(make_results)
+    template = made_studies.switches()
     results = replace(made_studies.described(make_results(fid), factors={v.name: v.factors for v in template.variants}),
                    design="grid", factors=template.factors)  # fmt: skip
     table = grid.effects(results)
@@ -119,14 +120,19 @@ def test_two_switches_whose_ratios_multiply_have_no_effect_beyond_that(make_resu
     assert p["sn_d: d_on against d_off"] == "< 0.001" and float(p["both together beyond their sum"]) > 0.05
 
 
-def test_trials_are_listed_best_first_and_enter_no_other_table(make_results: Make) -> None:
-    results = made_studies.search(make_results)
+def test_trials_are_listed_best_first_and_enter_no_other_table() -> None:
+    results = made_studies.search()
     table = search.trials(results)
-    assert table is not None
+    assert table is not None and results.search is not None
     assert table.columns == ("trial", "optim.lr_g", "optim.d_steps", "FD embedded-v1 ↓", "state")
-    assert [row.cells[0] for row in table.blocks[0].rows] == ["trial01", "trial03", "trial00", "trial02", "trial04"]
-    assert table.blocks[0].rows[0].bold and table.blocks[0].rows[3].cells[3:] == ("–", "failed")
-    assert "optim.lr_g 0.0001 to 0.002, log scale; optim.d_steps one of 1, 2" in table.notes[0]
+    values = {trial.variant: trial.value for trial in results.search.trials if trial.value is not None}
+    scored = sorted(values, key=lambda name: values[name])
+    assert [row.cells[0] for row in table.blocks[0].rows] == [*scored, "trial03", "trial05", "trial11"]
+    best, failed = (
+        next(row for row in table.blocks[0].rows if row.cells[0] == name) for name in ("trial10", "trial03")
+    )
+    assert best.bold and failed.cells[2:] == ("–", "failed")
+    assert "optim.lr_g 0.0001 to 0.001, log scale" in table.notes[0]
 
 
 def test_the_gap_that_the_recipe_study_asks_about_is_the_published_one() -> None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import figure_store
 import made_studies
 import matplotlib.pyplot as plt
 import numpy as np
@@ -38,8 +37,8 @@ def look() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
     painted = {kind: tmp_path_factory.mktemp(kind) for kind in ("ladder", "comparison")}
-    return {kind: getattr(figure_store, kind)(pictures=painted.get(kind)) if kind in painted else
-            getattr(figure_store, kind)() for kind in KINDS}  # fmt: skip
+    return {kind: getattr(made_studies, kind)(pictures=painted.get(kind)) if kind in painted else
+            getattr(made_studies, kind)() for kind in KINDS}  # fmt: skip
 
 
 def geometric(values: dict[int, float]) -> float:
@@ -215,7 +214,7 @@ def test_importances_are_drawn_as_given_the_largest_on_top(studies: dict[str, Re
 
 
 PLANS = {
-    "table 1": figure_store.RESIDUAL,
+    "table 1": made_studies.RESIDUAL,
     "rates": tuple(f"g{g}e-4+d{d}e-4" for g in (1, 2, 4, 8) for d in (1, 2, 4, 8)),
     "block": ("official", "unpooled", "key1", "key2", "key4", "value8", "value1", "gamma_one", "scaled", "no_sn",
               "paper", "deep"),
@@ -258,7 +257,7 @@ def lab(colour: str, sight: str) -> np.ndarray:
 @pytest.fixture
 def relations() -> Results:
     """Three variants by relation_error, from 0.1 to 2, with FD beside it."""
-    results = figure_store.results({"none": 40.0, "feat16": 6.0, "feat32": 2.5})
+    results = made_studies.results({"none": 40.0, "feat16": 6.0, "feat32": 2.5})
     history = results.histories[results.histories["key"] == "fid"].assign(key="relation_error")
     history["value"] = history["value"].clip(lower=2.0) / 20
     finals = results.finals.assign(relation_error=results.finals["fid"].clip(lower=2.0) / 20)
@@ -290,14 +289,14 @@ def test_differences_of_groups_stand_on_the_axis_that_their_scale_asks_for(relat
     drawn = one(geometry.groups, relations)
     (axes,) = drawn.figure.axes
     assert axes.get_xscale() == "log" and [1, 1] in [list(line.get_xdata()) for line in axes.lines]
-    gaps = [row.gap.value for group in figure_store.GROUPS for row in compare(relations, f"fid_group/{group}")]
+    gaps = [row.gap.value for group in made_studies.GROUPS for row in compare(relations, f"fid_group/{group}")]
     points = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")]
     assert points == pytest.approx(np.exp(gaps))
     assert axes.get_xlabel() == "FD embedded-v1 of a group\nover that of none (left is better)"
 
 
-def test_looks_are_drawn_to_the_one_that_decided(make_results: Callable[..., Results]) -> None:
-    results = made_studies.adaptive(make_results)
+def test_looks_are_drawn_to_the_one_that_decided() -> None:
+    results = made_studies.adaptive()
     looked = progress(results)
     assert looked is not None
     drawn = one(looks.looks, results)
@@ -312,12 +311,12 @@ def test_looks_are_drawn_to_the_one_that_decided(make_results: Callable[..., Res
         assert [line.get_ydata()[0] for line in points] == [math.exp(gap.value) for gap in gaps]
         filled = [line.get_markerfacecolor() == colour for line in points]
         assert filled == [False] * (len(gaps) - 1) + [verdict.label != "undecided"]
-    assert not list(looks.looks(made_studies.adaptive(make_results, until=0)))
+    assert not list(looks.looks(made_studies.adaptive(until=0)))
     assert not list(looks.looks(replace(results, adaptive=None)))
 
 
 def test_one_seed_has_no_whiskers_to_explain() -> None:
-    results = figure_store.results({"none": 20.0, "feat16": 18.0}, seeds=(0,))
+    results = made_studies.results({"none": 20.0, "feat16": 18.0}, seeds=(0,))
     for draw in (answer.seeds, answer.differences, geometry.groups, geometry.classes):
         assert "whiskers" not in one(draw, results).caption
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import figure_store
+import made_studies
 import matplotlib.pyplot as plt
 import pytest
 from fontTools.fontBuilder import FontBuilder
@@ -33,7 +33,7 @@ def _fresh() -> Iterator[None]:
 @pytest.fixture
 def results() -> Results:
     """Two of six classes and one variant have such names."""
-    made = figure_store.results({"none": 20.0, f"{CAT} + feat16": 18.0})
+    made = made_studies.results({"none": 20.0, f"{CAT} + feat16": 18.0})
     classes = (CAT, DOG, *made.classes[2:])
     renamed = dict(zip((f"fid_class/{name}" for name in made.classes), (f"fid_class/{name}" for name in classes),
                        strict=True))  # fmt: skip
