@@ -203,7 +203,12 @@ def _from_files(
     titles = [str(file.relative_to(folder)) for file in files]
     # The digest includes the labels: those of CelebA are in another file than the pictures.
     digest = hashlib.sha256(_digest(zip(titles, files, strict=True)).encode() + labels.tobytes()).hexdigest()
-    return Source(name, classes, labels, lambda row: _opened(files[row]), titles.__getitem__, digest, left_out)
+
+    def title(row: int) -> str:
+        """On one line, and without codes that a terminal obeys."""
+        return "".join(char if char.isprintable() else "?" for char in titles[row])
+
+    return Source(name, classes, labels, lambda row: _opened(files[row]), title, digest, left_out)
 
 
 def _from_folder(name: str, folder: Path, names: tuple[str, ...] | None = None) -> Source:

@@ -103,14 +103,15 @@ def test_a_picture_that_cannot_be_reached_is_named_with_the_reason(
 ) -> None:
     monkeypatch.setattr(prepared, "_MAX_UNREADABLE", 0.5)
     root = write_images({"cat": 4, "dog": 4})
+    (root / "cat" / "6\n\x1b[31m.png").symlink_to(tmp_path / "absent.png")
     (root / "cat" / "7.png").symlink_to(tmp_path / "absent.png")
     (root / "cat" / "8.png").symlink_to(root / "cat" / "8.png")
     os.mkfifo(root / "cat" / "9.png")
     found = open_prepared(find_source(FOLDER, root), 32, tmp_path / "cache")
     assert found.labels.tolist() == [0] * 4 + [1] * 4
     assert found.warnings == (
-        "3 of 11 images cannot be read: cat/7.png (No such file or directory), cat/8.png (Too many levels of symbolic "
-        "links), cat/9.png (not a regular file); they are left out",
+        "4 of 12 images cannot be read: cat/6??[31m.png (No such file or directory), cat/7.png (No such file or "
+        "directory), cat/8.png (Too many levels of symbolic links), cat/9.png (not a regular file); they are left out",
     )
 
 
