@@ -1,19 +1,18 @@
-"""What a reviewer asks of a table: intervals, simultaneous comparisons, power. Training seeds are the unit.
+"""Means with intervals, comparisons of variants, and their power. The unit is a training seed.
 
-Pure functions of finite numbers, but for `shipped_noise`; nothing here knows of a store or a figure. Both `reports` and
-`ablations` import this module, and `ablations` imports no other of `reports`.
+Pure functions of finite numbers, except `shipped_noise`; nothing here knows of a store or a figure, so `ablations` may
+import this module, too.
 
-One test is behind every p-value, interval and sentence: |contrast| / standard error, over all comparisons of a study at
-once. The variance is pooled over the variants, as in Dunnett's test (1955), and p-values and critical values are those
-of the largest of the statistics under "no difference", by seeded simulation, so they hold for any n and any contrasts.
-With equal n and one baseline the pooled form equals `scipy.stats.dunnett` (tests/reports/test_statistics.py).
+One test gives every p-value and interval: |contrast of means| / standard error, for all comparisons of a study
+together. The variance is pooled over the variants, as in Dunnett's test (1955). The critical value is that of the
+largest statistic of studies without any difference, by seeded simulation, so it holds for any n and any contrasts. With
+equal n and one baseline the pooled form equals `scipy.stats.dunnett` (tests/reports/test_statistics.py).
 
-Pooling lies where one variant is noisier than the others. Standard errors therefore lean on each variant's own variance
-and grow where a single variant brings most of a contrast's (`standard_errors`). With three seeds variances are hardly
-known, and a rule that is safe there costs power; from five seeds on it costs little. Measured on 40,000 simulated
-studies per row, comparisons with a baseline, in per cent, in brackets what Dunnett's plain test gives: the chance
-of any false claim with equal sds, with the baseline's or one variant's sd three times the others'; power for one true
-effect of 2 and of 3 sd over seeds.
+A pooled variance is wrong where one variant is noisier than the others. Standard errors therefore use each variant's
+own variance as well, and grow where a single variant has most of a contrast's (`standard_errors`). Measured on 40,000
+simulated studies per row, comparisons with a baseline, in per cent, in brackets Dunnett's test as it is: the chance of
+any false claim with equal sds, and with the baseline's or one variant's sd three times the others'; then the power for
+one true effect of 2 and of 3 sd over seeds.
 
     variants, n    equal   baseline x3   variant x3      2 sd         3 sd
     4, 3             5.0    6.9 (13.5)    5.1  (9.5)   31.1 (40.1)  62.0 (77.2)
@@ -24,8 +23,8 @@ effect of 2 and of 3 sd over seeds.
     8, 8             4.6    2.9 (21.2)    2.5 (10.6)   86.4 (90.0)  99.8 (99.9)
     4, 2             5.2    9.9 (12.5)    6.6  (9.1)   16.0 (19.2)  32.8 (41.8)
 
-So the goals (5 +- 1, at most 7) are met from three seeds on, at the price of power with three; with two they are not.
-An interval misses as often as the test makes a false claim.
+So with three seeds or more the error is 5 % +- 1, and at most 7 % with unequal sds; with two it is not. With three
+this costs power, from five on little. An interval misses as often as the test makes a false claim.
 """
 
 from __future__ import annotations
@@ -126,36 +125,25 @@ def compare(
     variance alone.
     """
     found = {name: np.log(own) if log else np.asarray(own, dtype=float) for name, own in values.items() if len(own)}
-    usable = [contrast for contrast in contrasts if contrast.keys() <= found.keys()]
-    tested = [contrast for contrast in usable if min(found[name].size for name in contrast) > 1]
+    fewest = [min(found[name].size if name in found else 0 for name in contrast) for contrast in contrasts]
+    weights = _matrix([contrast for contrast, n in zip(contrasts, fewest, strict=True) if n > 1], list(found))
     sizes = tuple(own.size for own in found.values())
-    means = np.array([own.mean() for own in found.values()])
-    gaps = {
-        _name(contrast): Gap(
-            float(_matrix([contrast], list(found))[0] @ means),
-            None,
-            None,
-            None,
-            min(found[name].size for name in contrast),
-            log,
+    variances = np.array([[own.var(ddof=1) if own.size > 1 else 0.0 for own in found.values()]])
+    errors = iter(standard_errors(variances, np.array(sizes), weights)[0] if len(weights) else ())
+    gaps: list[Gap | None] = []
+    for contrast, n in zip(contrasts, fewest, strict=True):
+        if n == 0:
+            gaps.append(None)
+            continue
+        gap = Gap(
+            float(sum(weight * found[name].mean() for name, weight in contrast.items())), None, None, None, n, log
         )
-        for contrast in usable
-    }
-    if tested:
-        weights = _matrix(tested, list(found))
-        variances = np.array([[own.var(ddof=1) if own.size > 1 else 0.0 for own in found.values()]])
-        errors = standard_errors(variances, np.array(sizes), weights)[0]
-        null = _null(sizes, _key(weights))
-        for contrast, error in zip(tested, errors, strict=True):
-            plain, half = gaps[_name(contrast)], _critical(null) * float(error)
-            gaps[_name(contrast)] = replace(
-                plain, low=plain.value - half, high=plain.value + half, p=_p(plain.value, float(error), null)
-            )
-    return [gaps.get(_name(contrast)) for contrast in contrasts]
-
-
-def _name(contrast: Contrast) -> frozenset[tuple[str, float]]:
-    return frozenset(contrast.items())
+        if n > 1:
+            error, null = float(next(errors)), _null(sizes, _key(weights))
+            half = _critical(null) * error
+            gap = replace(gap, low=gap.value - half, high=gap.value + half, p=_p(gap.value, error, null))
+        gaps.append(gap)
+    return gaps
 
 
 def pair(variant: str, reference: str) -> Contrast:
