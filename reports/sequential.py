@@ -31,7 +31,7 @@ from reports.statistics import SIGNIFICANT, Array, Gap, standard_errors
 LOOKS = (3, 4, 5, 6, 8, 10, 12)
 FEWEST = 3  # scores of a variant that are tested: with two its spread is hardly known
 _LEVEL = 0.045  # chance of any false claim with equal sds; with unequal ones it is up to half as much more
-_GROWTH = 1.5  # the share that may exceed at a look is as seeds ** _GROWTH: by simulation, for power at 1.5 to 2 sd
+_GROWTH = 2  # the share that may exceed at a look is as seeds ** 2: by simulation, for power at 1.5 to 2 sd
 _CHANCE = 0.1  # of being decided by the last look: below it a pair gets no more seeds
 _DRAWS = 50_000  # the error rate is then known to 0.1 %
 
