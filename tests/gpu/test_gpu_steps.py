@@ -151,7 +151,7 @@ def test_bf16_on_the_card_is_near_fp32_on_the_cpu(calm: Config, folder: Path, ca
         assert 0.98 < similarity < 1 - 1e-7, "1 would mean that nothing was rounded"
 
 
-@pytest.mark.parametrize("case", ["projection", "two D steps, mirrored images"])
+@pytest.mark.parametrize("case", ["projection", "R1 and augmented images", "two D steps, mirrored images"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_replayed_steps_equal_those_as_written(calm: Config, folder: Path, case: str, precision: str) -> None:
     """The same kernels on the same numbers. Three steps lead to the recording, and three are replayed."""
