@@ -20,9 +20,11 @@ METRICS = (
     *("relation_error", "fid", "fid_extrapolated", "fid_local", "intra_fid", "kid", "is", "precision", "recall"),
     *("density", "coverage", "class_consistency", "relation_correlation", "relation_spread", "class_diversity"),
 )
+UNDIRECTED = ("relation_spread", "class_diversity")  # metrics of which neither more nor less is better
 OBJECTIVES = ("fid", "fid_extrapolated", "fid_local", "intra_fid", "kid")  # of a search; all are minimised
 RELATIONS = ("relation_error", "relation_correlation", "relation_spread")  # measured on built-in pictures only
 BEST = "best"  # the variant with the values of a search's best trial, trained on the study's own seeds
+FIRST_SEED = 20  # of adaptive seeds, which are FIRST_SEED, FIRST_SEED + 1, ...: those below chose the presets
 Changes = dict[str, Any]  # {field: value}
 Design = Literal["one_at_a_time", "grid", "ladder"]
 Factors = dict[str, dict[str, Changes]]  # {factor: {level: changes}}
@@ -129,6 +131,22 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Adaptive:
+    """Seeds that are added until each comparison of the study is decided: `first` at least, `most` at most.
+
+    A ratio within 1 +- `margin` (0.1 for 10 %) is no difference that matters; None where every difference does.
+    """
+
+    first: int
+    most: int
+    margin: float | None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(range(FIRST_SEED, FIRST_SEED + self.most))
+
+
+@dataclass(frozen=True)
 class Study:
     """A checked study at one preset. `base` is the preset with the study's and the command line's `set` applied.
 
@@ -150,6 +168,7 @@ class Study:
     search: Search | None = None
     metric: str = "fid"  # the primary one
     contrasts: tuple[tuple[str, str], ...] = ()  # (variant, reference), as named; some variants may not be buildable
+    adaptive: Adaptive | None = None  # then `seeds` are all that it may come to
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -194,7 +213,7 @@ class Study:
         return [cell for cell in cells if any(fnmatch.fnmatchcase(name, only) for name in (cell.variant, cell.name))]
 
     def at_seeds(self, seeds: Iterable[int]) -> Study:
-        return replace(self, seeds=tuple(seeds))
+        return replace(self, seeds=tuple(seeds), adaptive=None)
 
     def proposing(self, proposed: Mapping[str, Changes], best: str | None) -> Study:
         """This search with its trials so far, and the name of the best one."""
@@ -207,6 +226,12 @@ class Study:
             return self
         names = [trial_name(number) for number in range(self.search.trials)]
         return self.proposing({name: {} for name in names}, best=names[0])
+
+    def plan_of_seeds(self) -> dict[str, Any]:
+        """What decides when adaptive seeds end, by the names that a study file has for it, as JSON would give it."""
+        assert self.adaptive is not None
+        seeds = {"first": self.adaptive.first, "most": self.adaptive.most, "margin": self.adaptive.margin}
+        return {**seeds, "metric": self.metric, "contrasts": [list(pair) for pair in self.pairs]}
 
     def plan(self) -> dict[str, Any]:
         """plan.json: every variant, also those that cannot be built, and the seeds."""
@@ -229,6 +254,7 @@ class Study:
             "contrasts": [list(pair) for pair in self.pairs] if self.contrasts else [],
             "variants": variants,
             "seeds": list(self.seeds),
+            **({"adaptive": asdict(self.adaptive)} if self.adaptive else {}),
         }
 
 

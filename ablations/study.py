@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel
 from pydantic_core import ValidationError
@@ -19,6 +19,8 @@ from pydantic_core import ValidationError
 from ablations.document import Document, Position, StudyError, did_you_mean, hint, read_value
 from ablations.plan import (
     BEST,
+    UNDIRECTED,
+    Adaptive,
     Changes,
     Combination,
     Range,
@@ -30,7 +32,7 @@ from ablations.plan import (
     show,
     why_missing,
 )
-from ablations.study_file import NAME, NAME_RULE, SPACE_KINDS, RangeBlock, SearchBlock, StudyFile
+from ablations.study_file import KINDS, NAME, NAME_RULE, AdaptiveBlock, RangeBlock, SearchBlock, StudyFile
 from sagan.config import Config, field_names, flatten, override
 from sagan.presets import PRESETS
 
@@ -54,20 +56,21 @@ def read_study(path: Path, preset: str | None = None, changes: Mapping[str, str]
     except ValidationError as error:
         content = copy.deepcopy(document.content)
         for mistake in error.errors():
-            position = tuple(str(key) for key in mistake["loc"] if key not in SPACE_KINDS)
+            position = tuple(str(key) for key in mistake["loc"] if key not in KINDS)
             wrong.add(position[0])
             message = str(mistake.get("ctx", {}).get("error"))
             if mistake["type"] == "missing":
                 document.error(position, "is missing; it is required here")
             elif mistake["type"] == "extra_forbidden":
-                blocks: dict[int, type[BaseModel]] = {1: StudyFile, 2: SearchBlock}
-                fields = blocks.get(len(position), RangeBlock).model_fields
+                blocks: dict[str, type[BaseModel]] = {"": StudyFile, "seeds": AdaptiveBlock, "search": SearchBlock}
+                fields = blocks.get(".".join(position[:-1]), RangeBlock).model_fields
                 document.error(position, f"no such field; {did_you_mean(position[-1], fields)}", at="key")
             elif position[-1] == "[key]":
                 document.error(position[:-1], message, at="key")
             else:
                 document.error(position, message)
-            _remove(content, position[:-1] if mistake["type"] == "missing" and position[1:] else position)
+            is_inner = mistake["type"] == "missing" and position[1:]
+            _remove(content, position[:1] if position[0] == "seeds" else position[:-1] if is_inner else position)
         try:
             file = StudyFile.model_validate({**_PLACEHOLDERS, **content})
         except ValidationError:
@@ -95,6 +98,10 @@ class _Checker:
         self, document: Document, file: StudyFile, wrong: set[str], preset: str | None, changes: Mapping[str, str]
     ) -> None:
         self._document, self._file, self._wrong = document, file, wrong
+        block = file.seeds if isinstance(file.seeds, AdaptiveBlock) else None
+        margin = float(file.margin.rstrip("% ")) / 100 if file.margin else None
+        self._adaptive = Adaptive(block.first, block.most, margin) if block else None
+        self._seeds = self._adaptive.seeds if self._adaptive else tuple(cast(list[int], file.seeds))
         self._command_errors: list[str] = []  # mistakes on the command line
         self._changes: Changes = {}
         for name, text in changes.items():
@@ -121,7 +128,7 @@ class _Checker:
         if "search" in written:
             for field in written.keys() & {"factors", "design", "contrasts"}:
                 self._error((field,), "cannot be used with search, which chooses the variants; drop one", at="key")
-        self._check_each_once(("seeds",), file.seeds)
+        self._check_each_once(("seeds",), self._seeds)
         # With a wrong preset the other mistakes are still found, at some other preset.
         original = PRESETS.get(self._preset, PRESETS[file.preset])
         base = self._applied(original, file.set, ("set",))
@@ -131,6 +138,7 @@ class _Checker:
         levels = self._levels(base)
         search = self._search(base) if file.search else None
         metric = file.metric or ("relation_error" if base.data.name == "embedded" else "fid")
+        self._check_adaptive(metric)
         if not self._wrong & {"preset", "metric"}:
             base_rule = why_missing(metric, base)
             if base_rule:
@@ -161,7 +169,7 @@ class _Checker:
             question=file.question.strip(),
             preset=self._preset,
             paper=file.paper or None,
-            seeds=tuple(file.seeds),
+            seeds=self._seeds,
             baseline=file.baseline,
             design=file.design,
             factors=file.factors,
@@ -172,16 +180,33 @@ class _Checker:
             search=search,
             metric=metric,
             contrasts=tuple((variant, reference) for variant, reference in file.contrasts),
+            adaptive=self._adaptive,
         )
         planned = study.variants()
         lacking = [f"{variant.name} {variant.build_error}" for variant in planned if variant.build_error]
-        if (
-            0 < len(lacking) < len(planned) and not study.pairs
-        ):  # without any that can be built, there is nothing to run
+        if 0 < len(lacking) < len(planned) and not study.pairs:  # where none can be built, there is nothing to run
             rule = f"no comparison can be made at preset {self._preset}, because {', '.join(lacking)}"
             self._error(("baseline",), f"{rule}, got baseline {file.baseline!r}; choose another preset or baseline")
             raise StudyError(self._document.errors())
+        if study.adaptive and not study.pairs:
+            self._error(("seeds",), "must be a list, because no comparison of the study can be made at this preset")
+            raise StudyError(self._document.errors())
         return study
+
+    def _check_adaptive(self, metric: str) -> None:
+        file, seeds = self._file, self._adaptive
+        if seeds is None:
+            if file.margin and "seeds" not in self._wrong:
+                self._error(("margin",), "belongs to adaptive seeds; drop it, or write seeds: {first: 3, most: 12}")
+            return
+        if seeds.first > seeds.most:
+            rule = f"must not be above most, got {seeds.first} and {seeds.most}; exchange them"
+            self._error(("seeds", "first"), rule)
+        if file.search:
+            self._error(("seeds",), "must be a list with search, whose best trial is compared once; write [20, 21, 22]")
+        if metric in UNDIRECTED:
+            rule = f"must have a better direction with adaptive seeds, got {metric}; choose another, or a list of seeds"
+            self._error(("metric",), rule)
 
     def _levels(self, base: Config) -> dict[tuple[str, str], Config]:
         """{(factor, level): the base with the changes of this level only}."""
@@ -210,8 +235,8 @@ class _Checker:
         """The variants of the factors; [] after an error where they cannot be combined."""
         design, factors, baseline = self._file.design, self._file.factors, self._file.baseline
         count = (math.prod if design == "grid" else sum)(map(len, factors.values()))
-        if count * len(self._file.seeds) > _MAX_CELLS:  # checked first: a large grid would take all memory
-            got = f"{count:,} variants x {len(self._file.seeds):,} seeds"
+        if count * len(self._seeds) > _MAX_CELLS:  # checked first: a large grid would take all memory
+            got = f"{count:,} variants x {len(self._seeds):,} seeds"
             self._error(("factors",), f"must give {_MAX_CELLS:,} cells at most, got {got}; drop levels or seeds")
             return []
         if design == "ladder" and len(factors) > 1:
@@ -294,7 +319,7 @@ class _Checker:
         if is_taken or not re.fullmatch(NAME, baseline):
             rule = "not be a name that the search gives" if is_taken else NAME_RULE
             self._error(("baseline",), f"must {rule}, got {baseline!r}; write preset")
-        if block.seed in self._file.seeds and "seeds" not in self._wrong:
+        if block.seed in self._seeds and "seeds" not in self._wrong:
             # Selected as the best of many at its own seed, a trial would score too well there.
             rule = f"must not be among seeds, which confirm the best trial, got {block.seed}; choose another"
             self._error(("search", "seed"), rule)

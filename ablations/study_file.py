@@ -23,7 +23,8 @@ from sagan.presets import PRESETS
 
 NAME = "[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,63}"
 NAME_RULE = "be 1 to 64 letters, digits or any of _ - + . and not begin with a dot, because it names files"
-SPACE_KINDS = ("(range)", "(choices)")  # pydantic adds these to the position of a mistake
+KINDS = ("(range)", "(choices)", "(adaptive)", "(list)")  # pydantic adds these to the position of a mistake
+MAX_ADAPTIVE = 60  # seeds: the simulation of so many looks still takes seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,12 @@ def _one_of(names: tuple[str, ...]) -> Must:
     return Must(f"be one of {', '.join(names)}", names=names)
 
 
+def _above_zero(text: str) -> str:
+    if not any(digit in text for digit in "123456789"):
+        raise ValueError
+    return text
+
+
 def _printable(text: str) -> str:
     if not all(char.isprintable() or char in "\n\t" for char in text):
         raise ValueError
@@ -83,6 +90,12 @@ Pair = Annotated[
     list[Variant], Field(min_length=2, max_length=2), Must("be a pair of variants", "write [feat32, none]")
 ]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), Must(f"be a whole number in 0..{MAX_SEED}", "write 0")]
+Margin = Annotated[
+    str,
+    Field(pattern=r"^[0-9]{1,2}(\.[0-9]{1,6})? ?%$"),
+    AfterValidator(_above_zero),
+    Must("be a percentage above 0 and below 100", "write 10 %"),
+]
 Level = Annotated[Changes, Must("map fields to values", "write {} for no change")]
 Levels = Annotated[dict[Name, Level], Field(min_length=1), Must("have a level or more", "write none: {}")]
 
@@ -105,8 +118,30 @@ Choices = Annotated[
     Must("be a list of two choices or more, or a range", "write [1, 2] or {low: 1e-4, high: 1e-3, log: true}"),
 ]
 Space = Annotated[
-    Annotated[RangeBlock, Tag(SPACE_KINDS[0])] | Annotated[Choices, Tag(SPACE_KINDS[1])],
-    Discriminator(lambda value: SPACE_KINDS[0] if isinstance(value, dict) else SPACE_KINDS[1]),
+    Annotated[RangeBlock, Tag(KINDS[0])] | Annotated[Choices, Tag(KINDS[1])],
+    Discriminator(lambda value: KINDS[0] if isinstance(value, dict) else KINDS[1]),
+]
+
+
+class AdaptiveBlock(_Block):
+    """Adaptive seeds: see ablations.plan.Adaptive."""
+
+    first: Annotated[
+        int,
+        Field(ge=3, le=MAX_ADAPTIVE),
+        Must(f"be a whole number in 3..{MAX_ADAPTIVE}, because two seeds hardly tell their spread", "write 3"),
+    ]
+    most: Annotated[int, Field(ge=3, le=MAX_ADAPTIVE), Must(f"be a whole number in 3..{MAX_ADAPTIVE}", "write 12")]
+
+
+SeedList = Annotated[
+    list[Seed],
+    Field(min_length=1),
+    Must("be a list with a whole number or more, or adaptive", "write [20, 21, 22] or {first: 3, most: 12}"),
+]
+Seeds = Annotated[
+    Annotated[AdaptiveBlock, Tag(KINDS[2])] | Annotated[SeedList, Tag(KINDS[3])],
+    Discriminator(lambda value: KINDS[2] if isinstance(value, dict) else KINDS[3]),
 ]
 
 
@@ -127,7 +162,8 @@ class StudyFile(_Block):
     preset: Annotated[str, _one_of(tuple(PRESETS))]
     paper: Name = ""
     metric: Annotated[str, _one_of(METRICS)] = ""
-    seeds: Annotated[list[Seed], Field(min_length=1), Must("be a list with a whole number or more", "write [0, 1, 2]")]
+    seeds: Seeds
+    margin: Margin = ""
     baseline: Variant
     contrasts: Annotated[list[Pair], Field(min_length=1), Must("be a list of pairs", "write [[feat32, none]]")] = []
     design: Annotated[Design, _one_of(typing.get_args(Design))] = "one_at_a_time"

@@ -31,6 +31,7 @@ SEARCH = """
 
 SEARCH_MISTAKES = {
     "a seed that confirms": ({"seed: 100": "seed: 1"}, "7:9: search.seed: must not be among seeds"),
+    "adaptive seeds": ({"[0, 1]": "{first: 3, most: 6}"}, "4:8: seeds: must be a list with search"),
     "a typo in a key": ({"objective:": "objectiv:"}, "9:3: search.objectiv: no such .* did you mean 'objective'?"),
     "a missing key": ({"  trials: 8\n": ""}, "7:3: search.trials: is missing"),
     "a trial a second for years": (
@@ -93,6 +94,26 @@ MISTAKES = {
     "a typo in a key": ({"question:": "qestion:"}, "2:1: qestion: no such field; did you mean 'question'?"),
     "a missing field": ({"baseline: none\n": ""}, "1:1: baseline: is missing"),
     "a wrong type": ({"[0, 1]": "three"}, "5:8: seeds: must be a list"),
+    "adaptive seeds that begin above their end": (
+        {"[0, 1]": "{first: 5, most: 4}"},
+        "5:16: seeds.first: must not be above most, got 5 and 4",
+    ),
+    "adaptive seeds of two": ({"[0, 1]": "{first: 2, most: 4}"}, "5:16: seeds.first: must be a whole number in 3..60"),
+    "a typo in adaptive seeds": ({"[0, 1]": "{first: 3, mots: 4}"}, "5:8: seeds.most: is missing"),
+    "a margin of nothing": (
+        {"[0, 1]": "{first: 3, most: 4}\nmargin: 0.0 %"},
+        "6:9: margin: must be a percentage above",
+    ),
+    "a margin that is a number": ({"[0, 1]": "{first: 3, most: 4}\nmargin: 0.1"}, "6:9: margin: .*got 0.1; write 10 %"),
+    "a margin of seeds in a list": ({"[0, 1]": "[0, 1]\nmargin: 10 %"}, "6:9: margin: belongs to adaptive seeds"),
+    "adaptive seeds without a better direction": (
+        {"[0, 1]": "{first: 3, most: 4}\nmetric: relation_spread"},
+        "6:9: metric: must have a better direction with adaptive seeds, got relation_spread",
+    ),
+    "adaptive seeds with nothing to compare": (
+        {"[0, 1]": "{first: 3, most: 4}", "    feat32: {model.attention.at: [32]}\n": ""},
+        "5:8: seeds: must be a list, because no comparison of the study can be made at this preset",
+    ),
     "a seed twice": ({"[0, 1]": "[0, 1, 0]"}, "5:15: seeds.2: each once, got 0 again"),
     "a seed that is true": ({"[0, 1]": "[true]"}, "5:9: seeds.0: must be a whole number"),
     "an unknown preset": ({"embedded": "embeded"}, "3:9: preset: must be one of .* did you mean 'embedded'?"),
