@@ -10,6 +10,7 @@ replace what was there. A launch that has begun goes on while the store is away.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -150,6 +151,25 @@ class Store:
                 f"(sqlite:///new.db), or move this one away. reports.build reads either"
             )
 
+    def check_seeds(self, study: Study) -> None:
+        """Raises ValueError where the adaptive seeds of the study were begun by another plan."""
+        experiment_id = self.find_experiment(study)
+        if study.adaptive is None or experiment_id is None:
+            return
+        plan = study.plan_of_seeds()
+        before = {**plan, **json.loads(self.client.get_experiment(experiment_id).tags.get(_seeds_tag(study), "{}"))}
+        if changed := [name for name in plan if before[name] != plan[name]]:
+            listed = ", ".join(f"{name} was {before[name]}, now {plan[name]}" for name in changed)
+            raise ValueError(
+                f"{study.path}: adaptive seeds must keep the plan that they began with, but {listed}; give the old one "
+                f"back, or rename the study, because looks under two plans have no error rate (--most bounds a launch)"
+            )
+
+    def register_seeds(self, experiment_id: str, study: Study) -> None:
+        """Keeps the plan of adaptive seeds for `check_seeds`."""
+        plan = json.dumps({"protocol": study.protocol, **study.plan_of_seeds()})
+        self._patiently(lambda: self.client.set_experiment_tag(experiment_id, _seeds_tag(study), plan))
+
     def check_images(self, study: Study, fingerprints: Mapping[str, str]) -> None:
         """Raises ValueError where cells of the study were trained on other images than these, by config digest."""
         experiment_id = self.find_experiment(study)
@@ -199,20 +219,28 @@ class Store:
         experiment_id: str,
         study: Study,
         results: Mapping[str, Result],
+        failed: Container[str] = (),
         search: Mapping[str, Any] | None = None,
         commit: str | None = None,
     ) -> bool:
         """Brings the rows of the study's variants, its documents and the description of its experiment up to date with
-        `results`, which are by the key of their cell; `search` is the report of a search. False where it is away.
+        `results`, which are by the key of their cell; `failed` are keys of cells that will have none, `search` is the
+        report of a search. False where it is away.
 
         Documents are artifacts of the baseline's row. One launcher at a time may make rows (`exclusive`).
         """
-        return self._told(self._write_table, experiment_id, study, results, search, commit)
+        return self._told(self._write_table, experiment_id, study, results, failed, search, commit)
 
     def _write_table(
-        self, experiment_id: str, study: Study, results: Mapping[str, Result], search: Any, commit: str | None
+        self,
+        experiment_id: str,
+        study: Study,
+        results: Mapping[str, Result],
+        failed: Container[str],
+        search: Any,
+        commit: str | None,
     ) -> None:
-        rows = table.rows(study, results)
+        rows = table.rows(study, results, failed)
         stored = {
             run.data.tags.get("variant", ""): run
             for run in reversed(list(self.runs(experiment_id, "tags.kind = 'variant'")))  # the oldest counts
@@ -236,11 +264,13 @@ class Store:
                 self.client.log_text(baseline, text, name)
                 self._texts[baseline, name] = text
         found = [metric for metric in table.metrics_of(study) if any(metric in row.estimates for row in rows)]
-        columns = [f"metrics.`{name}`" for name in (*found, "half_width", "n")]
+        columns = [f"metrics.`{name}`" for name in (*found, "half_width", "n")] + ["tags.`verdict`", "tags.`note`"]
         tags = {
-            "mlflow.note.content": table.markdown(study, rows, table.answer(study, results))[:_MAX_DESCRIPTION],
+            "mlflow.note.content": table.markdown(study, rows, table.answer(study, results, failed))[:_MAX_DESCRIPTION],
             # As MLflow's own button "Share" stores a view of the table.
-            f"mlflow.sharedViewState.{_VIEW}": json.dumps({"selectedColumns": [*columns, "tags.`note`"]}),
+            f"mlflow.sharedViewState.{_VIEW}": json.dumps(
+                {"selectedColumns": [*columns, "tags.`verdict`", "tags.`note`"]}
+            ),
         }
         for name, text in tags.items():
             if self._texts.get((experiment_id, name)) != text:
@@ -267,6 +297,7 @@ class Store:
             "paper": study.paper or "",
             "changes": table.changes_of(variant)[:MAX_TAG],
             "note": row.note,
+            "verdict": row.verdict,
             **{f"factor.{name}": level for name, level in variant.factors.items()},
         }
         before = run.data
@@ -312,12 +343,12 @@ class Store:
             tags, key = run.data.tags, cell_key(run)
             trained = "shared_run" not in tags
             if "outcome" in tags and (trained or (shared and key not in results)):
-                scores = {name: value for metric in metrics for name, value in self._score(run, metric).items()}
+                scores = {name: value for metric in metrics for name, value in self.score(run, metric).items()}
                 measured = table.measured_by(tags.get("data_fingerprint", ""), tags.get("metric_fingerprint", ""))
                 results[key] = Result(tags["outcome"], run.data.metrics, tags.get("shared_study"), scores, measured)
         return results
 
-    def _score(self, run: Run, metric: str) -> dict[str, float]:
+    def score(self, run: Run, metric: str) -> dict[str, float]:
         """The score of a finished run by one metric; {} where it has none."""
         place = str(run.info.run_id), metric
         if run.data.tags["outcome"] != "finished" or metric not in run.data.metrics:
@@ -420,6 +451,11 @@ class Store:
             else:
                 self.client.set_terminated(run.info.run_id, "FINISHED" if "outcome" in run.data.tags else "KILLED")
 
+    def runs_of_all(self, condition: str) -> Iterator[Run]:
+        """Of all studies."""
+        for experiment in self.client.search_experiments():
+            yield from self.runs(str(experiment.experiment_id), condition)
+
     def runs(self, experiment_id: str, condition: str) -> Iterator[Run]:
         token: str | None = None
         while token != "":
@@ -498,6 +534,11 @@ def _told_result(attempt: Attempt, outcome: str, shared_study: str | None) -> Re
     about = attempt.protocol or {}
     measured = table.measured_by(about.get("data_fingerprint", ""), about.get("metric_fingerprint", ""))
     return Result(outcome, last, shared_study, scores, measured)
+
+
+def _seeds_tag(study: Study) -> str:
+    """Of an experiment: each protocol of a study is decided by itself."""
+    return f"adaptive.{hashlib.sha256(study.protocol.encode()).hexdigest()[:8]}"
 
 
 def _fingerprints(run: Run) -> tuple[str, str]:

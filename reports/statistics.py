@@ -55,6 +55,11 @@ def on_log_scale(key: str) -> bool:
     return metric(key).ratio
 
 
+def lower_is_better(key: str) -> bool | None:
+    """The better direction of a metric; None where neither is."""
+    return metric(key).lower
+
+
 def run_score(key: str, values: Sequence[float]) -> float:
     """The score of a run from its last evaluations: their mean, geometric where the metric is compared as a ratio."""
     array = np.asarray(values, dtype=float)

@@ -18,8 +18,9 @@ FORBIDDEN = {
     "ablations": ({"reports", "pandas"}, "ablations runs studies; reports reads what it stored"),
     "reports": ({"torch", "torchvision", "sagan", "ablations", "optuna"}, "reports reads the store and trains nothing"),
 }
-# `reports.statistics` alone is for both sides: pure functions, so that a plan and its report use one test.
-SHARED = ("ablations/dry_run.py", "ablations/table.py")
+# Both sides share these alone: pure functions, so that a plan, its launches and their report use one test.
+BOTH_SIDES = {"reports", "reports.statistics", "reports.sequential"}
+SHARED = ("ablations/dry_run.py", "ablations/table.py", "ablations/verdicts.py")
 ONLY_IN = {
     "torch_fidelity": ("sagan/metrics/",),
     "optuna": ("ablations/storage.py", "ablations/queue.py", "ablations/search.py"),
@@ -62,11 +63,13 @@ def imported(path: str, top_level_only: bool = False, for_types: bool = True) ->
 
 def test_the_statistics_are_all_that_both_sides_share() -> None:
     for path in SHARED:
-        lines = [line for line in (ROOT / path).read_text().splitlines() if "from reports" in line]
-        assert lines == ["from reports import statistics"]
-    own = {module.split(".")[0] for module in imported("reports/statistics.py") if module != "reports.metrics"}
+        lines = [line for line in (ROOT / path).read_text().splitlines() if line.startswith("from reports import")]
+        assert lines and set(lines) <= {"from reports import statistics", "from reports import sequential, statistics"}
+        assert {module for module in imported(path) if module.startswith("reports")} <= BOTH_SIDES
+    own = {module for name in ("statistics", "sequential") for module in imported(f"reports/{name}.py")}
+    own = {module.split(".")[0] for module in own if module not in BOTH_SIDES | {"reports.metrics"}}
     assert own <= {"__future__", "math", "collections", "dataclasses", "functools", "importlib", "numpy", "scipy",
-                   "ruamel"}  # fmt: skip
+                   "ruamel", "typing"}  # fmt: skip
     assert set(imported("reports/metrics.py")) == {"__future__", "dataclasses"}
 
 
