@@ -1,40 +1,43 @@
-"""Progress of a launch: a table on a terminal, plain lines elsewhere."""
+"""Progress of a launch: on a terminal the table of verdicts with what runs now, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from ablations.table import label
+from ablations.verdicts import Row
+
 if TYPE_CHECKING:
+    from ablations.plan import Study
     from ablations.queue import CellState
 
 _LINE_SECONDS = 10.0
-_MAX_ROWS = 40
 
 
 class LiveTable:
-    """One row per cell, redrawn in place."""
+    """A row per variant, redrawn in place until `close`. `rows` looks up scores: when a cell has ended."""
 
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, refresh_per_second=2)
+    def __init__(self, console: Console, study: Study, rows: Callable[[Sequence[CellState]], Sequence[Row]]) -> None:
+        self._study, self._look = study, rows
+        self._rows: Sequence[Row] = ()
+        self._ended: int | None = None
+        self._live = Live(console=console, refresh_per_second=2, transient=True)
         self._live.start()
 
     def update(self, states: Sequence[CellState], workers: int) -> None:
-        table = Table(caption=headline(states, workers), caption_justify="left")
-        for title in ("cell", "state", "step", "images/s", _distance(states), "left"):
-            table.add_column(title, justify="left" if title in ("cell", "state") else "right")
-        order = ("running", "failed", "waiting", "new", "done")
-        for state in sorted(states, key=lambda state: order.index(state.state))[:_MAX_ROWS]:
-            table.add_row(*_row(state))
-        if len(states) > _MAX_ROWS:
-            table.add_row(f"... {len(states) - _MAX_ROWS} more")
-        self._live.update(table)
+        ended = sum(state.state in ("done", "failed") for state in states)
+        if ended != self._ended:
+            self._rows, self._ended = self._look(states), ended
+        self._live.update(Group(verdict_table(self._study, self._rows, states), headline(states, workers)))
 
     def close(self) -> None:
         self._live.stop()
@@ -43,8 +46,8 @@ class LiveTable:
 class PlainLines:
     """A line when a cell ends, and every ten seconds one per running cell and one for all together."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, study: Study) -> None:
+        self._console, self._fid = console, label(study, "fid")
         self._ended: set[str] | None = None  # keys of cells; None before the first update
         self._last = time.monotonic()
 
@@ -56,22 +59,57 @@ class PlainLines:
         if is_due:
             self._last = time.monotonic()
             shown += [state for state in states if state.state == "running"]
-        lines = []
-        for state in shown:
-            name, what, step, speed, fid, left = _row(state)
-            parts = [
-                f"{name}: {what}",
-                f"step {step}",
-                speed and f"{speed} images/s",
-                fid and f"{_distance([state])} {fid}",
-            ]
-            lines.append(", ".join(filter(None, [*parts, left and f"{left} left"])))
+        lines = [_line(state, self._fid) for state in shown]
         for line in [*lines, headline(states, workers)] if is_due else lines:
             now = time.strftime("%H:%M:%S")
             self._console.print(f"{now} {line}", markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         pass
+
+
+def verdict_table(study: Study, rows: Sequence[Row], states: Sequence[CellState] = ()) -> Table:
+    """Variant, n, mean, difference and verdict; where `states` are given, also the cells that run, with their progress.
+
+    Trials of a search, which are compared with nothing, have rows while they run.
+    """
+    table = Table()
+    for title in ("variant", "n", label(study, study.metric), f"against {_references(rows)}", "verdict"):
+        table.add_column(title, justify="left" if title in ("variant", "verdict") else "right")
+    if states:
+        table.add_column("running")
+    running: dict[str, list[CellState]] = {}
+    for state in states:
+        if state.state == "running":
+            running.setdefault(state.cell.variant, []).append(state)
+    reference = _references(rows)
+    for row in [*rows, *(Row(name, None) for name in running.keys() - {row.variant for row in rows})]:
+        # A variant with several comparisons has its cells in the first of its rows.
+        bars = [_bars(running.pop(row.variant, []))] if states else []
+        table.add_row(*row_texts(row, reference), *bars)
+    return table
+
+
+def row_texts(row: Row, reference: str) -> tuple[str, str, str, str, str]:
+    """Variant, n, mean, ratio or difference with its interval, and verdict; names references other than `reference`."""
+    found, gap = row.estimate, row.gap
+    against = ""
+    if gap is not None:
+        back = math.exp if gap.log else float
+        against = f"{'x ' if gap.log else ''}{back(gap.value):.3g}"
+        if gap.low is not None and gap.high is not None:
+            against += f" ({back(gap.low):.3g} to {back(gap.high):.3g})"
+        if row.reference != reference:
+            against += f" to {row.reference}"
+    is_final = row.n and row.verdict and (row.verdict != "undecided" or row.is_given_up)
+    verdict = f"{row.verdict} after {row.n}" if is_final else row.verdict
+    return row.variant, str(found.n if found else 0), f"{found.mean:.3g}" if found else "", against, verdict
+
+
+def _references(rows: Sequence[Row]) -> str:
+    """What all rows are compared with, or "each other"."""
+    found = {row.reference for row in rows if row.reference is not None}
+    return str(*found) if len(found) == 1 else "each other"
 
 
 def headline(states: Sequence[CellState], workers: int) -> str:
@@ -97,27 +135,36 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
 
 
-def _distance(states: Sequence[CellState]) -> str:
-    """ "FID" for features of Inception only; other extractors are named: "FD embedded-v2"."""
-    extractors = {state.cell.config.eval.extractor for state in states}
-    if extractors == {"inception"}:
-        return "FID"
-    return " ".join(["FD", *extractors]) if len(extractors) == 1 else "FD"
+def _bars(states: Sequence[CellState]) -> RenderableType:
+    """A line per running cell: seed, progress and time left."""
+    if not states:
+        return ""
+    grid = Table.grid(padding=(0, 1))
+    for state in states:
+        steps, step = state.cell.config.optim.steps, state.progress.get("step", 0)
+        grid.add_row(f"seed {state.cell.seed}", ProgressBar(steps, step, width=16), f"{step / steps:.0%}", _left(state))
+    return grid
 
 
-def _row(state: CellState) -> tuple[str, str, str, str, str, str]:
-    """Cell, state, step, images/s, FD and remaining time as texts, empty where unknown."""
+def _line(state: CellState, metric: str) -> str:
+    """ "feat32/seed20: running, step 20/100, 118 images/s, FID 40.2, 2.1 min left"; `metric` is the name of `fid`."""
     progress = state.progress
     what = state.outcome or state.state
     if "shared_study" in progress:
         what = f"{what}, shared with {progress['shared_study']}"
     if state.error:
         what = f"failed: {state.error.splitlines()[0][:80]}"
-    speed = f"{progress['images_per_sec']:.0f}" if "images_per_sec" in progress else ""
-    fid = f"{progress['fid']:.4g}" if "fid" in progress else ""
+    speed = f"{progress['images_per_sec']:.0f} images/s" if "images_per_sec" in progress else ""
+    fid = f"{metric} {progress['fid']:.4g}" if "fid" in progress else ""
+    left = f"{_left(state)} left" if _left(state) else ""
+    step = f"step {progress.get('step', 0)}/{state.cell.config.optim.steps}"
+    return ", ".join(filter(None, [f"{state.cell.name}: {what}", step, speed, fid, left]))
+
+
+def _left(state: CellState) -> str:
+    """How long a running cell still takes, as far as it is known."""
     seconds = _seconds_per_step(state)
-    left = duration(_steps_left(state) * seconds) if seconds and state.state == "running" else ""
-    return state.cell.name, what, f"{progress.get('step', 0)}/{state.cell.config.optim.steps}", speed, fid, left
+    return duration(_steps_left(state) * seconds) if seconds and state.state == "running" else ""
 
 
 def _steps_left(state: CellState) -> int:

@@ -14,16 +14,19 @@ from rich.console import Console
 
 from ablations.attempts import all_attempts
 from ablations.disk import fullest, is_full_disk
+from ablations.display import row_texts, verdict_table
 from ablations.launcher import Launcher, Options
 from ablations.machine import Team
-from ablations.plan import BEST, Study, show
+from ablations.plan import BEST, Cell, Study, show
 from ablations.preflight import DEFAULT_STORE, absolute, shown, sqlite_path
 from ablations.queue import CellState
 from ablations.search import Trials
 from ablations.slurm import open_executor, submit
 from ablations.storage import AWAY, exclusive, probe
+from ablations.table import answer, label
 from ablations.tracking import Result, Store, StoreAway
 from ablations.trainers import Interrupt
+from ablations.verdicts import Ended, rows, wanted
 
 
 def run_studies(
@@ -42,7 +45,7 @@ def run_studies(
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     store = _open(studies, options)
     worst, summaries, links = 0, list[str](), list[str]()
-    with Interrupt() as interrupt:
+    with Interrupt(options.until) as interrupt:
         for number, (study, team) in enumerate(studies, 1):
             if len(studies) > 1:
                 say(f"Study {number} of {len(studies)}: {study.name}")
@@ -51,7 +54,10 @@ def run_studies(
                 _run(launcher, console)
                 summary = _summary(launcher)
                 good = {"done", "running"} if options.worker_only else {"done"}
+                if interrupt.status == 0:  # the time is up, as it was asked for
+                    good |= {"new", "waiting", "running"}
                 worst = max(worst, int(any(state.state not in good for state in launcher.states.values())))
+                recorded = None if options.worker_only or store.is_away else launcher.ended()
             except Exception as error:
                 if (reason := _passing_reason(error, options)) is None:
                     raise
@@ -60,6 +66,8 @@ def run_studies(
                 break
             say(summary)
             _name_failures(list(launcher.states.values()), console)
+            if recorded is not None:
+                _show_verdicts(launcher, recorded, console)
             summaries.append(f"{study.name}: {summary}")
             links.append(launcher.link)
             if interrupt.status is not None:
@@ -75,8 +83,9 @@ def run_studies(
         )
         worst = 1
     if interrupt.status is not None:
-        say(f"Stopped. The same command{' without --rerun' if options.rerun else ''} goes on from here.")
-        return interrupt.status
+        command = f"same command{' without --rerun' if options.rerun else ''}"
+        say(f"{'The time is up' if interrupt.status == 0 else 'Stopped'}. The {command} goes on from here.")
+        return interrupt.status or worst
     if not options.worker_only:
         say(f"Build the report: python -m reports.build{_unless_default(options, '--tracking-uri')}")
         if not options.tracking_uri.startswith("http"):
@@ -103,6 +112,9 @@ def submit_studies(
             launcher = Launcher(study, team, options, store, interrupt, console)
             cells = study.cells(options.only)
             launcher.set_aside([cell for cell in study.cells(options.rerun) if cell in cells])
+            if study.adaptive:
+                launcher.register_seeds()
+                cells = _wanted(launcher)
             waiting += launcher.enqueue(cells)
     if not waiting:
         say("Nothing to run.")
@@ -130,6 +142,7 @@ def _open(studies: Sequence[tuple[Study, Team]], options: Options) -> Store:
             raise ValueError(f"--tracking-uri: {error}") from None
     for study, _ in studies:
         store.check_images(study, options.fingerprints)
+        store.check_seeds(study)
     return store
 
 
@@ -159,9 +172,51 @@ def _run(launcher: Launcher, console: Console) -> None:
         cells = [cell for cell in study.cells(only) if cell.variant not in trials]
         again = {cell.key for cell in study.cells(launcher.options.rerun)}
         launcher.set_aside([cell for cell in cells if cell.key in again])
-        launcher.run(cells)
+        if study.adaptive:
+            _run_looks(launcher, console)
+        else:
+            launcher.run(cells)
     if launcher.have_all_ended and not launcher.has_run:
         console.print("Nothing to run.", highlight=False)
+
+
+def _run_looks(launcher: Launcher, console: Console) -> None:
+    """Runs the cells that the next look lacks until every comparison is decided, or the study's or launch's most seeds
+    have run. Other launchers and hosts that share the study do the same: a look is a function of the recorded cells."""
+    study = launcher.study
+    launcher.register_seeds()
+    launcher.run([])  # sends what a launcher left that was killed before it could
+    while launcher.have_all_ended and (cells := _wanted(launcher)):
+        if all(cell.key in launcher.states for cell in cells):  # ended, and the store has lost the record
+            break
+        seeds = study.seeds.index(cells[-1].seed) + 1
+        counts = Counter(cell.variant for cell in cells)
+        listed = ", ".join(f"{count} of {variant}" for variant, count in counts.items())
+        console.print(f"For a look at {seeds} seeds: cells {listed}.", markup=False, highlight=False, soft_wrap=True)
+        launcher.run(cells)
+    if launcher.have_all_ended:
+        ended = launcher.ended()
+        launcher.look([cell for cell in study.cells(launcher.options.only) if cell.key in ended])
+
+
+def _wanted(launcher: Launcher) -> list[Cell]:
+    """The cells that the next look lacks and that were asked for."""
+    study, options = launcher.study, launcher.options
+    asked = {cell.key for cell in study.cells(options.only)}
+    return [cell for cell in wanted(study, launcher.ended(), options.most) if cell.key in asked]
+
+
+def _show_verdicts(launcher: Launcher, recorded: Ended, console: Console) -> None:
+    """The table of verdicts, and the answer in words."""
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    study = launcher.study
+    if console.is_terminal:
+        console.print(verdict_table(study, rows(study, recorded)))
+    else:
+        for row in rows(study, recorded):
+            name, n, mean, *rest = row_texts(row, study.baseline)
+            say(", ".join(filter(None, [f"{name}: n = {n}", mean and f"{label(study, study.metric)} {mean}", *rest])))
+    say(answer(study, launcher.results(), launcher.failed))
 
 
 def _search(launcher: Launcher, console: Console) -> Study:

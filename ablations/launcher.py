@@ -33,6 +33,7 @@ from ablations.storage import AWAY, exclusive
 from ablations.table import Result, metrics_of
 from ablations.tracking import Store
 from ablations.trainers import Interrupt, Trainers
+from ablations.verdicts import Ended, Row, ended, rows
 from sagan.train import NO_ROOM, NOT_BEGUN
 
 BEAT_SECONDS = 2.0
@@ -61,6 +62,8 @@ class Options:
     fingerprints: dict[str, str]  # of the images of a config, by its digest, where they are known
     processes: int = 1  # for each cell: so many GPUs train it together
     rerun: str = ""  # glob of cells that are trained again, if they have a result
+    most: int | None = None  # adaptive seeds, where this launch is to stop earlier than the study
+    until: float | None = None  # seconds, after which the launch saves and stops
 
 
 @dataclass
@@ -124,6 +127,7 @@ class Launcher:
         self._search: dict[str, Any] | None = None  # its report; `study` then has its trials
         self._others: dict[str, Any] | None = None  # beats of cells elsewhere, when there was nothing left to claim
         self._claimed: dict[Path, _Claimed] = {}  # by the attempt's folder
+        self.failed = set[str]()  # keys of cells that have no result and will have none
         self._records: Counter[str] = Counter()  # of cells, by key
         self._beat_at = time.monotonic()
         self._me, self._commit = Worker.here(), git_commit()
@@ -162,6 +166,30 @@ class Launcher:
                     attempt.set_aside()
                 self._store.delete_runs(self._experiment_id, cell)
                 self._again.add(cell.key)
+
+    def register_seeds(self) -> None:
+        """Registers the plan of adaptive seeds. Raises ValueError where another plan was registered first."""
+        with exclusive(self.options.storage, f"{self.study.name}/seeds"):
+            self._store.check_seeds(self.study)
+            self._store.register_seeds(self._experiment_id, self.study)
+
+    def ended(self) -> Ended:
+        """The scores of the study's cells that have ended, whoever ran them.
+
+        Cells that failed before this launch are left out where they are to be run again.
+        """
+        with self._open_queue(self.study.cells()) as queue:
+            states = list(self.states.values()) if self.options.retry_failed else queue.states()
+        failed = {state.cell.key for state in states if state.state == "failed"}
+        if failed != self.failed:
+            self.failed = failed
+            self._bring_table_up_to_date()
+        return ended(self.study, self.results(), self.failed)
+
+    def _rows(self, states: Sequence[CellState]) -> list[Row]:
+        """The table of verdicts by now, `states` being those of the cells that are run."""
+        failed = self.failed | {state.cell.key for state in states if state.state == "failed"}
+        return rows(self.study, ended(self.study, self.results(), failed))
 
     def publish(self, study: Study, search: dict[str, Any]) -> None:
         """The study with the trials of its search so far, and their report: what its table shows from now on."""
@@ -207,7 +235,9 @@ class Launcher:
 
     def _write_table(self) -> None:
         try:
-            self._store.write_table(self._experiment_id, self.study, self.results(), self._search, self._commit)
+            self._store.write_table(
+                self._experiment_id, self.study, self.results(), self.failed, self._search, self._commit
+            )
         except Exception:  # training outlives its tracker
             _log.exception("tracking: the table of %s is not sent", self.study.name)
 
@@ -227,8 +257,9 @@ class Launcher:
 
     def _watch(self) -> None:
         """Until all cells have ended: claim and train, give signs of life, take cells back from the dead, show."""
-        is_terminal = self._console.is_terminal and not self.options.worker_only
-        display = LiveTable(self._console) if is_terminal else PlainLines(self._console)
+        display: LiveTable | PlainLines = PlainLines(self._console, self.study)
+        if self._console.is_terminal and not self.options.worker_only:
+            display = LiveTable(self._console, self.study, self._rows)
         looked, tick = -_LONGEST_TICK, TICK_SECONDS
         try:
             while self._interrupt.status is None:
@@ -281,7 +312,8 @@ class Launcher:
         """Whether cells that run elsewhere may come back. A launcher stays until they have ended; one that only works,
         until each has shown that it is alive: so the cells of the dead wait for somebody."""
         beats = {state.cell.key: state.progress.get("beat") for state in states if state.state == "running"}
-        if self._others is None or not self.options.worker_only:
+        # Adaptive seeds go on where all cells of a look have ended: then there is more to claim.
+        if self._others is None or not self.options.worker_only or self.study.adaptive:
             self._others = beats
             return bool(beats)
         return any(beats[key] == self._others[key] for key in beats.keys() & self._others.keys())

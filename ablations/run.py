@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -51,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     add("studies", nargs="+", type=Path, metavar="STUDY.yaml")
     add("--preset", help="scale, in place of the study's own: embedded, cifar10, imagenette64, ...")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field in every variant; repeatable")
-    add("--seeds", metavar="0,1,2", help="in place of the study's own")
+    add("--seeds", metavar="0,1,2", help="in place of the study's own, adaptive or not")
+    add("--most", type=int, metavar="N", help="adaptive seeds: stop at N per variant; the study goes on later")
+    add("--until", metavar="TIME", help="save and stop after 45min, 2h or 90s; the same command goes on")
     add("--only", default="*", metavar="GLOB", help="cells whose variant, or variant/seedK, matches")
     add("--workers", default="auto", metavar="N", help="processes; auto: one a core, or one a GPU")
     add("--threads", type=int, metavar="N", help="CPU threads of each worker (default: OMP_NUM_THREADS, or its share)")
@@ -90,6 +93,8 @@ def _studies(options: argparse.Namespace) -> list[Study]:
             if study.search is not None and study.search.seed in seeds:
                 messages.append(f"--seeds: {study.search.seed} trains the trials of {path}; confirm with other seeds")
             study = study.at_seeds(seeds)
+        if options.most is not None and (wrong := _wrong_most(study, options.most)):
+            messages.append(f"--most: {wrong}")
         if study.name in studies:
             first = studies[study.name].path
             messages.append(f"{path}: name: {study.name!r} is the name of {first} too; rename one, or give it once")
@@ -106,6 +111,22 @@ def _seeds(text: str) -> list[int]:
     if (largest := max(map(int, parts))) > MAX_SEED:
         raise ValueError(f"--seeds: must be {MAX_SEED} at most, got {largest}")
     return [int(part) for part in parts]
+
+
+def _wrong_most(study: Study, most: int) -> str:
+    if study.adaptive is None:
+        return f"bounds adaptive seeds, and those of {study.path} are a list; leave it out, or give fewer --seeds"
+    first, last = study.adaptive.first, study.adaptive.most
+    if first <= most <= last:
+        return ""
+    return f"must be in {first}..{last}, as {study.path} has it in seeds, got {most}; leave it out for {last}"
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) ?(s|min|h)", text)
+    if match is None or not (seconds := float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]):
+        raise ValueError(f"must be a time above 0, got {text!r}; write 45min, 2h or 90s")
+    return seconds
 
 
 def _choose(studies: list[Study], only: str) -> list[tuple[Study, list[Cell]]]:
@@ -168,6 +189,7 @@ def _start(
         _named(store, check_shared, options.tracking_uri)
     data_root = existing("--data-root", options.data_root)
     inception_weights = existing("--inception-weights", options.inception_weights)
+    until = None if options.until is None else _named("--until", _seconds, options.until)
     asked = _named("--workers", _count, options.workers)
     if elsewhere and asked is None:
         raise ValueError("--workers: must be a number of jobs with --launcher slurm, got 'auto'; write --workers 8")
@@ -205,6 +227,8 @@ def _start(
         fingerprints=fingerprints,
         processes=options.gpus_per_cell,
         rerun=options.rerun,
+        most=options.most,
+        until=until,
     )
     studies = [(study, team) for (study, _), team in zip(chosen, teams, strict=True)]
     if elsewhere:
@@ -240,7 +264,9 @@ def _show(
         seen.update((cell.config_digest, cell.seed) for cell in cells)
         ordered = [*shared, *(cell for cell in cells if cell not in shared)]
         uri = absolute(options.tracking_uri)
-        seconds = show_plan(study.outline(), ordered, len(shared), team, uri, console, calibration, data_root)
+        seconds = show_plan(
+            study.outline(), ordered, len(shared), team, uri, console, calibration, data_root
+        )
         plans.append((len(cells), len(shared), seconds))
     if len(plans) > 1:
         show_total(plans, console)

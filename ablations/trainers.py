@@ -8,6 +8,7 @@ Ctrl-C reaches the launcher alone, and ends within ten seconds of its launcher.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -183,10 +184,14 @@ def _start_torchrun(folder: Path, processes: int, environment: dict[str, str]) -
 
 
 class Interrupt:
-    """Remembers the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt, for those in a hurry."""
+    """Remembers the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt, for those in a hurry.
 
-    def __init__(self) -> None:
-        self.status: int | None = None
+    `status` is None while the launch may go on, 0 from `seconds` after the start on.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._signal: int | None = None
+        self._give_up = math.inf if seconds is None else time.monotonic() + seconds
 
     def __enter__(self) -> Interrupt:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -197,6 +202,10 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.status is not None:
+        if self._signal is not None:
             raise KeyboardInterrupt
-        self.status = 128 + number
+        self._signal = 128 + number
+
+    @property
+    def status(self) -> int | None:
+        return 0 if self._signal is None and time.monotonic() > self._give_up else self._signal

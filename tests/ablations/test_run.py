@@ -32,6 +32,12 @@ BAD = {
         "--set model.width_g: must be 16384 at most, got 1",
     ),
     "a seed twice": (["--seeds", "1,1"], "--seeds: must be different"),
+    "a time that is none": (["--until", "soon"], "--until: must be a time above 0, got 'soon'; write 45min, 2h or 90s"),
+    "a time of nothing": (["--until", "0h"], "--until: must be a time above 0, got '0h'"),
+    "a bound on a list of seeds": (
+        ["--most", "8"],
+        "--most: bounds adaptive seeds, and those of .*study.yaml are a list",
+    ),
     "a glob that matches nothing": (
         ["--only", "feat9"],
         "study.yaml: --only: no cell matches 'feat9'; variants are none, feat32, ",
@@ -104,6 +110,17 @@ def test_a_store_that_the_environment_names_is_told_by_its_variable(
         assert (
             "MLFLOW_TRACKING_URI: must be a sqlite, postgresql or http URI, got 'databricks'" in capsys.readouterr().err
         )
+
+
+def test_a_bound_on_adaptive_seeds_lies_within_their_plan(
+    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_study({"[0, 1]": "{first: 3, most: 8}"})
+    monkeypatch.chdir(tmp_path)
+    for most in ("2", "9"):
+        assert main([str(path), "--most", most]) == 2
+        assert f"--most: must be in 3..8, as {path} has it in seeds, got {most}" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["study.yaml"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(

@@ -1,0 +1,123 @@
+"""What recorded cells say and which are needed next, without a launch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ablations.display import headline, verdict_table
+from ablations.plan import METRICS, UNDIRECTED, Study
+from ablations.queue import CellState
+from ablations.study import read_study
+from ablations.table import Result, answer
+from ablations.verdicts import Ended, ended, rows, wanted
+from reports import statistics
+
+WriteStudy = Callable[..., Path]
+ADAPTIVE = {
+    "[0, 1]": "{first: 3, most: 6}\nmargin: 20 %\nmetric: fid",
+    "feat64: {model.attention.at: [64]}": "feat16: {model.attention.at: [16]}",
+}
+
+
+@pytest.fixture
+def study(write_study: WriteStudy) -> Study:
+    return read_study(write_study(ADAPTIVE))
+
+
+def scored(study: Study, scores: Mapping[str, Sequence[float | None]]) -> Ended:
+    """`scores` are by variant, in the order of seeds."""
+    cells = {(cell.variant, cell.seed): cell.key for cell in study.cells()}
+    return {
+        cells[name, seed]: score for name, own in scores.items() for seed, score in zip(study.seeds, own, strict=False)
+    }
+
+
+def names(study: Study, recorded: Ended, most: int | None = None) -> list[str]:
+    return [cell.name for cell in wanted(study, recorded, most)]
+
+
+def test_undecided_variants_are_wanted_seed_by_seed_with_their_reference(study: Study) -> None:
+    three = [f"{name}/seed{seed}" for seed in (20, 21, 22) for name in ("none", "feat32", "feat16")]
+    assert names(study, {}) == three
+    first = scored(study, {"none": [10.0, 10.5, 9.8], "feat32": [11.0, 9.0], "feat16": [1.0, 1.02, 0.98]})
+    assert names(study, first) == ["feat32/seed22"]
+    decided = {**first, **scored(study, {"feat32": [11.0, 9.0, 10.0]})}
+    assert names(study, decided) == ["none/seed23", "feat32/seed23"], "feat16 is better already"
+    assert names(study, decided, most=3) == []
+    assert [row.verdict for row in rows(study, decided)] == ["", "undecided", "better"]
+
+
+def test_a_seed_that_is_still_to_come_hides_later_ones(study: Study) -> None:
+    later = scored(study, {"none": [10.0, 10.0, 10.1], "feat16": [10.0, 9.9, 10.0], "feat32": [9.0, 9.1, 9.0, 9.2]})
+    (gap,) = [key for key in later if "|feat32|21|" in key]
+    assert names(study, {key: score for key, score in later.items() if key != gap}) == ["feat32/seed21"]
+
+
+def test_a_variant_that_is_compared_with_nothing_gets_the_seeds_of_the_first_look(write_study: WriteStudy) -> None:
+    study = read_study(write_study({**ADAPTIVE, "factors:": "contrasts: [[feat16, feat32]]\nfactors:"}))
+    assert [name for name in names(study, {}) if "none" in name] == ["none/seed20", "none/seed21", "none/seed22"]
+    done = scored(study, {"none": [1.0] * 3, "feat32": [9.0, 9.5, 9.2], "feat16": [8.0, 10.0, 9.0]})
+    assert names(study, done) == ["feat32/seed23", "feat16/seed23"]
+
+
+def test_cells_that_failed_or_collapsed_have_no_score_and_hold_up_no_look(study: Study) -> None:
+    cells = {cell.name: cell.key for cell in study.cells()}
+    results = {cells[f"none/seed{seed}"]: Result("finished", {}, scores={"fid": 9.0 + seed}) for seed in (20, 21, 22)}
+    results |= {cells[f"feat32/seed{seed}"]: Result("collapsed", {}) for seed in (20, 21, 22)}
+    failed = {cells[f"feat16/seed{seed}"] for seed in (20, 21, 22)}
+    recorded = ended(study, results, failed)
+    assert len(recorded) == 9 and sum(score is None for score in recorded.values()) == 6
+    assert {name.partition("/")[2] for name in names(study, recorded)} == {"seed23"}
+    assert answer(study, results, failed) == "feat32 and feat16 undecided after 0 seeds."
+
+
+def test_the_answer_says_what_was_decided_when(study: Study) -> None:
+    scores = {"none": [10.0, 10.5, 9.8, 10.2], "feat32": [10.1, 10.4, 9.9], "feat16": [1.0, 1.02, 0.98]}
+    cells = {cell.key: score for cell, score in ((c, scored(study, scores).get(c.key)) for c in study.cells()) if score}
+    said = answer(study, {key: Result("finished", {}, scores={"fid": score}) for key, score in cells.items()})
+    better, rest = said.split("; ")
+    assert better.startswith("feat16 lowers FD embedded-v2 against none by 90.1 % (")
+    assert better.endswith("), decided after 3 seeds") and rest == "feat32 equivalent after 3 seeds."
+
+
+def test_a_study_with_a_list_of_seeds_has_the_verdicts_of_its_one_test(write_study: WriteStudy) -> None:
+    study = read_study(write_study({"[0, 1]": "[0, 1, 2, 3]", "seeds:": "metric: is\nseeds:"}))
+    chance = np.random.default_rng(3)
+    for effect in (0.0, -8.0, 8.0):
+        scores = {"none": chance.normal(10, 1, 4), "feat32": chance.normal(10 + effect, 1, 4)}
+        _, row = rows(study, scored(study, {name: list(map(float, own)) for name, own in scores.items()}))
+        (gap,) = statistics.compare(scores, [statistics.pair("feat32", "none")])
+        assert row.gap == gap
+        assert row.verdict == {0.0: "undecided", -8.0: "worse", 8.0: "better"}[effect], "a higher IS is better"
+
+
+def test_metrics_without_a_better_direction_are_those_of_the_report() -> None:
+    assert UNDIRECTED == tuple(name for name in METRICS if statistics.lower_is_better(name) is None)
+
+
+def test_the_live_table_shows_verdicts_and_what_runs(study: Study) -> None:
+    recorded = scored(study, {"none": [10.0, 10.5, 9.8], "feat32": [11.0, 9.0, 10.0], "feat16": [1.0, 1.02, 0.98]})
+    cell = next(cell for cell in study.cells() if cell.name == "feat32/seed23")
+    steps = cell.config.optim.steps
+    running = CellState(cell, "running", {"step": steps // 4, "since": 0, "seconds": 60.0})
+    console = Console(record=True, width=120)
+    console.print(verdict_table(study, rows(study, recorded), [running]))
+    lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
+    assert [line.split()[1] for line in lines] == ["none", "feat32", "feat16"]
+    assert "undecided" in lines[1] and re.search("seed 23 .* 25% 3.0 min", lines[1])
+    assert "better after 3" in lines[2] and "x 0.099 (0.0" in lines[2]
+    assert headline([running], 1) == "0 of 1 cells done, 1 running, about 3.0 min left"
+
+
+def test_a_variant_that_more_seeds_would_hardly_decide_gets_none(study: Study) -> None:
+    scores = {"none": [10.0, 13.0, 8.0], "feat32": [13.0, 8.0, 10.0], "feat16": [1.0, 1.02, 0.98]}
+    recorded = scored(study, scores)
+    assert names(study, recorded) == []
+    results = {key: Result("finished", {}, scores={"fid": score}) for key, score in recorded.items() if score}
+    assert answer(study, results).endswith("; feat32 undecided after 3 seeds, and more would hardly decide it.")
