@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from ablations import verdicts
 from ablations.calibration import Calibration
 from ablations.display import duration
 from ablations.machine import Team
 from ablations.plan import Cell, Study, show
 from ablations.preflight import sqlite_path
-from reports import statistics
+from reports import sequential, statistics
 from sagan.config import diff, flatten
 from sagan.cost import count
 from sagan.data import num_classes
 
 if TYPE_CHECKING:
     from ablations.tracking import Store
+
+
+_STUDIES = 1000  # simulated for each size of a difference: the number of runs is then known to a few per cent
+Array = NDArray[Any]
 
 
 def show_plan(
@@ -37,6 +47,7 @@ def show_plan(
     console: Console,
     calibration: Calibration | None = None,
     data_root: Path | None = None,
+    most: int | None = None,
 ) -> float:
     """Prints what each variant changes and costs, then the cells, and about how long they take on this machine.
 
@@ -53,6 +64,7 @@ def show_plan(
             store.check_experiment(study)
         except ValueError as error:
             raise ValueError(f"--tracking-uri: {error}") from None
+        store.check_seeds(study)
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
     costs = {v.name: count(v.config, num_classes(v.config.data, data_root)) for v in variants if not v.build_error}
@@ -97,21 +109,28 @@ def show_plan(
     console.print(table)
 
     names = ", ".join(cell.name for cell in cells)
-    say(f"{len(cells)} cells{f', the first {shared} shared with studies above' if shared else ''}: {names}")
+    most_of = " at most" if study.adaptive else ""
+    say(f"{len(cells)} cells{most_of}{f', the first {shared} shared with studies above' if shared else ''}: {names}")
     if calibration is not None:
         gib = max(speed.memory_mib for speed in calibration.speeds.values()) / 1024
         on_cpu = team.places == ("cpu",)
         memory = f"memory each, {gib * team.workers:.1f} GiB in all" if on_cpu else "GPU memory each"
-        say(f"About {duration(total)} on {team}, {gib:.1f} GiB of {memory}: measured just now.")
+        say(f"About {duration(total)}{most_of} on {team}, {gib:.1f} GiB of {memory}: measured just now.")
     else:
         basis = "at the speed of one large convolution; at small widths expect several times that"
         basis = basis if missing else "at the speed of earlier runs in the store"
-        say(f"About {duration(total)} of training on {team}, {basis}. --calibrate does better: it measures.")
-    say(_power(study, cells, store))
+        say(f"About {duration(total)}{most_of} of training on {team}, {basis}. --calibrate does better: it measures.")
+    noise = _noise(study, store)
+    if study.adaptive:
+        size = f" within {study.adaptive.margin:.0%}" if study.adaptive.margin else ""
+        say(f"Adaptive seeds, {study.adaptive.first} to {most or study.adaptive.most} per variant{size}; {noise}:")
+        console.print(_adaptive_cost(study, cells, most, seconds, team.workers, noise))
+    else:
+        say(_power(study, cells, noise))
     return total
 
 
-def _power(study: Study, cells: Sequence[Cell], store: Store | None) -> str:
+def _power(study: Study, cells: Sequence[Cell], noise: Noise) -> str:
     """The smallest difference that the cells show with 80 % power, and the source of the noise that this assumes."""
     counts = Counter(cell.variant for cell in cells)
     sizes = {variant: n for variant, n in counts.items() if n > 1}  # a search's trials have one seed
@@ -121,48 +140,97 @@ def _power(study: Study, cells: Sequence[Cell], store: Store | None) -> str:
         return "What this could show: nothing, for no comparison has two seeds on both sides."
     fewest = min(sizes[name] for pair in pairs for name in pair)
     design = f"{len(pairs)} {'comparison' if len(pairs) == 1 else 'comparisons'}, n = {fewest} per variant"
-    log = statistics.on_log_scale(study.metric)
-    groups = [scores for scores in _scores(study, store) if len(scores) > 1 and (not log or min(scores) > 0)]
-    sd, origin = statistics.pooled_sd(groups, log), f"from {sum(map(len, groups))} runs in the store"
-    if sd is None and log:
-        sd, origin = (
-            statistics.shipped_noise(study.preset, study.metric),
-            f"as shipped for {study.preset} in reports/noise.yaml",
-        )
-    if sd is None:
-        size = f"a difference in {study.metric} of {effect:.1f} sds over seeds or more; no run has measured this sd"
+    if noise.sd is None:
+        size = f"a difference in {study.metric} of {effect:.1f} sds over seeds or more; {noise}"
     else:
-        of = "of its log over seeds" if log else "over seeds"
-        size = f"{study.metric} {statistics.changed(effect * sd, log)}; sd {of} {sd:.2g}, {origin}"
+        size = f"{study.metric} {statistics.changed(effect * noise.sd, noise.log)}; {noise}"
     return f"What this could show with 80 % power ({design}): {size}."
 
 
-def _scores(study: Study, store: Store | None) -> list[list[float]]:
-    """The primary metric of the store's runs at this preset, variant by variant, over all studies.
+@dataclass(frozen=True)
+class Noise:
+    """What is known of the primary metric: its sd over seeds, of the log with `log`, and otherwise its mean."""
 
-    Only of runs with as many steps, the same pictures and the same scoring: the noise of others differs. The score is
-    that of a report, the mean of the last evaluations. Copies of other studies' runs are left out.
+    sd: float | None
+    log: bool
+    origin: str
+    mean: float = 0.0
+
+    def __str__(self) -> str:
+        if self.sd is None:
+            return "no run has measured this sd"
+        return f"sd {'of its log over seeds' if self.log else 'over seeds'} {self.sd:.2g}, {self.origin}"
+
+
+def _noise(study: Study, store: Store | None) -> Noise:
+    """From the runs of the store at this preset, over all studies, else as shipped in reports/noise.yaml.
+
+    Only runs with as many steps, the same pictures and the same scoring count: the noise of others differs. Copies of
+    other studies' runs are left out.
     """
-    if store is None:
-        return []
+    log = statistics.on_log_scale(study.metric)
     decisive = [name for name in flatten(study.base) if name.startswith(("data.", "eval.")) or name == "optim.steps"]
     alike = {name: show(flatten(study.base)[name]) for name in decisive}
-    count = study.base.eval.endpoint
     found: dict[tuple[str, str, str], list[float]] = {}
-    for experiment in store.client.search_experiments():
-        for run in store.runs(experiment.experiment_id, "tags.kind = 'cell' and tags.outcome = 'finished'"):
-            tags, params = run.data.tags, run.data.params
-            if tags.get("preset") != study.preset or "shared_run" in tags or study.metric not in run.data.metrics:
-                continue
-            if any(params.get(name) != value for name, value in alike.items()):
-                continue
-            points = store.client.get_metric_history(run.info.run_id, study.metric) if count > 1 else []
-            values = {point.step: point.value for point in points} or {0: run.data.metrics[study.metric]}
-            last = [values[step] for step in sorted(values)[-count:]]
-            if len(last) == count and all(map(math.isfinite, last)):
-                group = (tags.get("study", ""), tags.get("protocol", ""), tags.get("variant", ""))
-                found.setdefault(group, []).append(statistics.run_score(study.metric, last))
-    return list(found.values())
+    for run in store.runs_of_all("tags.kind = 'cell' and tags.outcome = 'finished'") if store else ():
+        tags, params = run.data.tags, run.data.params
+        is_alike = all(params.get(name) == value for name, value in alike.items())
+        if store and is_alike and tags.get("preset") == study.preset and "shared_run" not in tags:
+            group = (tags.get("study", ""), tags.get("protocol", ""), tags.get("variant", ""))
+            found.setdefault(group, []).extend(store.score(run, study.metric).values())
+    groups = [scores for scores in found.values() if len(scores) > 1 and (not log or min(scores) > 0)]
+    runs = [score for scores in groups for score in scores]
+    if groups:
+        return Noise(statistics.pooled_sd(groups, log), log, f"from {len(runs)} runs in the store", fmean(runs))
+    shipped = statistics.shipped_noise(study.preset, study.metric) if log else None
+    return Noise(shipped, log, f"as shipped for {study.preset} in reports/noise.yaml")
+
+
+def _adaptive_cost(
+    study: Study, cells: Sequence[Cell], most: int | None, seconds: Mapping[str, float], workers: int, noise: Noise
+) -> Table:
+    """Runs and time that adaptive seeds take, where every comparison differs by nothing, 10 %, 20 % and 40 %.
+
+    The study's own rule on simulated studies with scores that are normal, on the log scale where ratios are compared.
+    `seconds` are those of a cell of each variant.
+    """
+    assert study.adaptive is not None
+    plan = verdicts.rule(study, noise.log)
+    seeds = max((n for n in plan.looks if most is None or n <= most), default=0)
+    names = list(dict.fromkeys(name for pair in plan.pairs for name in pair))
+    others = dict.fromkeys({cell.variant for cell in cells} - set(names), study.adaptive.first)
+    table = Table()
+    for title in ("if there is", "runs", "time", "comparisons decided"):
+        table.add_column(title, justify="left" if title == "if there is" else "right", no_wrap=True)
+
+    def add(title: str, counts: Array | Sequence[Array], decided: str) -> None:
+        """`counts` are the seeds of each variant, one array per simulated study."""
+        studies = [others | dict(zip(names, own.tolist(), strict=True)) for own in counts]
+        runs = fmean(sum(n for name, n in own.items() if name in seconds) for own in studies)
+        took = fmean(_looks_seconds(own, plan.looks, seconds, workers) for own in studies)
+        table.add_row(title, f"{runs:.0f}", duration(took), decided)
+
+    for effect in (0.0, 0.1, 0.2, 0.4) if noise.sd else ():
+        means = dict.fromkeys(names, 0.0 if noise.log else noise.mean)
+        for variant, reference in plan.pairs:
+            means[variant] = means[reference] + (math.log1p(-effect) if noise.log else -effect * noise.mean)
+        draws = np.random.default_rng(0).standard_normal((_STUDIES, len(names), plan.looks[-1])) * (noise.sd or 0.0)
+        scores = draws[:, :, :seeds] + np.array(list(means.values()))[:, None]
+        labels, counts = sequential.replay_many(scores, names, plan, lower_is_better=True)
+        add(f"{effect:.0%}" if effect else "no difference", counts, f"{(labels > 0).mean():.0%}")
+    add("the most", [np.full(len(names), seeds)], "")
+    return table
+
+
+def _looks_seconds(
+    counts: Mapping[str, int], looks: Sequence[int], seconds: Mapping[str, float], workers: int
+) -> float:
+    """How long the looks take, one after the other, of variants that get so many seeds."""
+    total = 0.0
+    for before, n in itertools.pairwise((0, *looks)):
+        new = [seconds[name] for name, own in counts.items() if own >= n and name in seconds]
+        total += makespan(new * (n - before), workers)
+    return total
 
 
 def show_total(plans: Sequence[tuple[int, int, float]], console: Console) -> None:

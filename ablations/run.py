@@ -265,7 +265,7 @@ def _show(
         ordered = [*shared, *(cell for cell in cells if cell not in shared)]
         uri = absolute(options.tracking_uri)
         seconds = show_plan(
-            study.outline(), ordered, len(shared), team, uri, console, calibration, data_root
+            study.outline(), ordered, len(shared), team, uri, console, calibration, data_root, options.most
         )
         plans.append((len(cells), len(shared), seconds))
     if len(plans) > 1:

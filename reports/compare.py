@@ -67,7 +67,8 @@ def _compare_study(study: str, protocol: str, one: Frames, other: Frames) -> str
     table = [("variant", "against", f"A: {metrics[0]}", "n", "verdict", "B", "n", "verdict", "verdicts", "differences")]
     agreeing, beyond = [], []
     for row in joined.to_dict("records"):
-        gaps, verdicts = ([_gap(row, side) for side in SIDES], [str(row[f"verdict{side}"]) for side in SIDES])
+        gaps = [_gap(row, side) for side in SIDES]
+        verdicts = [format.ABSENT if pd.isna(row[f"verdict{side}"]) else row[f"verdict{side}"] for side in SIDES]
         agreeing.append(verdicts[0] == verdicts[1])
         beyond.append(_differ(*gaps))
         shown = ((format.gap(gap), str(gap.n), verdict) for gap, verdict in zip(gaps, verdicts, strict=True))

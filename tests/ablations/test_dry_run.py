@@ -26,7 +26,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
 
 
 def said(study: Study, store: Store | None = None) -> str:
-    return dry_run._power(study, study.outline().cells(), store)
+    return dry_run._power(study, study.outline().cells(), dry_run._noise(study, store))
 
 
 def test_the_visible_difference_rests_on_the_shipped_noise_or_is_told_in_sds(
@@ -78,3 +78,16 @@ def test_the_noise_of_the_store_is_that_of_runs_as_long_and_scored_alike_in_any_
         train(shorter, cell, {200: 1.0 + cell.seed, 400: 100.0**cell.seed})
     sd = np.std(np.log([2.0, 8.0]), ddof=1)  # the one run of feat32 has none
     assert f"sd of its log over seeds {sd:.2g}, from 2 runs in the store." in said(planned, store)
+
+
+def test_adaptive_seeds_cost_fewer_runs_where_there_is_more_to_find(write_study: WriteStudy) -> None:
+    study = read_study(write_study({"[0, 1]": "{first: 3, most: 12}\nmargin: 30 %"}))
+    table = dry_run._adaptive_cost(
+        study, study.cells(), None, {"none": 60.0, "feat32": 60.0}, 2, dry_run.Noise(0.2, True, "")
+    )
+    found = {title: int(runs) for title, runs in zip(*(column._cells for column in table.columns[:2]), strict=True)}
+    assert list(found) == ["no difference", "10%", "20%", "40%", "the most"]
+    assert found["40%"] < 14 < found["20%"] <= found["the most"] == 24
+    assert list(table.columns[2]._cells)[-1] == "12 min", "both cells of a seed at once"
+    bounded = dry_run._adaptive_cost(study, study.cells(), 7, {"none": 60.0}, 2, dry_run.Noise(None, True, ""))
+    assert [list(column._cells)[-1] for column in bounded.columns[:3]] == ["the most", "6", "5.0 min"]

@@ -159,7 +159,7 @@ def adaptive(most: int = 12, until: int = 100) -> Results:
     seeds = tuple(range(20, 20 + most))
     levels = {"none": 1.0, "feat8": 1.0, "feat16": 0.6, "feat32": 0.93}
     rng = np.random.default_rng(3)
-    drawn = {name: dict(zip(seeds, level * np.exp(rng.normal(0, 0.1, most)), strict=True))
+    drawn = {name: dict(zip(seeds, level * np.exp(rng.normal(0, 0.07, most)), strict=True))
              for name, level in levels.items()}  # fmt: skip
     shown: dict[str, dict[int, float]] = {name: {} for name in drawn}
     for look in range(100):
