@@ -17,7 +17,7 @@ from importlib.resources import files
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:  # pandas and Matplotlib take a second to import, and --help needs neither
     from reports.results import Results
@@ -37,10 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formats = _formats(options.format)
         index = build(options.tracking_uri, Path(options.out), options.study, formats)
     except (ValueError, OSError) as error:
-        print(f"reports.build: {error}", file=sys.stderr)
+        say(f"reports.build: {error}", sys.stderr)
         return 2
-    print(f"wrote {index}")
+    say(f"wrote {index}", sys.stdout)
     return 0
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Prints a line; what the encoding of a terminal lacks is a question mark."""
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), file=stream)
 
 
 def build(tracking_uri: str | None, out: Path, study: str | None, formats: frozenset[str]) -> Path:

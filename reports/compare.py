@@ -16,8 +16,10 @@ from typing import Any
 import pandas as pd
 
 from reports import format
+from reports.build import say
 from reports.frames import Frames, load
 from reports.statistics import Gap
+from reports.store import printable
 
 SIDES = ("A", "B")
 
@@ -33,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         one, other = (load(options.study, getattr(options, side)) for side in SIDES)
-        print(compare(one, other))
+        say(printable(compare(one, other)).replace("−", "-"), sys.stdout)  # a minus that every terminal has
     except (ValueError, OSError) as error:
-        print(f"reports.compare: {error}", file=sys.stderr)
+        say(f"reports.compare: {error}", sys.stderr)
         return 2
     return 0
 
@@ -55,8 +57,8 @@ def _compare_study(study: str, protocol: str, one: Frames, other: Frames) -> str
     metrics = [str(side["metric"].iloc[0]) if len(side) else "" for side in rows]
     lines = [f"{study} ({protocol})"]
     lines += [f"  {name}: {_provenance(side)}" for name, side in zip(SIDES, cells, strict=True)]
-    prints = [{*side["metric_fingerprint"].dropna(), *side["data_fingerprint"].dropna()} for side in cells]
-    if prints[0] != prints[1]:
+    prints = [[set(side[f"{what}_fingerprint"].dropna()) for side in cells] for what in ("data", "metric")]
+    if any(a and b and not a & b for a, b in prints):
         lines.append("  A and B were measured in different ways: compare their verdicts, and no figure")
     if metrics[0] != metrics[1] or not metrics[0]:
         return "\n".join([*lines, f"  nothing to compare: A answers by {metrics[0] or 'nothing yet'}, B by "
@@ -99,7 +101,8 @@ def _of(study: str, protocol: str, side: Frames) -> tuple[pd.DataFrame, pd.DataF
 def _provenance(cells: pd.DataFrame) -> str:
     """ "12 of 15 cells finished, code 9eb6597, cpu"."""
     ran = cells[cells["run_id"].notna()]
-    known = (", ".join(sorted(set(ran[name].dropna().astype(str)))) or "unknown" for name in ("git_commit", "device"))
+    known = (", ".join(sorted({str(text)[:12] for text in ran[name].dropna()})) or "unknown"
+             for name in ("git_commit", "device"))  # fmt: skip
     return f"{(cells['state'] == 'finished').sum()} of {len(cells)} cells finished, code {next(known)}, {next(known)}"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,17 @@ def test_a_study_that_is_compared_with_itself_agrees_in_everything(
     said = compared(capsys, store.uri, str(store.folder), "--study", "attention_position")
     assert "of 10 cells that finished in both, 10 have the same" in said
     assert "verdicts: 3 of 3 agree; differences: 0 of 3 differ" in said
+
+
+def test_a_terminal_of_plain_ascii_gets_the_comparison(
+    scratch: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = scratch()
+    study(fake, "s", {"none": BASE, "größer": LOWER})
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    assert compare([fake.uri, fake.uri]) == 0
+    assert re.search(rb"gr\?\?er +none +-\d\d % \(-\d\d to -\d\d\)", written.getvalue())
 
 
 def test_figures_that_were_measured_otherwise_are_said_not_to_compare(
