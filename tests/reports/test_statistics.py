@@ -121,7 +121,7 @@ def test_a_metric_is_compared_as_a_ratio_where_it_is_positive_and_unbounded() ->
 
 
 def test_the_shipped_noise_is_known_for_the_built_in_preset() -> None:
-    assert statistics.shipped_noise("embedded", "relation_error") == 0.34
+    assert statistics.shipped_noise("embedded", "relation_error") == 0.31
     assert statistics.shipped_noise("embedded", "nothing") is None
 
 
