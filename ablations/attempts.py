@@ -2,7 +2,7 @@
 
 Beside the run's own files a launcher keeps there `attempt.json`, which says of what cell it is, `log.txt`, what the
 training process printed, and `mirror.json`: how far the tracking store has the journal. An attempt whose launcher lost
-the claim writes to its own folder alone, so it can harm no other.
+the claim has a file `lost` and writes to its own folder alone, so it can harm no other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sagan.run_folder import CONFIG, PROTOCOL, Run, config_yaml
 if TYPE_CHECKING:
     from ablations.longer import Beginning
 
-_NOTE, _MARK, LOG = "attempt.json", "mirror.json", "log.txt"
+_NOTE, _MARK, _LOST, LOG = "attempt.json", "mirror.json", "lost", "log.txt"
 _log = logging.getLogger(__name__)
 
 
@@ -123,9 +123,10 @@ class Attempt:
     @property
     def mark(self) -> Mark:
         try:
-            return Mark(**json.loads((self.folder / _MARK).read_text()))
+            found = Mark(**json.loads((self.folder / _MARK).read_text()))
         except (OSError, ValueError, TypeError):  # all is sent again then, which harms nothing
-            return Mark()
+            found = Mark()
+        return replace(found, is_lost=found.is_lost or (self.folder / _LOST).exists())
 
     def put_mark(self, mark: Mark) -> None:
         _write(self.folder / _MARK, asdict(mark))
@@ -136,7 +137,7 @@ class Attempt:
         return Mark()
 
     def lose(self) -> None:
-        self.put_mark(replace(self.mark, is_lost=True))
+        (self.folder / _LOST).touch()  # not in the mark, which another thread may be about to write
 
     def set_aside(self) -> None:
         """Its result counts no more, and nothing goes on from it."""

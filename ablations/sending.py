@@ -84,8 +84,8 @@ class Sender:
         if run is None:
             run = self._create_run(experiment_id, attempt)
         if "outcome" in run.data.tags and attempt.outcome is None:
-            attempt.put_mark(mark := replace(mark, is_lost=True))
-            return mark
+            attempt.lose()
+            return replace(mark, is_lost=True)
         run_id = str(run.info.run_id)
         if mark.run_id is None:
             from mlflow.entities import Param

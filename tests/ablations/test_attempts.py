@@ -86,6 +86,15 @@ def test_without_a_readable_mark_all_is_sent_again(cell: Cell, tmp_path: Path, c
     assert attempt.has_unsent
 
 
+def test_a_claim_that_is_lost_stays_lost_whatever_is_sent_meanwhile(cell: Cell, tmp_path: Path) -> None:
+    attempt = begin(tmp_path, cell)
+    tell(attempt, 1, {"fid": 1.0}, status="finished")
+    before = attempt.mark
+    attempt.lose()
+    attempt.put_mark(before)  # by the thread that was sending it
+    assert attempt.mark.is_lost and not attempt.has_unsent
+
+
 def test_a_note_says_all_that_a_later_launch_needs(cell: Cell, tmp_path: Path) -> None:
     attempt = begin(tmp_path, cell, {"device": "cpu"})
     tell(attempt, 1, {"fid": 1.0})
