@@ -96,13 +96,13 @@ _TEXTS = ("study", "protocol", "variant", "state", "run_id", *CELL_TAGS, "metric
 def _read(path: Path) -> pd.DataFrame:
     """A CSV file as it was written: a variant named NA is one, and every number has all of its digits."""
     try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, object), keep_default_na=False, na_values=[""],
-                            float_precision="round_trip")  # fmt: skip
+        frame = pd.read_csv(path, dtype=object, keep_default_na=False, na_values=[""])
+        frame = frame.astype({name: float for name in frame if name not in _TEXTS})
     except ValueError as error:
         raise ValueError(f"{path} is no file of a report: {error}") from None
     if missing := {"study", "protocol", "variant"} - set(frame):
         raise ValueError(f"{path} is no file of a report: it has no column {min(missing)}; build the report again")
-    return frame
+    return frame.astype({name: int for name in ("seed", "n", "planned") if name in frame})
 
 
 def _joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
