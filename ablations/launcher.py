@@ -236,7 +236,7 @@ class Launcher:
     def _write_table(self) -> None:
         try:
             self._store.write_table(
-                self._experiment_id, self.study, self.results(), self.failed, self._search, self._commit
+                self._experiment_id, self.study, self.results(), self._search, self._commit, self.failed
             )
         except Exception:  # training outlives its tracker
             _log.exception("tracking: the table of %s is not sent", self.study.name)

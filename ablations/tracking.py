@@ -219,9 +219,9 @@ class Store:
         experiment_id: str,
         study: Study,
         results: Mapping[str, Result],
-        failed: Container[str] = (),
         search: Mapping[str, Any] | None = None,
         commit: str | None = None,
+        failed: Container[str] = (),
     ) -> bool:
         """Brings the rows of the study's variants, its documents and the description of its experiment up to date with
         `results`, which are by the key of their cell; `failed` are keys of cells that will have none, `search` is the
@@ -229,16 +229,16 @@ class Store:
 
         Documents are artifacts of the baseline's row. One launcher at a time may make rows (`exclusive`).
         """
-        return self._told(self._write_table, experiment_id, study, results, failed, search, commit)
+        return self._told(self._write_table, experiment_id, study, results, search, commit, failed)
 
     def _write_table(
         self,
         experiment_id: str,
         study: Study,
         results: Mapping[str, Result],
-        failed: Container[str],
         search: Any,
         commit: str | None,
+        failed: Container[str],
     ) -> None:
         rows = table.rows(study, results, failed)
         stored = {
@@ -268,9 +268,7 @@ class Store:
         tags = {
             "mlflow.note.content": table.markdown(study, rows, table.answer(study, results, failed))[:_MAX_DESCRIPTION],
             # As MLflow's own button "Share" stores a view of the table.
-            f"mlflow.sharedViewState.{_VIEW}": json.dumps(
-                {"selectedColumns": [*columns, "tags.`verdict`", "tags.`note`"]}
-            ),
+            f"mlflow.sharedViewState.{_VIEW}": json.dumps({"selectedColumns": columns}),
         }
         for name, text in tags.items():
             if self._texts.get((experiment_id, name)) != text:

@@ -117,7 +117,8 @@ def test_the_table_stands_in_the_store_as_rows_and_in_words(store: Store, study:
     train(store, study, tmp_path, 0.3, 0.1)
     write(store, experiment, study, tmp_path)
     view = json.loads(store.client.get_experiment(experiment).tags["mlflow.sharedViewState.table"])
-    assert view["selectedColumns"][-3:] == ["metrics.`half_width`", "metrics.`n`", "tags.`note`"]
+    shown = ["metrics.`half_width`", "metrics.`n`", "tags.`verdict`", "tags.`note`"]
+    assert view["selectedColumns"][-4:] == shown
     said = store.client.get_experiment(experiment).tags["mlflow.note.content"].splitlines()
     assert said[2].startswith("feat32 lowers relation error against none by ")
     assert said[6] == "| variant | relation error | FD embedded-v2 | IS embedded-v2 | n |  |"
