@@ -135,7 +135,7 @@ def _power(study: Study, cells: Sequence[Cell], noise: Noise) -> str:
     counts = Counter(cell.variant for cell in cells)
     sizes = {variant: n for variant, n in counts.items() if n > 1}  # a search's trials have one seed
     pairs = [pair for pair in study.pairs if set(pair) <= sizes.keys()]
-    effect = statistics.visible(sizes, [statistics.pair(*names) for names in pairs])
+    effect = statistics.minimum_detectable_effect(sizes, [statistics.pair(*names) for names in pairs])
     if effect is None:
         return "What this could show: nothing, for no comparison has two seeds on both sides."
     fewest = min(sizes[name] for pair in pairs for name in pair)

@@ -15,13 +15,13 @@ from pathlib import Path
 from ablations.preflight import DEFAULT_STORE, absolute, check_store, shown, sqlite_path, tracking_uri
 from ablations.tracking import Store, first_line
 from sagan.generate import add_picture, picture_options, write_grid
-from sagan.options import Parser, escape_what_cannot_be_printed
+from sagan.options import Parser, escape_unprintable_output
 from sagan.run_folder import GENERATOR
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 written; 2 bad input, with one line on stderr and nothing written."""
-    escape_what_cannot_be_printed()
+    escape_unprintable_output()
     parser = Parser(prog="python -m ablations.generate", description="Pictures from the generator of a cell.")
     parser.add_argument("run_id", metavar="RUN_ID", help="of a cell in the MLflow store")
     add_picture(parser)

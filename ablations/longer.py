@@ -15,7 +15,7 @@ from typing import Any
 from ablations.attempts import attempts
 from ablations.plan import Cell
 from sagan import journal
-from sagan.config import is_beginning
+from sagan.config import is_prefix_of
 from sagan.journal import Record
 from sagan.run_folder import PROTOCOL
 
@@ -68,7 +68,7 @@ def find_beginning(runs: Path, cell: Cell, images: str | None) -> Beginning | No
 
     found: list[Beginning] = []
     for directory in cell.directory(runs).parent.glob(f"seed{cell.seed}-*"):
-        tried = [each for each in attempts(directory) if is_beginning(each.cell.config, cell.config)]
+        tried = [each for each in attempts(directory) if is_prefix_of(each.cell.config, cell.config)]
         tried = [each for each in tried if not each.mark.is_lost]
         checkpoint = None
         while tried and (checkpoint := read_checkpoint(tried[-1].folder)) is None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ablations.plan import Cell, Study
 from ablations.preflight import DEFAULT_STORE, absolute, check_shared, check_storage, check_store, shown, tracking_uri
 from sagan.config import Config
-from sagan.options import MAX_SEED, changes_of, check_folder, check_machine, escape_what_cannot_be_printed, existing
+from sagan.options import MAX_SEED, changes_of, check_folder, check_machine, escape_unprintable_output, existing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str], trainer: Callable[..., Any] | None = None) -> int:
     """`trainer` is called in the place of sagan.training.Trainer, in processes that import it anew."""
-    escape_what_cannot_be_printed()
+    escape_unprintable_output()
     options = _parser().parse_intermixed_args(arguments)
     try:
         chosen = _choose(_studies(options), options.only)

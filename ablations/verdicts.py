@@ -98,7 +98,7 @@ def rows(study: Study, ended: Ended) -> list[Row]:
     found: dict[tuple[str, str], tuple[Gap | None, str, int, bool]] = {}
     if study.adaptive:
         for pair, verdict in progress(study, ended).verdicts.items():
-            found[pair] = verdict.gap, verdict.label, verdict.n, verdict.stopped_early
+            found[pair] = verdict.gap, verdict.label, verdict.n, verdict.stopped_for_futility
     else:
         gaps = statistics.compare(values, [statistics.pair(*pair) for pair in pairs], log)
         for pair, gap in zip(pairs, gaps, strict=True):

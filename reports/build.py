@@ -124,7 +124,7 @@ def write_study(results: Results, folder: Path, formats: frozenset[str], uri: st
     folder.mkdir(parents=True)
     if "md" in formats:
         title = f"{results.study} ({results.protocol})"
-        text = writers.markdown_page(title, results.question, first.headline, first.could_be_seen, tables)
+        text = writers.markdown_page(title, results.question, first.headline, first.power_statement, tables)
         (folder / "table.md").write_text(text, encoding="utf-8")
     if "tex" in formats:
         text = "\n".join(writers.latex(table) for table in tables)

@@ -110,7 +110,7 @@ def _rule(results: Results) -> Rule:
     return Rule(looks, tuple(results.pairs), results.adaptive.margin, is_log(results, results.metric))
 
 
-def settled(results: Results) -> Results:
+def mark_unneeded_cells(results: Results) -> Results:
     """Adaptive seeds: of the cells that are missing, those that no look needs, and those of looks to come, say so."""
     looked = progress(results)
     if results.adaptive is None or looked is None:
@@ -130,7 +130,7 @@ def against_baseline(results: Results, key: str) -> dict[str, Comparison]:
     return {row.variant: row for row in compare(results, key) if row.reference == results.baseline}
 
 
-def smallest_visible(results: Results) -> tuple[float, bool, str] | None:
+def minimum_detectable_difference(results: Results) -> tuple[float, bool, str] | None:
     """The smallest difference by the primary metric that the whole design shows with 80 % power; None where unknown.
 
     (size, log, origin): a distance of logs where `log`, else of the metric itself. The design is every planned seed of
@@ -148,19 +148,19 @@ def smallest_visible(results: Results) -> tuple[float, bool, str] | None:
     if sd is None:
         return None
     if results.adaptive is not None:
-        effect = _visible_by_looks(_rule(results), sd) if results.pairs else None
+        effect = _minimum_detectable_by_looks(_rule(results), sd) if results.pairs else None
         return None if effect is None else (effect, log, origin)
     sizes = {
         variant.name: len(results.seeds) - int(results.of(variant.name)["state"].isin(ENDED_EARLY).sum())
         for variant in results.variants
-        if variant.unsupported is None
+        if variant.build_error is None
     }
-    effect = statistics.visible(sizes, [statistics.pair(*pair) for pair in results.pairs])
+    effect = statistics.minimum_detectable_effect(sizes, [statistics.pair(*pair) for pair in results.pairs])
     return None if effect is None else (effect * sd, log, origin)
 
 
 @lru_cache
-def _visible_by_looks(rule: Rule, sd: float) -> float:
+def _minimum_detectable_by_looks(rule: Rule, sd: float) -> float:
     """The smallest effect on the first pair, and on no other, that some look shows in 80 % of simulated studies."""
     names = list(dict.fromkeys(name for pair in rule.pairs for name in pair))
     noise = sd * np.random.default_rng(0).standard_normal((2000, len(names), rule.looks[-1]))

@@ -41,9 +41,9 @@ def new_axes(height: float, legend: Sequence[str] = ()) -> tuple[Figure, Axes]:
     return plt.subplots(figsize=(style.COLUMN, height + 0.14 * rows))
 
 
-def looks(results: Results) -> dict[str, style.Look]:
+def variant_styles(results: Results) -> dict[str, style.PlotStyle]:
     """A look for each variant of the plan, the same in every figure of it."""
-    return style.looks((item.name for item in results.variants), results.baseline)
+    return style.variant_styles((item.name for item in results.variants), results.baseline)
 
 
 # Captions.
@@ -98,30 +98,34 @@ def curves(axes: Axes, results: Results, key: str, band: bool) -> None:
     for name in variants_in(results, history):
         cells = results.of(name)
         ended = set(cells.loc[cells["state"].isin(ENDED_EARLY), "seed"])
-        curve(axes, history[history["variant"] == name], looks(results)[name], ended, band)
+        curve(axes, history[history["variant"] == name], variant_styles(results)[name], ended, band)
     step_axis(axes)
     if on_log_scale(key) and len(history) and history["value"].min() > 0:
         log_axis(axes, "y")
 
 
-def curve(axes: Axes, history: pd.DataFrame, look: style.Look, ended: set[int], band: bool = True) -> None:
+def curve(axes: Axes, history: pd.DataFrame, plot_style: style.PlotStyle, ended: set[int], band: bool = True) -> None:
     """Seeds, and mean and range over those that did not end early, at the steps that all of them have reached."""
-    seed_lines(axes, history, look, ended)
+    seed_lines(axes, history, plot_style, ended)
     wide = history.pivot(index="step", columns="seed", values="value")
     going = wide.drop(columns=[seed for seed in wide if seed in ended]).dropna()
     if going.shape[1] and len(going):
         if band:
-            axes.fill_between(going.index, going.min(axis=1), going.max(axis=1), color=look.colour, alpha=0.14, lw=0)
-        axes.plot(going.index, going.mean(axis=1), color=look.colour, ls=look.dash)
+            axes.fill_between(
+                going.index, going.min(axis=1), going.max(axis=1), color=plot_style.colour, alpha=0.14, lw=0
+            )
+        axes.plot(going.index, going.mean(axis=1), color=plot_style.colour, ls=plot_style.dash)
 
 
-def seed_lines(axes: Axes, history: pd.DataFrame, look: style.Look, ended: set[int], thin: bool = True) -> None:
+def seed_lines(
+    axes: Axes, history: pd.DataFrame, plot_style: style.PlotStyle, ended: set[int], thin: bool = True
+) -> None:
     """One line per seed, with a cross where a run ended early."""
     width, alpha = (0.6, 0.45) if thin else (1.0, 0.8)
     for seed, line in history.groupby("seed"):
-        axes.plot(line["step"], line["value"], color=look.colour, ls=look.dash, lw=width, alpha=alpha)
+        axes.plot(line["step"], line["value"], color=plot_style.colour, ls=plot_style.dash, lw=width, alpha=alpha)
         if seed in ended:
-            axes.plot(line["step"].iloc[-1], line["value"].iloc[-1], "x", color=look.colour, ms=5, mew=1.4)
+            axes.plot(line["step"].iloc[-1], line["value"].iloc[-1], "x", color=plot_style.colour, ms=5, mew=1.4)
 
 
 def step_axis(axes: Axes) -> None:
@@ -153,19 +157,20 @@ def name_rows(axes: Axes, names: Sequence[str], margin: float = 0.6) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def whiskers(axes: Axes, mean: float, low: float | None, high: float | None, place: float, **look: Any) -> None:
+def whiskers(axes: Axes, mean: float, low: float | None, high: float | None, place: float, **options: Any) -> None:
     """A horizontal interval, which need not be symmetric; nothing where there is none."""
     if low is not None and high is not None:
-        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], **look)
+        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], **options)
 
 
 def difference_row(axes: Axes, results: Results, row: Comparison, place: float, marker: str | None = None,
                    face: str | None = None, size: float = 4.5) -> None:  # fmt: skip
     """A row: one marker for the ratio or difference, its simultaneous interval as whiskers."""
-    look, back = looks(results)[row.variant], math.exp if row.gap.log else float
+    plot_style, back = variant_styles(results)[row.variant], math.exp if row.gap.log else float
     low, high = (None if end is None else back(end) for end in (row.gap.low, row.gap.high))
-    whiskers(axes, back(row.gap.value), low, high, place, color=look.colour, capsize=2, lw=1.2)
-    axes.plot(back(row.gap.value), place, marker or look.marker, color=look.colour, mfc=face or look.colour, ms=size,
+    whiskers(axes, back(row.gap.value), low, high, place, color=plot_style.colour, capsize=2, lw=1.2)
+    colour = plot_style.colour
+    axes.plot(back(row.gap.value), place, marker or plot_style.marker, color=colour, mfc=face or colour, ms=size,
               mew=0.8)  # fmt: skip
 
 
@@ -194,7 +199,7 @@ def bare(axes: Axes) -> None:
 
 
 def legend(fig: Figure, results: Results, variants: Sequence[str], dashes: bool = True, markers: bool = False) -> None:
-    drawn = looks(results)
+    drawn = variant_styles(results)
     handles = [
         Line2D([], [], color=drawn[name].colour, lw=1.6, label=name, ls=drawn[name].dash if dashes else "-",
                marker=drawn[name].marker if markers else "", ms=4)

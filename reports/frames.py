@@ -118,8 +118,8 @@ def _named(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
 
 def cells(results: Results) -> pd.DataFrame:
     """One row per planned cell, with its scores. A metric that is called as a column is renamed."""
-    same_name = {key: f"{key} (metric)" for key in results.finals if key in {"study", "protocol", *results.cells}}
-    return _named(results.cells.join(results.finals.rename(columns=same_name)), results)
+    same_name = {key: f"{key} (metric)" for key in results.final_scores if key in {"study", "protocol", *results.cells}}
+    return _named(results.cells.join(results.final_scores.rename(columns=same_name)), results)
 
 
 def histories(results: Results) -> pd.DataFrame:
@@ -140,7 +140,7 @@ def comparisons(results: Results) -> pd.DataFrame:
 
 
 def _compared(results: Results) -> Iterable[dict[str, object]]:
-    for key in sorted(results.finals.columns):
+    for key in sorted(results.final_scores.columns):
         log, compared = is_log(results, key), compare(results, key)
         for name, own in estimates(results, key).items():
             if own is None:

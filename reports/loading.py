@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.comparison import settled
+from reports.comparison import mark_unneeded_cells
 from reports.metrics import LOGGED_IN_TRAINING
 from reports.results import CELL_TAGS, Adaptive, Picture, Results, Search, SearchTrial, Variant
 from reports.sequential import looks
@@ -38,7 +38,7 @@ def load_results(store: Store, study: str | None = None) -> list[Results]:
     histories = store.histories(cell_runs)
     found = (_one_study(store, *key, group, histories, by_id) for key, group in groups.items())
     loaded = [results for results in found if results is not None]
-    return [settled(replace(results, noise=_noise(results, loaded))) for results in loaded]
+    return [mark_unneeded_cells(replace(results, noise=_noise(results, loaded))) for results in loaded]
 
 
 def _noise(results: Results, loaded: list[Results]) -> dict[str, float]:
@@ -92,9 +92,9 @@ def _one_study(
     cells = pd.DataFrame(
         [_cell(variant, seed, counted.get((variant.name, seed)), points) for variant in variants for seed in seeds]
     )
-    finals = final_scores(cells, points)
+    final_scores = score_cells(cells, points)
     metric = str(newest.get("metric") or "fid")
-    if metric not in finals and "fid" in finals:
+    if metric not in final_scores and "fid" in final_scores:
         notes = (*notes, f"No run has the primary metric {metric}; fid stands in its place.")
         metric = "fid"
     classes, groups = _classes(next((run.tags for run in counted.values() if "classes" in run.tags), {}))
@@ -108,7 +108,7 @@ def _one_study(
         variants=variants,
         seeds=tuple(seeds),
         cells=cells,
-        finals=finals,
+        final_scores=final_scores,
         histories=points[["variant", "seed", "key", "step", "value"]],
         pictures=tuple(
             picture
@@ -196,7 +196,7 @@ def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Varian
     for plan in plans:
         for entry in plan["variants"]:
             stored = {key: entry[key] for key in ("factors", "changes", "config_digest") if key in entry}
-            variant = Variant(entry["name"], unsupported=entry.get("obstacle"), **stored)
+            variant = Variant(entry["name"], build_error=entry.get("obstacle"), **stored)
             variants.setdefault(variant.name, variant)
     for run in reversed(cell_runs):
         variant = variants.setdefault(run.tags["variant"], Variant(run.tags["variant"]))
@@ -230,7 +230,7 @@ def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) ->
     row: dict[str, Any] = {"variant": variant.name, "seed": seed}
     if run is None:
         empty = dict.fromkeys(("step", "steps", "endpoint", "run_id", "seconds", *CELL_TAGS))
-        return {**row, "state": variant.unsupported or "missing", **empty}
+        return {**row, "state": variant.build_error or "missing", **empty}
     reached = points.loc[points["run_id"] == run.id, "step"].max()
     last, steps = _natural(run, "last_step"), run.params.get("optim.steps", "")
     endpoint = run.params.get("eval.endpoint", "1")  # runs of earlier versions were scored by the last alone
@@ -246,8 +246,8 @@ def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) ->
     }
 
 
-def final_scores(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """`Results.finals`: the scores of finished cells, the last finite values of the others.
+def score_cells(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """`Results.final_scores`: the scores of finished cells, the last finite values of the others.
 
     A finished cell whose last evaluations gave no value, or fewer than its `endpoint`, has no score: those before
     belong to other steps than those of the cells that it is compared with.

@@ -108,7 +108,7 @@ class Part:
 
     results: Results
     headline: str
-    could_be_seen: str | None
+    power_statement: str | None
     contents: list[Content]
 
 
@@ -125,7 +125,7 @@ def parts_of(results: Results, drawn: bool, pdf: bool) -> list[Part]:
             panels = [panel for draw in section.figures if drawn for panel in _panels(draw, part, pdf, suffix)]
             if tables or panels:
                 contents.append(Content(section, tables, panels))
-        parts.append(Part(part, answer.headline(part), answer.what_could_be_seen(part), contents))
+        parts.append(Part(part, answer.headline(part), answer.power_statement(part), contents))
     return parts
 
 
@@ -133,7 +133,7 @@ def _panels(draw: Callable[[Results], Iterator[Drawn]], results: Results, pdf: b
     panels: list[Panel] = []
     names = (*(variant.name for variant in results.variants), *results.classes, *results.groups)
     lettering = fonts.lettering(names)
-    with style.look(lettering.families):
+    with style.figure_style(lettering.families):
         for drawn in draw(results):
             name = file_name(drawn.name)
             if name in [panel.name for panel in panels]:

@@ -25,14 +25,14 @@ _SCORED = {"optim.ema_decay": ("ema", "raw"), "eval.bn": ("bn running", "bn stan
 class Variant:
     """A row of the table: a name for changes of the preset's config.
 
-    `unsupported` says why the preset cannot carry them ("needs 128 px"); such cells are never run.
+    `build_error` says why the preset cannot carry them ("needs 128 px"); such cells are never run.
     `params` is the whole config as its newest run stored it, each field as text; {} before one has started.
     """
 
     name: str
     factors: dict[str, str] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
-    unsupported: str | None = None
+    build_error: str | None = None
     config_digest: str | None = None
     params: dict[str, str] = field(default_factory=dict)
 
@@ -104,8 +104,9 @@ class Results:
     `cells` has one row per planned cell: variant, seed, state, step (reached), steps (asked for), endpoint, run_id,
     seconds and the tags in CELL_TAGS. A state is finished, collapsed, diverged, running, interrupted, failed, missing,
     NOT_NEEDED, LATER, or why the preset cannot carry the variant.
-    `finals` has the same rows and one column per metric: the mean over the last `endpoint` evaluations (geometric for
-    metrics compared by their logarithm), NaN where one is missing; for a cell that did not finish, the last finite one.
+    `final_scores` has the same rows and one column per metric: the mean over the last `endpoint` evaluations (geometric
+    for metrics compared by their logarithm), NaN where one is missing; for a cell that did not finish, the last finite
+    one.
     `histories` is long: variant, seed, key, step, value. `launched` is in milliseconds since 1970.
     `noise` is {metric: sd of log over seeds} of the preset's other studies.
     """
@@ -119,7 +120,7 @@ class Results:
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
     cells: pd.DataFrame
-    finals: pd.DataFrame
+    final_scores: pd.DataFrame
     histories: pd.DataFrame
     pictures: tuple[Picture, ...]
     classes: tuple[str, ...]
@@ -146,7 +147,7 @@ class Results:
 
         Without variants that the preset cannot carry.
         """
-        names = [variant.name for variant in self.variants if variant.unsupported is None]
+        names = [variant.name for variant in self.variants if variant.build_error is None]
         if self.contrasts:
             return [pair for pair in self.contrasts if set(pair) <= set(names)]
         if self.design == "ladder":
@@ -168,8 +169,8 @@ class Results:
     def to_run(self, variant: str) -> int:
         """How many of a variant's cells are to run; with adaptive seeds, as far as the looks have come."""
         states = self.of(variant)["state"]
-        unsupported = any(item.unsupported for item in self.variants if item.name == variant)
-        return 0 if unsupported else int((~states.isin([NOT_NEEDED, LATER])).sum())
+        cannot_be_built = any(item.build_error for item in self.variants if item.name == variant)
+        return 0 if cannot_be_built else int((~states.isin([NOT_NEEDED, LATER])).sum())
 
     @property
     def any_ended_early(self) -> bool:
@@ -186,9 +187,9 @@ class Results:
     def finished(self, key: str) -> dict[str, dict[int, float]]:
         """{variant: {seed: score}} over finished cells that have the metric."""
         values: dict[str, dict[int, float]] = {variant.name: {} for variant in self.variants}
-        if key in self.finals:
+        if key in self.final_scores:
             columns = (self.cells[name] for name in ("variant", "seed", "state"))
-            for variant, seed, state, value in zip(*columns, self.finals[key], strict=True):
+            for variant, seed, state, value in zip(*columns, self.final_scores[key], strict=True):
                 if state == "finished" and pd.notna(value):
                     values[variant][int(seed)] = float(value)
         return values
@@ -233,7 +234,7 @@ def by_measurement(results: Results) -> list[Results]:
             replace(
                 results,
                 cells=cells.assign(state=cells["state"].where(keep, "measured otherwise"), **shown),
-                finals=results.finals.where(keep),
+                final_scores=results.final_scores.where(keep),
                 histories=results.histories[np.array(rows, dtype=bool)],
                 pictures=tuple(item for item in results.pictures if (item.variant, item.seed) in pairs),
                 notes=(*results.notes, note),

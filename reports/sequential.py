@@ -1,17 +1,19 @@
 """When a comparison has enough seeds: looks at more and more of them, with one error rate for all looks together.
 
-Pure functions of recorded scores; `ablations` asks which cells to run next, `reports` what they show, and both replay
-the same looks. At a look each pair (variant, reference) is *better*, *worse*, *equivalent* or *undecided*, by its
-interval. A variant gets more seeds while a pair of it is open: undecided, and with a chance of 10 % or more that the
-last look decides it (`_chance`).
+Pure functions of recorded scores. A look is a test of the study at a planned number of seeds; `ablations` uses looks to
+decide which cells to run next, `reports` to show the results, and both replay the same ones. At a look each pair
+(variant, reference) is *better*, *worse*, *equivalent* or *undecided*, by its interval. A variant gets more seeds while
+one of its pairs is open: undecided, and with a predictive power of 10 % or more, which is the probability that the last
+look decides it (`_predictive_power`).
 
-The statistic is that of `reports.statistics`: |difference of means| / standard error. Who looks often is misled by
-chance more often, so the critical value of a look is higher than that of a single test: of simulated studies without
-any difference, with exactly these looks and pairs, 4.5 % exceed a critical value at some look for some pair. Which
-share may exceed it at one look grows with its seeds (`_GROWTH`). Difference +- critical value x standard error are then
-repeated confidence intervals (Jennison and Turnbull 2000, Group Sequential Methods, chapter 9): all intervals of all
-looks hold the truth together with 95 % probability, so they are valid whenever one stops and for whatever reason; a
-rule that stops earlier can only make fewer false claims. reports/README.md says what simulation shows of it.
+The statistic is that of `reports.statistics`: |difference of means| / standard error. Repeated testing
+increases the false-positive rate, so the critical value of a look is higher than that of a single test: of simulated
+studies without any difference, with exactly these looks and pairs, 4.5 % exceed a critical value at some look for some
+pair. The share that may exceed it at one look grows with the number of seeds (`_SPENDING_EXPONENT`). The intervals,
+difference +- critical value x standard error, are then repeated confidence intervals (Jennison and Turnbull 2000, Group
+Sequential Methods, chapter 9): all intervals of all looks jointly cover the true values with 95 % probability, so they
+are valid at any stopping time and for any reason to stop; a rule that stops earlier can only make fewer false claims.
+reports/README.md has the measured error rates and power.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ from scipy import special
 from reports.statistics import SIGNIFICANT, Array, Gap, standard_errors
 
 LOOKS = (3, 4, 5, 6, 8, 10, 12)
-FEWEST = 3  # scores of a variant that are tested: with two its spread is hardly known
+FEWEST = 3  # scores of a variant that are tested: estimating a spread needs at least three
 _LEVEL = 0.045  # chance of any false claim with equal sds; with unequal ones it is up to half as much more
-_GROWTH = 2  # the share that may exceed at a look is as seeds ** 2: by simulation, for power at 1.5 to 2 sd
-_CHANCE = 0.1  # of being decided by the last look: below it a pair gets no more seeds
+_SPENDING_EXPONENT = 2  # the share that may exceed at a look is as seeds ** 2: by simulation, for power at 1.5 to 2 sd
+_MIN_PREDICTIVE_POWER = 0.1  # below this probability of being decided by the last look, a pair gets no more seeds
 _DRAWS = 50_000  # the error rate is then known to 0.1 %
 
 Ints = NDArray[np.int64]
@@ -48,7 +50,7 @@ def looks(first: int, most: int) -> tuple[int, ...]:
     ValueError unless 3 <= first <= most.
     """
     if first < FEWEST:
-        raise ValueError(f"first: must be {FEWEST} or more, got {first}; with fewer seeds their spread is hardly known")
+        raise ValueError(f"first: must be {FEWEST} or more, got {first}; estimating a spread needs at least 3 seeds")
     if most < first:
         raise ValueError(f"most: must be first ({first}) or more, got {most}")
     between = (*LOOKS, *range(LOOKS[-1] + 2, most, 2))
@@ -83,7 +85,7 @@ class Look:
 class Verdict:
     """`gap` and `n`, the number of seeds, are those of the decision, or of the last look of an undecided pair.
 
-    `chance` is that of an undecided pair to be decided by the last look; None after it, and before there is a gap.
+    `chance` is the probability that the last look decides an undecided pair; None after it, and before there is a gap.
     """
 
     label: Label
@@ -92,9 +94,9 @@ class Verdict:
     chance: float | None = None
 
     @property
-    def stopped_early(self) -> bool:
-        """Undecided for good, though seeds are left: they would hardly decide it."""
-        return self.label == "undecided" and self.chance is not None and self.chance < _CHANCE
+    def stopped_for_futility(self) -> bool:
+        """Undecided, and gets no more of the planned seeds: they are unlikely to decide it."""
+        return self.label == "undecided" and self.chance is not None and self.chance < _MIN_PREDICTIVE_POWER
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,13 @@ def replay(scores: Mapping[str, Sequence[float | None]], rule: Rule, lower_is_be
     ended = np.array([[len(scores[name]) for name in names]])
     verdicts = {pair: Verdict("undecided", 0, None) for pair in rule.pairs}
     held: list[Look] = []
-    still = list(rule.pairs)
-    for look in _course(table, ended, rule, names, lower_is_better):
+    open_pairs = list(rule.pairs)
+    for look in _hold_looks(table, ended, rule, names, lower_is_better):
         tested = {pair: look.verdict(place, rule) for place, pair in enumerate(rule.pairs) if look.tested[0, place]}
         verdicts |= tested
         held.append(Look(look.n, {pair: verdict.gap for pair, verdict in tested.items() if verdict.gap}))
-        still = [pair for pair, is_open in zip(rule.pairs, look.still[0], strict=True) if is_open]
-    needed = {name for pair in still for name in pair}
+        open_pairs = [pair for pair, is_open in zip(rule.pairs, look.is_open[0], strict=True) if is_open]
+    needed = {name for pair in open_pairs for name in pair}
     seeds = range(rule.looks[len(held)] if len(held) < len(rule.looks) else 0)
     wanted = [(name, seed) for seed in seeds for name in names if name in needed and seed >= len(scores[name])]
     return Progress(held, verdicts, wanted)
@@ -151,13 +153,13 @@ def replay_many(scores: Array, names: Sequence[str], rule: Rule, lower_is_better
     ended = np.full(scores.shape[:2], scores.shape[2])
     labels = np.zeros((len(scores), len(rule.pairs)), dtype=np.int64)
     seeds = np.zeros(scores.shape[:2], dtype=np.int64)
-    for look in _course(scores, ended, rule, names, lower_is_better):
+    for look in _hold_looks(scores, ended, rule, names, lower_is_better):
         labels, seeds = np.where(look.tested, look.labels, labels), look.seeds
     return labels, seeds
 
 
 @dataclass(frozen=True)
-class _Held:
+class _LookResult:
     """A look at many studies: `seeds` [studies, variants], all others [studies, pairs]."""
 
     n: int
@@ -167,29 +169,31 @@ class _Held:
     value: Array
     error: Array
     row: Ints  # of `boundary`
-    half: Array  # width of the interval to each side
+    half_width: Array  # of the interval, to each side of `value`
     labels: Ints  # indices of LABELS
     chance: Array
-    still: Bools  # open after
+    is_open: Bools  # after this look
     boundary: _Boundary
 
     def verdict(self, place: int, rule: Rule) -> Verdict:
         """On a pair of the first study."""
-        value, error, half = (float(array[0, place]) for array in (self.value, self.error, self.half))
+        value, error, half_width = (float(array[0, place]) for array in (self.value, self.error, self.half_width))
         p = self.boundary.p(value, error, int(self.row[0, place]))
-        gap = Gap(value, value - half, value + half, p, int(self.scores[0, place]), rule.log)
+        gap = Gap(value, value - half_width, value + half_width, p, int(self.scores[0, place]), rule.log)
         label, chance = LABELS[self.labels[0, place]], float(self.chance[0, place])
-        is_open = label == "undecided" and self.n < rule.looks[-1]
-        return Verdict(label, self.n, gap, chance if is_open else None)
+        goes_on = label == "undecided" and self.n < rule.looks[-1]
+        return Verdict(label, self.n, gap, chance if goes_on else None)
 
 
-def _course(scores: Array, ended: Ints, rule: Rule, names: Sequence[str], lower_is_better: bool) -> Iterator[_Held]:
+def _hold_looks(
+    scores: Array, ended: Ints, rule: Rule, names: Sequence[str], lower_is_better: bool
+) -> Iterator[_LookResult]:
     """The looks, up to the first for which a study lacks a cell; scores [studies, variants, seeds] as compared."""
     weights = np.array([[(name == v) - (name == r) for name in names] for v, r in rule.pairs], dtype=float)
     boundary = _boundary(rule.looks, tuple(map(tuple, weights.tolist())))
-    still, seeds = np.ones((len(scores), len(weights)), dtype=bool), np.zeros(scores.shape[:2], dtype=np.int64)
+    is_open, seeds = np.ones((len(scores), len(weights)), dtype=bool), np.zeros(scores.shape[:2], dtype=np.int64)
     for n in rule.looks:
-        needed = (still[:, :, None] & (weights != 0)).any(1)
+        needed = (is_open[:, :, None] & (weights != 0)).any(1)
         if not needed.any() or (needed & (ended < n)).any():
             return
         seeds = np.where(needed, n, seeds)
@@ -200,29 +204,29 @@ def _course(scores: Array, ended: Ints, rule: Rule, names: Sequence[str], lower_
         error = standard_errors(squares / np.maximum(sizes - 1, 1), np.maximum(sizes, 1), weights)
         value = means @ weights.T
         fewest = np.where(weights != 0, sizes[:, None], n).min(2)
-        tested = still & (fewest >= rule.looks[0])
+        tested = is_open & (fewest >= rule.looks[0])
         row = np.maximum(np.searchsorted(rule.looks, fewest, side="right") - 1, 0)  # cells without a score make a look
-        half = boundary.critical[row] * error  # count as the last for which both sides have enough
+        half_width = boundary.critical[row] * error  # count as the last for which both sides have enough
         margin = _margin(rule, means @ (weights < 0).T)
-        equivalent, shown = np.abs(value) + half <= margin, np.abs(value) > half
+        equivalent, shown = np.abs(value) + half_width <= margin, np.abs(value) > half_width
         direction = np.where((value < 0) == lower_is_better, 1, 2)
         # Equivalence comes first: a difference that is there and does not matter is no reason for more seeds.
         labels = np.where(tested & equivalent, 3, np.where(tested & shown, direction, 0))
-        chance = _chance(n, rule.looks[-1], value, error, boundary.critical[-1], margin)
-        still = still & (labels == 0) & ~(tested & (chance < _CHANCE))
-        yield _Held(n, seeds, tested, fewest, value, error, row, half, labels, chance, still, boundary)
+        chance = _predictive_power(n, rule.looks[-1], value, error, boundary.critical[-1], margin)
+        is_open = is_open & (labels == 0) & ~(tested & (chance < _MIN_PREDICTIVE_POWER))
+        yield _LookResult(n, seeds, tested, fewest, value, error, row, half_width, labels, chance, is_open, boundary)
 
 
-def _chance(n: int, most: int, value: Array, error: Array, critical: float, margin: Array) -> Array:
-    """That the last look decides a pair, from what `n` of `most` seeds show and nothing else; nan without any spread.
+def _predictive_power(n: int, most: int, value: Array, error: Array, critical: float, margin: Array) -> Array:
+    """The probability that the last look decides a pair, given the first `n` of `most` seeds; nan without any spread.
 
     The mean of `most` seeds is normal around that of the first `n`, with variance error^2 (1 - n / most), and its
     standard error will be error x sqrt(n / most): predictive power (Spiegelhalter, Freedman and Blackburn 1986).
     """
-    half, spread = critical * error * math.sqrt(n / most), error * math.sqrt(1 - n / most)
-    within = np.maximum(margin - half, 0)
+    half_width, spread = critical * error * math.sqrt(n / most), error * math.sqrt(1 - n / most)
+    within = np.maximum(margin - half_width, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        shown = special.ndtr((value - half) / spread) + special.ndtr((-value - half) / spread)
+        shown = special.ndtr((value - half_width) / spread) + special.ndtr((-value - half_width) / spread)
         equivalent = special.ndtr((within - value) / spread) - special.ndtr((-within - value) / spread)
     return np.asarray(shown + equivalent)
 
@@ -263,7 +267,7 @@ def _boundary(looks: tuple[int, ...], key: tuple[tuple[float, ...], ...]) -> _Bo
         variances = (squares - sums**2 / n) / (n - 1)
         errors = standard_errors(variances, np.full(sums.shape[1], n), weights)
         null[row] = (np.abs(sums / n @ weights.T) / errors).max(1)
-    shares = (np.array(looks) / looks[-1]) ** _GROWTH
+    shares = (np.array(looks) / looks[-1]) ** _SPENDING_EXPONENT
     exceeding = (_DRAWS - null.argsort(1).argsort(1)) / _DRAWS  # share of studies with as large a statistic
     rarest = np.sort((exceeding / shares[:, None]).min(0))
     null.sort(1)

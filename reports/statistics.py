@@ -163,7 +163,9 @@ def pooled_sd(values: Sequence[Sequence[float]], log: bool = False) -> float | N
     return math.sqrt(sum(float(own.var(ddof=1)) * (own.size - 1) for own in groups) / freedom) if freedom else None
 
 
-def visible(sizes: Mapping[str, int], contrasts: Sequence[Contrast], power: float = POWER) -> float | None:
+def minimum_detectable_effect(
+    sizes: Mapping[str, int], contrasts: Sequence[Contrast], power: float = POWER
+) -> float | None:
     """The smallest true effect that every one of the contrasts shows with this power, in sds over seeds.
 
     One contrast is off, the others are not; `sizes` maps a variant to its number of seeds. By simulation of the same
@@ -174,7 +176,7 @@ def visible(sizes: Mapping[str, int], contrasts: Sequence[Contrast], power: floa
     numbers = tuple(sizes.values())
     if not usable:
         return None
-    return _visible(numbers, _key(_matrix(usable, list(sizes))), power)
+    return _minimum_detectable_effect(numbers, _key(_matrix(usable, list(sizes))), power)
 
 
 def changed(size: float, log: bool) -> str:
@@ -270,7 +272,7 @@ def _null(sizes: tuple[int, ...], key: Key) -> Array:
 
 
 @lru_cache(maxsize=256)
-def _visible(sizes: tuple[int, ...], key: Key, power: float) -> float:
+def _minimum_detectable_effect(sizes: tuple[int, ...], key: Key, power: float) -> float:
     critical = _critical(_null(sizes, key))
     gaps, errors = _simulated(sizes, np.array(key))
 

@@ -27,7 +27,7 @@ DASHES = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (
 
 
 @dataclass(frozen=True)
-class Look:
+class PlotStyle:
     """How a variant is drawn in every figure: a hex colour, and Matplotlib's names of a marker and a line style."""
 
     colour: str
@@ -35,7 +35,7 @@ class Look:
     dash: str | tuple[int, tuple[float, ...]]
 
 
-def looks(variants: Iterable[str], baseline: str) -> dict[str, Look]:
+def variant_styles(variants: Iterable[str], baseline: str) -> dict[str, PlotStyle]:
     """One look per variant, by its place in the plan.
 
     More variants than hues are told apart by shade, dash and marker as well. Names of two parts, such as residual8 or
@@ -43,18 +43,18 @@ def looks(variants: Iterable[str], baseline: str) -> dict[str, Look]:
     """
     others = [name for name in variants if name != baseline]
     if len(others) <= len(COLOURS):
-        found = [Look(colour, MARKERS[(place + 1) % len(MARKERS)], "-") for place, colour in enumerate(COLOURS)]
+        found = [PlotStyle(colour, MARKERS[(place + 1) % len(MARKERS)], "-") for place, colour in enumerate(COLOURS)]
     elif parts := _parts(others):
         shades = _shades(1 + max(second for _, second in parts))
-        found = [Look(_shaded(COLOURS[first], shades[second]), MARKERS[second], DASHES[first])
+        found = [PlotStyle(_shaded(COLOURS[first], shades[second]), MARKERS[second], DASHES[first])
                  for first, second in parts]  # fmt: skip
     else:
         hues = COLOURS[:-1]  # a shade of black would be the baseline's grey
         rounds = [divmod(place, len(hues)) for place in range(len(others))]
         shades = _shades(1 + rounds[-1][0])
-        found = [Look(_shaded(hues[hue], shades[turn]), MARKERS[place % len(MARKERS)], DASHES[hue])
+        found = [PlotStyle(_shaded(hues[hue], shades[turn]), MARKERS[place % len(MARKERS)], DASHES[hue])
                  for place, (turn, hue) in enumerate(rounds)]  # fmt: skip
-    return {baseline: Look(BASELINE_COLOUR, "o", "-"), **dict(zip(others, found, strict=False))}
+    return {baseline: PlotStyle(BASELINE_COLOUR, "o", "-"), **dict(zip(others, found, strict=False))}
 
 
 def _parts(names: Sequence[str]) -> list[tuple[int, int]] | None:
@@ -83,7 +83,7 @@ def _shaded(colour: str, shade: float) -> str:
 
 
 @contextmanager
-def look(families: Sequence[str] = ("DejaVu Sans",)) -> Iterator[None]:
+def figure_style(families: Sequence[str] = ("DejaVu Sans",)) -> Iterator[None]:
     """Matplotlib's own settings but for these, whatever the user's are: nothing under 7 points, no mathtext in names.
 
     `families` are fonts (`fonts.lettering`): what the first has no glyph for is looked for in the next.

@@ -110,7 +110,7 @@ def score_texts(results: Results, key: str) -> dict[str, str]:
             low, high = (None if end is None else scale * end for end in (row.low, row.high))
             texts[variant.name] = format.interval(scale * row.mean, low, high, digits)
         elif key in (results.metric, "fid"):  # why there is none: what most of its cells are
-            texts[variant.name] = variant.unsupported or str(results.of(variant.name)["state"].mode().iat[0])
+            texts[variant.name] = variant.build_error or str(results.of(variant.name)["state"].mode().iat[0])
         else:
             texts[variant.name] = ABSENT
     return texts
@@ -118,8 +118,8 @@ def score_texts(results: Results, key: str) -> dict[str, str]:
 
 def outcomes(results: Results, variant: Variant) -> str:
     """ "2 finished, 1 collapsed at step 400", from the states of the planned cells."""
-    if variant.unsupported:
-        return variant.unsupported
+    if variant.build_error:
+        return variant.build_error
     cells = results.of(variant.name)
     found = []
     for state, quantity in Counter(cells["state"]).items():
@@ -133,7 +133,7 @@ def outcomes(results: Results, variant: Variant) -> str:
 def seeds_finished(results: Results, variant: Variant) -> str:
     """ "2 of 3": how many seeds enter the means."""
     scored = results.finished(results.metric)[variant.name]
-    return ABSENT if variant.unsupported else f"{len(scored)} of {results.to_run(variant.name)}"
+    return ABSENT if variant.build_error else f"{len(scored)} of {results.to_run(variant.name)}"
 
 
 def best(key: str, figures: Iterable[float | None], offset: int = 0) -> frozenset[int]:

@@ -25,10 +25,10 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\|*`<>\[\]])", r"\\\1", text.replace("\n", " "))
 
 
-def markdown_page(title: str, question: str, answer: str, could_be_seen: str | None, tables: Iterable[Table]) -> str:
+def markdown_page(title: str, question: str, answer: str, power_statement: str | None, tables: Iterable[Table]) -> str:
     """A heading, the question, the answer in bold with what the design could have shown, and the tables."""
     said = [f"# {escape_markdown(title)}", escape_markdown(question), f"**{escape_markdown(answer)}**"]
-    said += [escape_markdown(could_be_seen)] if could_be_seen else []
+    said += [escape_markdown(power_statement)] if power_statement else []
     return "\n\n".join([*said, "\n".join(map(markdown, tables))])
 
 

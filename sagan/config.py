@@ -20,7 +20,7 @@ from typing import Any, Literal
 RESOLUTIONS = (32, 64, 128, 256)
 # A run that differs from a longer one in these alone makes its first steps, and its evaluations at every `eval.every`
 # of them: the total decides where a run ends, and `eval.endpoint` which of its evaluations are read.
-LENGTH = ("optim.steps", "eval.endpoint")
+EXTENDABLE_FIELDS = ("optim.steps", "eval.endpoint")
 DATASETS = ("embedded", "cifar10", "cifar100", "stl10", "celeba", "imagenette", "imagenet", "folder")
 
 
@@ -284,9 +284,9 @@ def diff(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
 
 
-def is_beginning(shorter: Config, config: Config) -> bool:
+def is_prefix_of(shorter: Config, config: Config) -> bool:
     """Whether a run of `shorter` is the beginning of one of `config` with the same seed."""
-    return shorter.optim.steps < config.optim.steps and diff(shorter, config).keys() <= set(LENGTH)
+    return shorter.optim.steps < config.optim.steps and diff(shorter, config).keys() <= set(EXTENDABLE_FIELDS)
 
 
 def digest(config: Config) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sagan.attention import ResidualControl, SelfAttention2d
 from sagan.layers import BatchNormReLU
 from sagan.networks import Discriminator, Generator
-from sagan.spectral_norm import Weighted
+from sagan.spectral_norm import SpectralNormWeight
 
 
 def gammas(generator: Generator, discriminator: Discriminator) -> dict[str, float]:
@@ -33,7 +33,7 @@ def largest_singular_value(network: nn.Module) -> float:
     norms = [module for module in network.modules() if isinstance(module, BatchNormReLU)]
     tables = {table for norm in norms for table in (norm.gain, norm.bias)}
     for layer in network.modules():
-        if isinstance(layer, Weighted) and layer not in tables:
+        if isinstance(layer, SpectralNormWeight) and layer not in tables:
             matrix = layer.weight.detach().flatten(1).double()
             gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
             largest = max(largest, float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()))

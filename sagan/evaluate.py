@@ -33,7 +33,7 @@ from sagan.options import (
     changes_of,
     check_folder,
     check_machine,
-    escape_what_cannot_be_printed,
+    escape_unprintable_output,
     existing,
     preset_of,
 )
@@ -73,7 +73,7 @@ class Protocol:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    escape_what_cannot_be_printed()
+    escape_unprintable_output()
     options = _parser().parse_args(arguments)
     try:
         path, protocol = _checked(options)

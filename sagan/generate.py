@@ -20,7 +20,7 @@ from sagan.device import named_device
 from sagan.generator_file import load_generator
 from sagan.limits import set_threads
 from sagan.networks import Generator
-from sagan.options import Parser, escape_what_cannot_be_printed
+from sagan.options import Parser, escape_unprintable_output
 from sagan.sampling import to_uint8
 from sagan.streams import stream
 
@@ -31,7 +31,7 @@ _LISTED = 20  # class names in one message
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 written; 2 bad input, with one line on stderr and nothing written."""
-    escape_what_cannot_be_printed()
+    escape_unprintable_output()
     parser = Parser(prog="python -m sagan.generate", description="Pictures from a generator file.")
     parser.add_argument("file", metavar="FILE", type=Path, help="a generator.safetensors")
     add_picture(parser)

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.precision import autocast
-from sagan.spectral_norm import Weighted
+from sagan.spectral_norm import SpectralNormWeight
 
 Resample = Literal["none", "up", "down"]
 
 
-class Conv2d(Weighted):
+class Conv2d(SpectralNormWeight):
     """A 3x3 or 1x1 convolution, padded to keep the size; optionally with x2 resampling of a 3x3. A 1x1 is a matrix
     product over the channels, which lie together in channels_last memory.
 
@@ -46,11 +46,11 @@ class Conv2d(Weighted):
             self.register_buffer("spread", _spread_matrix(resample), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.w.shape[-1] == 1:
-            return F.linear(x.permute(0, 2, 3, 1), self.w.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if self.effective_weight.shape[-1] == 1:
+            return F.linear(x.permute(0, 2, 3, 1), self.effective_weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         if self.resample == "none":
-            return F.conv2d(x, self.w, self.bias, padding=1)
-        taps = self.w.permute(0, 2, 3, 1).flatten(1, 2)
+            return F.conv2d(x, self.effective_weight, self.bias, padding=1)
+        taps = self.effective_weight.permute(0, 2, 3, 1).flatten(1, 2)
         kernel = (self.spread @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)  # in channels_last memory, as w
         if self.resample == "down":
             return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
@@ -68,23 +68,23 @@ def _spread_matrix(resample: Resample) -> Tensor:
     return spread.reshape(9, 16).T.contiguous()
 
 
-class Linear(Weighted):
+class Linear(SpectralNormWeight):
     def __init__(self, features_in: int, features_out: int, *, spectral_norm: bool) -> None:
         super().__init__((features_out, features_in), spectral_norm=spectral_norm)
         self.bias = nn.Parameter(torch.zeros(features_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.w, self.bias)
+        return F.linear(x, self.effective_weight, self.bias)
 
 
-class Embedding(Weighted):
+class Embedding(SpectralNormWeight):
     """A row of `num_classes` x `features` for each label."""
 
     def __init__(self, num_classes: int, features: int, *, spectral_norm: bool) -> None:
         super().__init__((num_classes, features), spectral_norm=spectral_norm)
 
     def forward(self, labels: Tensor) -> Tensor:
-        return F.embedding(labels, self.w)
+        return F.embedding(labels, self.effective_weight)
 
 
 class BatchNormReLU(nn.Module):

@@ -28,7 +28,7 @@ from sagan.layers import (
     Linear,
 )
 from sagan.precision import autocast
-from sagan.spectral_norm import Weighted, normalize_weights
+from sagan.spectral_norm import SpectralNormWeight, apply_spectral_norm
 from sagan.streams import stream
 
 # Channels in multiples of the width: of the 4x4 map, then of every block's output.
@@ -43,7 +43,7 @@ class Generator(nn.Module):
     every forward pass: the D step's too, as in the official code.
     """
 
-    weighted: list[Weighted]
+    weight_layers: list[SpectralNormWeight]
 
     def __init__(self, config: ModelConfig, resolution: int, num_classes: int, *, seed: int = 0) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Generator(nn.Module):
         _initialise(self, config, seed)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        normalize_weights(self.weighted, update=self.training, eps=self.sn_eps)
+        apply_spectral_norm(self.weight_layers, update=self.training, eps=self.sn_eps)
         for _, h in self._feature_maps(z, labels):
             final = h
         return torch.tanh(self.out(self.bn(final, labels)))
@@ -96,7 +96,7 @@ class Generator(nn.Module):
 
     def attention_maps(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """{"32": (B, N, M)}: the attention weights of every self-attention block, by the size of its feature map."""
-        normalize_weights(self.weighted, update=False, eps=self.sn_eps)
+        apply_spectral_norm(self.weight_layers, update=False, eps=self.sn_eps)
         maps: dict[str, Tensor] = {}
         for features, _ in self._feature_maps(z, labels):
             size = str(features.shape[-1])
@@ -122,7 +122,7 @@ class Discriminator(nn.Module):
     `update` says whether spectral norm iterates in this pass: the official code does so on the real pass of a D step.
     """
 
-    weighted: list[Weighted]
+    weight_layers: list[SpectralNormWeight]
 
     def __init__(self, config: ModelConfig, resolution: int, num_classes: int, *, seed: int = 0) -> None:
         super().__init__()
@@ -150,11 +150,11 @@ class Discriminator(nn.Module):
         _initialise(self, config, seed)
 
     def forward(self, images: Tensor, labels: Tensor, *, update: bool = False) -> Tensor:
-        return self.judge(images, labels, update=update)[0]
+        return self.logits(images, labels, update=update)[0]
 
-    def judge(self, images: Tensor, labels: Tensor, *, update: bool = False) -> tuple[Tensor, Tensor | None]:
+    def logits(self, images: Tensor, labels: Tensor, *, update: bool = False) -> tuple[Tensor, Tensor | None]:
         """In one pass the logits of `forward` and, where there is a class head, those of the classes (B, classes)."""
-        normalize_weights(self.weighted, update=update, eps=self.sn_eps)
+        apply_spectral_norm(self.weight_layers, update=update, eps=self.sn_eps)
         h = images.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             h = block(h)
@@ -173,8 +173,8 @@ class Discriminator(nn.Module):
 def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: int) -> None:
     """Initialise weights, put them into channels_last memory, and list the layers that spectral norm applies to."""
     network.to(memory_format=torch.channels_last)
-    network.weighted = [layer for layer in network.modules() if isinstance(layer, Weighted)]
-    if network.weighted[0].weight.is_meta:
+    network.weight_layers = [layer for layer in network.modules() if isinstance(layer, SpectralNormWeight)]
+    if network.weight_layers[0].weight.is_meta:
         return  # on the meta device, where cost.py counts operations
     norms = [module for module in network.modules() if isinstance(module, BatchNormReLU)]
     gains, biases = {norm.gain for norm in norms}, {norm.bias for norm in norms}
@@ -186,7 +186,7 @@ def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: i
         for table in (norm.gain, norm.bias)
     }
     for name, layer in network.named_modules():
-        if not isinstance(layer, Weighted):
+        if not isinstance(layer, SpectralNormWeight):
             continue
         generator = stream(seed, f"{type(network).__name__}.{name}")
         if layer in gains | biases and layer not in drawn_tables:
@@ -204,7 +204,7 @@ def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: i
             nn.init.normal_(layer.v, generator=generator)
     with torch.no_grad():
         for _ in range(15):  # as torch's parametrisation does: the first step is normalised already
-            normalize_weights(network.weighted, update=True, eps=config.sn.eps)
+            apply_spectral_norm(network.weight_layers, update=True, eps=config.sn.eps)
 
 
 def num_parameters(network: nn.Module) -> int:

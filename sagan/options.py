@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog.removeprefix('python -m ')}: {message}\n")
 
 
-def escape_what_cannot_be_printed() -> None:
+def escape_unprintable_output() -> None:
     """From now on stdout prints a character that its encoding lacks as an escape (\\xe4), as stderr does by itself.
 
     Names of folders, studies and classes are the user's, and so is PYTHONIOENCODING.

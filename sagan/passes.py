@@ -71,7 +71,7 @@ def discriminator_pass(
     # One pass over real and fake images: D has no batch norm, so this equals two passes, and is faster.
     images = augmented(torch.cat([images_real, fake]), draws, config.data.augment)
     with sdpa_kernel(SDPBackend.MATH) if gamma else nullcontext():  # fused attention has no second derivative
-        logits, class_logits = discriminator.judge(images, torch.cat([labels, fake_labels]), update=True)
+        logits, class_logits = discriminator.logits(images, torch.cat([labels, fake_labels]), update=True)
     logit_real, logit_fake = logits.chunk(2)
     objective = loss(logit_real, logit_fake)
     logged = [objective, logit_real.mean(), logit_fake.mean()]
@@ -96,7 +96,7 @@ def generator_pass(
     """G's objective, and its adversarial loss, which is logged. `draws` (B, 7) as in `discriminator_pass`."""
     _, loss = LOSSES[config.optim.loss]
     images = augmented(generator(z, fake_labels), draws, config.data.augment)
-    logits, class_logits = discriminator.judge(images, fake_labels)
+    logits, class_logits = discriminator.logits(images, fake_labels)
     loss_g = loss(logits)
     if class_logits is None:
         return loss_g, loss_g.detach()

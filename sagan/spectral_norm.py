@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from sagan.precision import autocast
 
 
-class Weighted(nn.Module):
+class SpectralNormWeight(nn.Module):
     """A weight that spectral norm may divide by its largest singular value; forward passes use the result, `w`.
 
     With `spectral_norm`, the buffers `u` and `v` are the running estimates of the singular vectors of the weight as
     [rows, columns] (a kernel's columns in the order height, width, channel, as in the official code), and `normalized`
-    is the weight that `normalize_weights` divided for the current pass.
+    is the weight that `apply_spectral_norm` divided for the current pass.
     """
 
     u: Tensor
@@ -33,11 +33,11 @@ class Weighted(nn.Module):
             self.register_buffer("v", torch.empty(self.weight.numel() // rows))
 
     @property
-    def w(self) -> Tensor:
+    def effective_weight(self) -> Tensor:
         return self.normalized if self.spectral_norm else self.weight
 
 
-def normalize_weights(layers: Iterable[Weighted], *, update: bool, eps: float) -> None:
+def apply_spectral_norm(layers: Iterable[SpectralNormWeight], *, update: bool, eps: float) -> None:
     """Divide the weight of every layer that has spectral norm by its estimated largest singular value.
 
     With `update`, one power iteration first, stored in `u` and `v`, in the order of torch's parametrisation

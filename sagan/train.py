@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sagan import journal
-from sagan.config import Config, diff, is_beginning, override
+from sagan.config import Config, diff, is_prefix_of, override
 from sagan.failure import is_broken_connection, write_failure
 from sagan.journal import Journal, Record
 from sagan.limits import set_threads
@@ -42,7 +42,7 @@ from sagan.options import (
     changes_of,
     check_folder,
     check_machine,
-    escape_what_cannot_be_printed,
+    escape_unprintable_output,
     existing,
     preset_of,
 )
@@ -68,7 +68,7 @@ def main(
     `trainer` replaces sagan.training.Trainer. `begin` is asked once the run is open: if it returns False, nothing is
     trained, and the exit status is NOT_BEGUN.
     """
-    escape_what_cannot_be_printed()
+    escape_unprintable_output()
     options = _parser().parse_args(arguments)
     folder: Path = options.folder
     first = not _is_one_of_several() or os.environ["RANK"] == "0"
@@ -199,7 +199,7 @@ def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int
     if known is not None:
         differing = {"seed": (known.seed, seed)} if seed != known.seed else {}
         differing |= diff(known.config, config)
-        if differing and not (seed == known.seed and is_beginning(known.config, config)):
+        if differing and not (seed == known.seed and is_prefix_of(known.config, config)):
             listed = "; ".join(f"{name} is {there} there, {here} here" for name, (there, here) in differing.items())
             raise ValueError(f"FOLDER: {options.folder} holds another run: {listed}; name another folder")
     return config, seed

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sagan import diagnostics
 from sagan.augmentation import NUM_DRAWS
 from sagan.checkpoint import check_same_run, load_checkpoint, save_checkpoint
-from sagan.config import LENGTH, Config, flatten
+from sagan.config import EXTENDABLE_FIELDS, Config, flatten
 from sagan.cost import count
 from sagan.data import open_dataset
 from sagan.distributed import World, for_first_process
@@ -326,7 +326,7 @@ class Trainer:
         ours = {**flatten(self.config), "seed": self.seed, "images": self.data_fingerprint}
         theirs = {**saved["config"], "seed": saved["seed"], "images": saved["images"]}
         if theirs["optim.steps"] < self.config.optim.steps:  # its last evaluation is not in its last checkpoint
-            theirs |= {name: ours[name] for name in LENGTH}
+            theirs |= {name: ours[name] for name in EXTENDABLE_FIELDS}
         check_same_run(self.directory, ours, theirs)
         before, now = saved["processes"], self.world.size
         if before != now and self.world.rank == 0:

@@ -22,7 +22,7 @@ from sagan.config import Config, override
 from sagan.distributed import World
 from sagan.layers import GeneratorBlock
 from sagan.sampling import Sampler
-from sagan.spectral_norm import Weighted, normalize_weights
+from sagan.spectral_norm import SpectralNormWeight, apply_spectral_norm
 from sagan.training import Event, Trainer
 
 pytestmark = pytest.mark.slow
@@ -145,10 +145,10 @@ def trace(rank: int, directory: Path) -> None:
         block = GeneratorBlock(4, 6, 3, momentum=0.1, eps=1e-5, spectral_norm=False, norm_cbn=False)
         for norm in (block.bn1, block.bn2):
             norm.process_group = dist.group.WORLD
-        layers = [layer for layer in block.modules() if isinstance(layer, Weighted)]
+        layers = [layer for layer in block.modules() if isinstance(layer, SpectralNormWeight)]
         for layer in layers:
             torch.nn.init.normal_(layer.weight)
-        normalize_weights(layers, update=False, eps=1e-12)
+        apply_spectral_norm(layers, update=False, eps=1e-12)
         x = torch.randn(2, 4, 4, 4, 4)[rank].requires_grad_()  # not what the other process has
         y = compiler(block)(x, torch.arange(4) % 3)
         y.square().sum().backward()

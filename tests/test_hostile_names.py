@@ -21,7 +21,7 @@ from reports.loading import load_results
 from reports.store import Store
 from sagan import generate, load_generator
 from sagan.config import Config, DataConfig
-from sagan.data import open_dataset, survey
+from sagan.data import list_source, open_dataset
 from sagan.generator_file import save_generator
 from sagan.networks import Generator
 
@@ -82,9 +82,9 @@ def test_scores_of_classes_of_any_name_reach_the_report(lab: tuple[tracking.Stor
     writer.send(experiment, attempt, has_ended=True)
 
     (results,) = load_results(Store(writer.client.tracking_uri))
-    assert results.finals.loc[0, "fid"] == 12.5
+    assert results.final_scores.loc[0, "fid"] == 12.5
     assert len(set(results.classes)) == len(CLASSES)
-    assert [results.finals.loc[0, f"fid_class/{name}"] for name in results.classes] == list(range(len(CLASSES)))
+    assert [results.final_scores.loc[0, f"fid_class/{name}"] for name in results.classes] == list(range(len(CLASSES)))
     assert results.groups == {"odd": (0, 1)}
 
 
@@ -123,7 +123,7 @@ def test_a_folder_whose_name_is_no_text_is_refused_by_its_name(tmp_path: Path) -
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     os.rename(tmp_path / "x.png", folder + b"/x.png")
     with pytest.raises(ValueError, match=r"--data-root: names must be UTF-8, got b'caf\\xe9' in .*; rename it"):
-        survey(DataConfig(name="folder", resolution=32), tmp_path)
+        list_source(DataConfig(name="folder", resolution=32), tmp_path)
 
 
 def test_classes_of_a_generator_from_elsewhere_are_drawn_and_move_no_cursor(

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sagan.layers import BatchNormReLU, Conv2d, Embedding, Linear
-from sagan.spectral_norm import Weighted, normalize_weights
+from sagan.spectral_norm import SpectralNormWeight, apply_spectral_norm
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -67,7 +67,7 @@ def test_groups_of_a_batch_are_normalised_as_if_each_were_alone() -> None:
 
 
 def test_spectral_norm_equals_torch_over_steps_of_value_gradient_and_vectors() -> None:
-    layers: list[Weighted] = [
+    layers: list[SpectralNormWeight] = [
         Conv2d(4, 6, 3, spectral_norm=True),
         Linear(9, 5, spectral_norm=True),
         Embedding(7, 3, spectral_norm=True),
@@ -82,19 +82,19 @@ def test_spectral_norm_equals_torch_over_steps_of_value_gradient_and_vectors() -
         v = plain.parametrizations.weight[0]._v
         layer.v.copy_(v.view(4, 3, 3).permute(1, 2, 0).flatten() if isinstance(layer, Conv2d) else v)
     for update in (True, True, False, True):
-        normalize_weights(layers, update=update, eps=1e-12)
+        apply_spectral_norm(layers, update=update, eps=1e-12)
         for layer, plain in zip(layers, reference, strict=True):
             plain.train(update)
             expected = plain.weight
-            torch.testing.assert_close(layer.w, expected, **CLOSE)
+            torch.testing.assert_close(layer.effective_weight, expected, **CLOSE)
             pull = torch.randn_like(expected)
             (theirs,) = torch.autograd.grad(expected, plain.parametrizations.weight.original, pull)
-            (ours,) = torch.autograd.grad(layer.w, layer.weight, pull, retain_graph=True)
+            (ours,) = torch.autograd.grad(layer.effective_weight, layer.weight, pull, retain_graph=True)
             torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 def test_spectral_norm_converges_to_the_largest_singular_value() -> None:
     layer = filled(Linear(20, 30, spectral_norm=True))
     for _ in range(200):
-        normalize_weights([layer], update=True, eps=1e-12)
-    assert torch.linalg.matrix_norm(layer.w, 2).item() == pytest.approx(1, rel=1e-9)
+        apply_spectral_norm([layer], update=True, eps=1e-12)
+    assert torch.linalg.matrix_norm(layer.effective_weight, 2).item() == pytest.approx(1, rel=1e-9)

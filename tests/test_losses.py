@@ -108,8 +108,8 @@ def test_a_training_step_follows_the_gradients_of_the_losses_written_by_hand(
     z, fake_labels = trainer._noise("noise_d", 0)
     fake = augmented(generator(z, fake_labels).detach(), draws_fake, names)
     images = to_unit_range(real).double().requires_grad_()
-    logit_real, class_real = discriminator.judge(augmented(images, draws_real, names), labels, update=True)
-    logit_fake, class_fake = discriminator.judge(fake, fake_labels)
+    logit_real, class_real = discriminator.logits(augmented(images, draws_real, names), labels, update=True)
+    logit_fake, class_fake = discriminator.logits(fake, fake_labels)
     loss_d = by_hand(config.optim.loss, logit_real, logit_fake)
     for index in range(len(images) if gamma else 0):
         (gradient,) = torch.autograd.grad(logit_real[index], images, create_graph=True)
@@ -120,7 +120,7 @@ def test_a_training_step_follows_the_gradients_of_the_losses_written_by_hand(
 
     z, fake_labels = trainer._noise("noise_g", 0)
     fake = augmented(generator(z, fake_labels), drawn("augment_g", 1)[0], names)
-    logits, class_logits = trainer.discriminator.judge(fake, fake_labels)  # D has moved on
+    logits, class_logits = trainer.discriminator.logits(fake, fake_labels)  # D has moved on
     loss_g = -logits.mean() if config.optim.loss == "hinge" else negative_log_sigmoid(logits).mean()
     if class_logits is not None:
         loss_g += negative_log_likelihood(class_logits, fake_labels)

@@ -9,7 +9,7 @@ from sagan.config import AttentionConfig, Config, ModelConfig, SpectralNormConfi
 from sagan.layers import Conv2d
 from sagan.networks import Discriminator, Generator, num_parameters
 from sagan.presets import PRESETS
-from sagan.spectral_norm import normalize_weights
+from sagan.spectral_norm import apply_spectral_norm
 
 Kind = Literal["self_attention", "residual", "residual_flops"]
 
@@ -151,7 +151,7 @@ def test_labels_reach_the_logits_by_projection_alone_and_images_unless_there_is_
     z, one, other = torch.randn(2, 8), torch.tensor([0, 1]), torch.tensor([2, 0])
     images = generator(z, one)
     assert torch.equal(images, generator(z, other)) == (conditioning == "none")
-    (logits, class_logits), (same, _) = discriminator.judge(images, one), discriminator.judge(images, other)
+    (logits, class_logits), (same, _) = discriminator.logits(images, one), discriminator.logits(images, other)
     assert torch.equal(logits, same) == (conditioning != "projection")
     assert (class_logits is not None) == (conditioning == "auxiliary_classifier")
     assert class_logits is None or class_logits.shape == (2, 3)
@@ -184,7 +184,7 @@ def test_spectral_norm_of_cbn_divides_both_tables_and_adds_1_to_the_gain_as_stud
     for table in (norm.gain, norm.bias):
         table.weight.data.mul_(7)  # the direction counts, the size does not
     for _ in range(300):
-        normalize_weights(generator.weighted, update=True, eps=1e-12)
+        apply_spectral_norm(generator.weight_layers, update=True, eps=1e-12)
     w, v = norm.gain.weight.detach(), norm.bias.weight.detach()
     gain, bias = 1 + w / torch.linalg.matrix_norm(w, 2), v / torch.linalg.matrix_norm(v, 2)
     assert not torch.equal(w, v)
@@ -202,7 +202,7 @@ def test_gains_start_near_1_also_with_spectral_norm_of_cbn(
     num_classes: int, init: Literal["xavier", "orthogonal"]
 ) -> None:
     generator = Generator(ModelConfig(width_g=8, init=init, sn=SpectralNormConfig(cbn=True)), 32, num_classes)
-    normalize_weights(generator.weighted, update=False, eps=1e-12)
+    apply_spectral_norm(generator.weight_layers, update=False, eps=1e-12)
     norm = generator.blocks[0].bn1
     rows = torch.arange(num_classes)
     assert float((1 + norm.gain(rows)).mean().detach()) == pytest.approx(1, abs=0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports import figures, format
-from reports.comparison import Comparison, compare, estimates, is_log, smallest_visible
+from reports.comparison import Comparison, compare, estimates, is_log, minimum_detectable_difference
 from reports.figures import Drawn
 from reports.metrics import metric
 from reports.results import ENDED_EARLY, Results
@@ -50,7 +50,7 @@ def answer(rows: list[Comparison], results: Results) -> str:
         return _one_seed_each(rows, results)
     counts = [len(own) for own in results.finished(results.metric).values() if own]
     sentence = f"No difference shown with n = {format.span(counts)} per variant."
-    if found := smallest_visible(results):
+    if found := minimum_detectable_difference(results):
         size = changed(found[0], found[1])
         sentence += f" With 80 % power, this design would show {results.label()} {size}."
     return sentence
@@ -134,9 +134,9 @@ def _ended_early(results: Results) -> str:
     return f" Collapsed or diverged: {', '.join(found)}." if found else ""
 
 
-def what_could_be_seen(results: Results) -> str | None:
+def power_statement(results: Results) -> str | None:
     """The smallest difference that the design can show, as a sentence; None where nothing is known of its noise."""
-    found = smallest_visible(results)
+    found = minimum_detectable_difference(results)
     if found is None:
         return None
     size, log, origin = found
@@ -156,17 +156,19 @@ def seeds(results: Results) -> Iterator[Drawn]:
     fig, axes = figures.new_axes(height=0.55 + 0.3 * len(rows))
     names = []
     for place, variant in enumerate(results.variants):
-        look, row = figures.looks(results)[variant.name], rows[variant.name]
+        plot_style, row = figures.variant_styles(results)[variant.name], rows[variant.name]
         fewer = row is not None and row.n != len(results.seeds)
         names.append(f"{variant.name}\nn = {row.n}" if row and fewer else variant.name)
         if row is None:
-            text = variant.unsupported or figures.ended_as(results, variant.name) or "nothing finished"
+            text = variant.build_error or figures.ended_as(results, variant.name) or "nothing finished"
             axes.text(0.02, place, text, transform=axes.get_yaxis_transform(), va="center", color="#5f6670")
             continue
-        figures.whiskers(axes, row.mean, row.low, row.high, place, color=look.colour, capsize=2, lw=1.2)
-        axes.plot(row.mean, place, "|", color=look.colour, ms=13, mew=2)
+        figures.whiskers(axes, row.mean, row.low, row.high, place, color=plot_style.colour, capsize=2, lw=1.2)
+        axes.plot(row.mean, place, "|", color=plot_style.colour, ms=13, mew=2)
         points = list(values[variant.name].values())
-        axes.plot(points, [place] * len(points), look.marker, color=look.colour, ms=4.5, mec="white", mew=0.6)
+        axes.plot(
+            points, [place] * len(points), plot_style.marker, color=plot_style.colour, ms=4.5, mec="white", mew=0.6
+        )
     figures.name_rows(axes, names)
     if log:
         figures.log_axis(axes, "x")

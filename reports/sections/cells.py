@@ -28,12 +28,12 @@ def cells(results: Results) -> Table:
 
 def progress(results: Results) -> str:
     """ "10 of 12 cells done: 9 finished, 1 collapsed; 1 running, 1 missing; 3 cannot run at this scale"."""
-    states = [state for variant in results.variants if not variant.unsupported
+    states = [state for variant in results.variants if not variant.build_error
               for state in results.of(variant.name)["state"]]  # fmt: skip
     done, spare = ("finished", *ENDED_EARLY), (NOT_NEEDED, LATER)
     counts = {state: states.count(state) for state in (*done, *sorted(set(states) - {*done, *spare}))}
     listed = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-    impossible = sum(variant.unsupported is not None for variant in results.variants) * len(results.seeds)
+    impossible = sum(variant.build_error is not None for variant in results.variants) * len(results.seeds)
     rest = "".join(f"; {states.count(state)} {state}" for state in spare if state in states)
     rest += f"; {impossible} cannot run at this scale" if impossible else ""
     of_search = ""

@@ -25,7 +25,7 @@ VARIANTS_PER_PANEL = 4
 
 def groups_table(results: Results) -> Table | None:
     """The claim behind Figure 6: attention helps where distant parts must agree, not where local statistics do."""
-    keys = [f"fid_group/{name}" for name in results.groups if f"fid_group/{name}" in results.finals]
+    keys = [f"fid_group/{name}" for name in results.groups if f"fid_group/{name}" in results.final_scores]
     if len(keys) < 2:
         return None
     columns, cells = ["variant"], [[variant.name] for variant in results.variants]
@@ -49,7 +49,7 @@ def groups_table(results: Results) -> Table | None:
 def groups(results: Results) -> Iterator[Drawn]:
     """Differences to the baseline by group of classes."""
     keys = [f"fid_group/{group}" for group in results.groups]
-    found = {key: against_baseline(results, key) for key in keys if key in results.finals}
+    found = {key: against_baseline(results, key) for key in keys if key in results.final_scores}
     if len(found) < 2 or not any(found.values()):
         return
     others = [item.name for item in results.variants if any(item.name in rows for rows in found.values())]
@@ -150,7 +150,7 @@ def published_classes(results: Results) -> Iterator[Drawn]:
 def _scored(results: Results) -> list[str]:
     """The classes that have a score of their own, group by group."""
     order = [results.classes[label] for labels in results.groups.values() for label in labels] or results.classes
-    return [name for name in order if f"fid_class/{name}" in results.finals]
+    return [name for name in order if f"fid_class/{name}" in results.final_scores]
 
 
 def _group_bands(axes: Axes, results: Results, names: list[str]) -> None:

@@ -63,7 +63,7 @@ def waterfall(results: Results) -> Iterator[Drawn]:
     for place, variant in enumerate(results.variants):
         name, ended = variant.name, figures.ended_as(results, variant.name)
         if name not in totals:
-            _write_beside(axes, place, variant.unsupported or ended or "no result")
+            _write_beside(axes, place, variant.build_error or ended or "no result")
         elif name in steps and steps[name].reference in totals:
             _draw_step(axes, results, totals, steps[name], place)
             _write_beside(axes, place, format.gap(replace(steps[name].gap, low=None, high=None)), ended)
@@ -99,7 +99,7 @@ def _recipe(end: Published) -> str:
 
 
 def _draw_total(axes: Axes, results: Results, total: Estimate, name: str, place: int, ended: str = "") -> None:
-    colour = figures.looks(results)[name].colour
+    colour = figures.variant_styles(results)[name].colour
     figures.whiskers(axes, total.mean, total.low, total.high, place, fmt="D", color=colour, ms=4.5, lw=1.2, capsize=2)
     axes.plot(total.mean, place, "D", color=colour, ms=4.5)
     _write_beside(axes, place, format.number(total.mean, format.decimals([total.mean])), ended)
@@ -108,7 +108,7 @@ def _draw_total(axes: Axes, results: Results, total: Estimate, name: str, place:
 def _draw_step(axes: Axes, results: Results, totals: dict[str, Estimate], row: Comparison, place: int) -> None:
     """A bar from the mean of the rung before to this one's, and a line down to where the next begins."""
     before, level = totals[row.reference].mean, totals[row.variant].mean
-    axes.barh(place, level - before, left=before, height=0.5, color=figures.looks(results)[row.variant].colour)
+    axes.barh(place, level - before, left=before, height=0.5, color=figures.variant_styles(results)[row.variant].colour)
     low, high = (None if end is None else before * math.exp(end) if row.gap.log else before + end
                  for end in (row.gap.low, row.gap.high))  # fmt: skip
     figures.whiskers(axes, level, low, high, place, color="#2b3038", lw=0.9, capsize=2)

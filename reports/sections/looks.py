@@ -23,16 +23,16 @@ def looks(results: Results) -> Iterator[Drawn]:
     back = math.exp if log else float
     fig, axes = figures.new_axes(height=2.2, legend=[variant for variant, _ in shown])
     for place, pair in enumerate(shown):
-        look, label = figures.looks(results)[pair[0]], looked.verdicts[pair].label
+        plot_style, label = figures.variant_styles(results)[pair[0]], looked.verdicts[pair].label
         found = [(number, held.gaps[pair]) for number, held in enumerate(looked.looks) if pair in held.gaps]
         shift = 0.6 * ((place + 0.5) / len(shown) - 0.5)
         for number, gap in found:
             assert gap.low is not None and gap.high is not None
             ends = back(gap.low), back(gap.high)
-            axes.plot([number + shift] * 2, ends, color=look.colour, lw=1.2)
+            axes.plot([number + shift] * 2, ends, color=plot_style.colour, lw=1.2)
             decided = number == found[-1][0] and label != "undecided"
-            axes.plot(number + shift, back(gap.value), look.marker, color=look.colour, ms=4.5,
-                      mfc=look.colour if decided else "white")  # fmt: skip
+            axes.plot(number + shift, back(gap.value), plot_style.marker, color=plot_style.colour, ms=4.5,
+                      mfc=plot_style.colour if decided else "white")  # fmt: skip
     axes.axhline(1 if log else 0, color=style.BASELINE_COLOUR, lw=1)
     if results.adaptive.margin is not None and log:
         axes.axhspan(1 / (1 + results.adaptive.margin), 1 + results.adaptive.margin, color="#f1f3f5", zorder=0, lw=0)

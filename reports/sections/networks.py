@@ -32,11 +32,11 @@ def diagnostics(results: Results) -> Iterator[Drawn]:
         for variant in names:
             for key, lines in history[history["variant"] == variant].groupby("key", sort=False):
                 second = str(key).removeprefix(prefix).startswith(("d", "fake"))
-                look = replace(figures.looks(results)[variant], dash="--" if second else "-")
+                plot_style = replace(figures.variant_styles(results)[variant], dash="--" if second else "-")
                 if name == "gamma":  # its sign is arbitrary, so a mean over seeds would say nothing
-                    figures.seed_lines(axes, lines, look, set(), thin=False)
+                    figures.seed_lines(axes, lines, plot_style, set(), thin=False)
                 else:
-                    figures.curve(axes, lines, look, set(), band=False)
+                    figures.curve(axes, lines, plot_style, set(), band=False)
         figures.step_axis(axes)
         axes.set_ylabel(label)
         figures.legend(fig, results, names, dashes=False)

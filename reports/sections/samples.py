@@ -32,14 +32,14 @@ def samples(results: Results) -> Iterator[Drawn]:
         if rows == len(results.classes):
             axes.set_yticks((np.arange(rows) + 0.5) * height / rows - 0.5, results.classes)
         axes.tick_params(length=0)
-        score = results.finals.loc[results.cells["run_id"].notna() & (results.cells["variant"] == picture.variant)
+        score = results.final_scores.loc[results.cells["run_id"].notna() & (results.cells["variant"] == picture.variant)
                                    & (results.cells["seed"] == picture.seed)]  # fmt: skip
         value = score[results.metric].dropna() if results.metric in score else pd.Series(dtype=float)
         text = picture.variant
         if len(value):
             size = float(value.to_numpy()[0])
             text += f"   {results.label()} {format.number(size, format.decimals([size]))}"
-        axes.set_title(text, loc="left", color=figures.looks(results)[picture.variant].colour)
+        axes.set_title(text, loc="left", color=figures.variant_styles(results)[picture.variant].colour)
         caption = f"{picture.variant}, one seed ({picture.seed}), step {picture.step:,}; same z in every variant."
         yield Drawn(f"samples_{picture.variant}", caption, fig)
 
@@ -62,7 +62,7 @@ def stages(results: Results) -> Iterator[Drawn]:
     fig, panels = plt.subplots(len(rows), len(chosen), squeeze=False, figsize=(style.COLUMN, height))
     for name, line in zip(rows, panels, strict=True):
         folded = re.sub(r"(.{8,}?[_+])", r"\1\n", name, count=1) if len(name) > 16 else name
-        line[0].set_ylabel(folded, color=figures.looks(results)[name].colour)
+        line[0].set_ylabel(folded, color=figures.variant_styles(results)[name].colour)
         for step, axes in zip(chosen, line, strict=True):
             picture, score = at.get((name, step)), scores.get((name, step))
             if picture is None:
@@ -130,7 +130,9 @@ def attention(results: Results) -> Iterator[Drawn]:
         for image, weights, axes in zip(images[chosen], maps[chosen], panels, strict=True):
             _attention_row(axes, image, queries[:count], weights, side)
         title = f"{picture.variant}   {picture.name[:1].upper()} at {side} × {side}"
-        fig.suptitle(title, x=0.01, ha="left", fontsize=8, color=figures.looks(results)[picture.variant].colour)
+        fig.suptitle(
+            title, x=0.01, ha="left", fontsize=8, color=figures.variant_styles(results)[picture.variant].colour
+        )
         caption = (
             f"{picture.variant}, seed {picture.seed}, step {picture.step:,}: query points on the sample, then what "
             f"each looks at, framed in its colour: weights over {maps.shape[-2]} × {maps.shape[-1]} keys."

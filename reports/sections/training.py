@@ -57,15 +57,17 @@ def figure3(results: Results) -> Iterator[Drawn]:
 
 def _published_points(axes: Axes, results: Results, records: list[Published]) -> None:
     """The points of each variant, joined in order of steps; on a logarithmic axis of steps, in thousands."""
-    drawn = figures.looks(results)
+    drawn = figures.variant_styles(results)
     for name in dict.fromkeys(record.variant for record in records):
-        look = drawn.get(name, style.Look(style.BASELINE_COLOUR, "x", "-"))
+        plot_style = drawn.get(name, style.PlotStyle(style.BASELINE_COLOUR, "x", "-"))
         points = sorted((record.step or 0, record.value, record.certainty) for record in records
                         if record.variant == name)  # fmt: skip
-        axes.plot([step / 1000 for step, *_ in points], [value for _, value, _ in points], color=look.colour, lw=0.7)
+        axes.plot(
+            [step / 1000 for step, *_ in points], [value for _, value, _ in points], color=plot_style.colour, lw=0.7
+        )
         for step, value, certainty in points:
-            axes.plot(step / 1000, value, look.marker, color=look.colour, ms=4,
-                      mfc=look.colour if certainty == "printed" else "white")  # fmt: skip
+            axes.plot(step / 1000, value, plot_style.marker, color=plot_style.colour, ms=4,
+                      mfc=plot_style.colour if certainty == "printed" else "white")  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks([10, 100, 1000], ["10k", "100k", "1M"])
     axes.set_xlim(7, 1400)

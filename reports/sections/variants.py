@@ -6,7 +6,7 @@ from reports import format, metrics, tables
 from reports.comparison import Comparison, against_baseline, compare, estimates, is_log, means, progress
 from reports.format import ABSENT, number_or_absent
 from reports.results import Results
-from reports.sections.answer import what_could_be_seen
+from reports.sections.answer import power_statement
 from reports.sequential import Progress
 from reports.tables import Block, Row, Table
 
@@ -16,7 +16,7 @@ BESIDE = 3  # metrics beside the primary one: more fit no page, and all are in t
 def scores(results: Results) -> Table:
     """One row per variant: the scores, the difference to the baseline and how its runs ended."""
     beside = [key for key, metric in metrics.METRICS.items()
-              if metric.in_scores and key in results.finals and key != results.metric]  # fmt: skip
+              if metric.in_scores and key in results.final_scores and key != results.metric]  # fmt: skip
     keys = (results.metric, *beside[:BESIDE])
     texts = [tables.score_texts(results, key) for key in keys]
     found = against_baseline(results, results.metric)
@@ -59,7 +59,7 @@ def evidence(results: Results) -> Table | None:
         cells = (row.variant, row.reference, format.gap(row.gap), row.verdict or ABSENT, str(n), *why,
                  format.p_value(row.gap.p), number_or_absent(row.improvement, 2))  # fmt: skip
         rows.append(Row(cells))
-    could_be_seen = what_could_be_seen(results)
+    statement = power_statement(results)
     seeds = "Seeds: of the side that has fewer." if looked is None else "Seeds: at the decision, or so far."
     return Table(
         name="evidence",
@@ -70,7 +70,7 @@ def evidence(results: Results) -> Table | None:
         notes=(
             f"By the primary metric, {tables.taken_at(results)}. {tables.intervals_note(results, results.metric)} "
             f"{seeds} P(better) is the chance that a run of the variant scores better than a run of the other.",
-            *((could_be_seen,) if could_be_seen else ()),
+            *((statement,) if statement else ()),
         ),
     )  # fmt: skip
 
@@ -118,14 +118,14 @@ def spread(results: Results) -> Table | None:
 def costs(results: Results) -> Table | None:
     """What a variant takes: two that differ in size or work are not compared by their idea alone."""
     counted = ("num_params_g", "num_params_d", "flops_per_image")
-    keys = [key for key in (*counted, "images_per_sec", "peak_memory_mib") if key in results.finals]
+    keys = [key for key in (*counted, "images_per_sec", "peak_memory_mib") if key in results.final_scores]
     if not keys:
         return None
 
     def text(variant: str, key: str) -> str:
         if key not in counted:  # differs from machine to machine more than from seed to seed: no interval
             return measured[key][variant].partition(" (")[0]
-        found = results.finals.loc[results.cells["variant"] == variant, key].dropna()
+        found = results.final_scores.loc[results.cells["variant"] == variant, key].dropna()
         return format.count(float(found.to_numpy()[0])) if len(found) else ABSENT
 
     measured = {key: tables.score_texts(results, key) for key in keys if key not in counted}
@@ -143,7 +143,7 @@ def best_of_run(results: Results) -> Table | None:
     """The other checkpoint rule, apart from the default and labelled."""
     if not any(estimates(results, "best/fid").values()):
         return None
-    keys = [key for key in ("best/fid", "best/is", "best/intra_fid") if key in results.finals]
+    keys = [key for key in ("best/fid", "best/is", "best/intra_fid") if key in results.final_scores]
     texts = [tables.score_texts(results, key) for key in ("fid", *keys)]
     steps = means(results, "best/step")
     top = tables.best("best/fid", means(results, "best/fid").values())
@@ -170,7 +170,7 @@ def best_of_run(results: Results) -> Table | None:
 def every_metric(results: Results) -> Table | None:
     """All that was measured on samples at the last step, for who looks for a figure not shown above."""
     left_out = (*metrics.LOGGED_IN_TRAINING, "best/")
-    keys = [key for key in sorted(results.finals.columns) if not key.startswith(left_out)]
+    keys = [key for key in sorted(results.final_scores.columns) if not key.startswith(left_out)]
     rows = [Row((results.label(key, arrow=True), *tables.score_texts(results, key).values())) for key in keys]
     columns = ("metric", *(variant.name for variant in results.variants))
     blocks = (Block(None, tuple(rows)),)

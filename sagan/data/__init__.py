@@ -66,14 +66,14 @@ def open_dataset(config: DataConfig, root: Path | None = None, cache_dir: Path =
     """
     if config.name == "embedded":
         return _open_embedded(config)
-    source = survey(config, root)
+    source = list_source(config, root)
     prepared = open_prepared(source, config.resolution, cache_dir)
     classes = source.classes or _UNLABELLED
     return ImageDataset(config.name, prepared.images, prepared.labels, classes, {}, prepared.fingerprint)
 
 
 @lru_cache(maxsize=4)  # a worker trains many cells on the same files, and listing a million takes a while
-def survey(config: DataConfig, root: Path | None) -> Source:
+def list_source(config: DataConfig, root: Path | None) -> Source:
     """The files of a data set that is not built in; downloads it where torchvision can."""
     if config.name == "folder" and root is None:
         raise ValueError("--data-root: must name the folder of data.name=folder, got none; add --data-root FOLDER")
@@ -92,7 +92,7 @@ def num_classes(config: DataConfig, root: Path | None) -> int:
     """The number of classes; reads the files only for data sets where their name does not determine it."""
     if config.name == "celeba":
         return 2 if config.attribute else 1
-    return _NUM_CLASSES[config.name] if config.name in _NUM_CLASSES else max(1, len(survey(config, root).classes))
+    return _NUM_CLASSES[config.name] if config.name in _NUM_CLASSES else max(1, len(list_source(config, root).classes))
 
 
 @lru_cache(maxsize=1)  # a worker trains many cells on the same pictures

@@ -40,7 +40,7 @@ _TURNS = {
 
 
 @contextmanager
-def lenient() -> Iterator[None]:
+def relaxed_pillow_limits() -> Iterator[None]:
     """Within it, Pillow opens pictures of up to 2**29 pixels and with long texts, and prints nothing by itself."""
     log = logging.getLogger("PIL")
     limits, level = (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK), log.level

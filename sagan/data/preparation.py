@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sagan.config import Config, DataConfig, digest
-from sagan.data import ImageDataset, check_labels, open_dataset, survey
+from sagan.data import ImageDataset, check_labels, list_source, open_dataset
 from sagan.data.prepared import open_prepared, prepare
 from sagan.metrics.neighbours import K_DENSITY
 from sagan.scoring import DIVERSITY_SAMPLES, real_diversity
@@ -24,11 +24,11 @@ def prepare_images(
     Returns the fingerprint of the images that each config trains on, by the config's digest. Raises ValueError for
     images that cannot be had, read, kept or scored, or that lack the labels that a config needs.
     """
-    survey.cache_clear()  # files may have changed since this process looked
+    list_source.cache_clear()  # files may have changed since this process looked
     fingerprints = {}
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     for data, same in _by_pictures(configs).items():
-        source = survey(data, data_root)
+        source = list_source(data, data_root)
         for config in same:
             check_labels(source.name, bool(source.classes), config.model.conditioning)
         say(source.summary())

@@ -24,7 +24,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sagan.data.decoding import KINDS, lenient, reason, to_square, used_bits
+from sagan.data.decoding import KINDS, reason, relaxed_pillow_limits, to_square, used_bits
 from sagan.data.sources import Source
 
 _FORMAT = 2  # raise it when the same files would be prepared otherwise: old entries are then left alone
@@ -135,7 +135,7 @@ def _build(source: Source, resolution: int, building: Path) -> Iterator[int]:
     with (
         (building / "images.u8").open("ab") as images,
         log.open("a") as record,
-        lenient(),
+        relaxed_pillow_limits(),
         ThreadPoolExecutor() as pool,
     ):
         images.truncate(sum(len(chunk.kept) for chunk in chunks) * row_bytes)

@@ -33,15 +33,15 @@ from sagan.metrics.relations import agreement, measure_of
 
 log = logging.getLogger(__name__)
 
-Metric = Callable[[Features, Reference], dict[str, float]]
-METRICS: dict[str, Metric] = {}
+MetricFunction = Callable[[Features, Reference], dict[str, float]]
+METRIC_FUNCTIONS: dict[str, MetricFunction] = {}
 
 _IS_SPLITS = 10
 _MAX_CLASS_KEYS = 100  # a thousand more keys per step would hide the others in a tracker
 
 
-def metric(function: Metric) -> Metric:
-    METRICS[function.__name__] = function
+def metric(function: MetricFunction) -> MetricFunction:
+    METRIC_FUNCTIONS[function.__name__] = function
     return function
 
 
@@ -101,7 +101,7 @@ class Evaluator:
         found: dict[str, float] = {}
         if world.rank == 0:
             generated = _joined(shares)
-            for one in METRICS.values():
+            for one in METRIC_FUNCTIONS.values():
                 found |= one(generated, self._reference)
         return world.broadcast(found)
 
@@ -135,7 +135,7 @@ def _joined(shares: list[Features]) -> Features:
 
 
 @metric
-def frechet(generated: Features, reference: Reference) -> dict[str, float]:
+def fid_scores(generated: Features, reference: Reference) -> dict[str, float]:
     """`real_floor` is what as many real images would score: no generator gets below it but by chance."""
     split = torch.Generator().manual_seed(0)
     real, other = reference.pooled, fit(generated.features)
@@ -230,7 +230,7 @@ def diversity_within(generated: Features, reference: Reference) -> dict[str, flo
 
 
 @metric
-def pairs(generated: Features, reference: Reference) -> dict[str, float]:
+def pairwise_metrics(generated: Features, reference: Reference) -> dict[str, float]:
     """KID, precision, recall, density and coverage, together because they use the same pairs.
 
     Where class counts are fixed and not drawn, images as good as real ones have a `kid` a little below 0: pairs within
@@ -243,7 +243,7 @@ def pairs(generated: Features, reference: Reference) -> dict[str, float]:
 
 
 @metric
-def score(generated: Features, reference: Reference) -> dict[str, float]:
+def inception_scores(generated: Features, reference: Reference) -> dict[str, float]:
     """Left out where the extractor knows other things than the data shows, for then it ranks nothing.
 
     Inception knows natural images; a trained classifier knows the classes that it was trained on. `is` is of all

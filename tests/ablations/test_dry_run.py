@@ -33,7 +33,7 @@ def test_the_visible_difference_rests_on_the_shipped_noise_or_is_told_in_sds(
     write_study: WriteStudy, shipped: dict[tuple[str, str], float]
 ) -> None:
     study = read_study(write_study()).at_seeds(range(4))
-    effect = statistics.visible({"none": 4, "feat32": 4}, [statistics.pair("feat32", "none")])
+    effect = statistics.minimum_detectable_effect({"none": 4, "feat32": 4}, [statistics.pair("feat32", "none")])
     assert effect is not None
     design = "What this could show with 80 % power (1 comparison, n = 4 per variant): "
     in_sds = f"a difference in relation_error of {effect:.1f} sds over seeds or more; no run has measured this sd."

@@ -72,7 +72,7 @@ def test_training_step_against_the_plain_reference(case: str, threads: int, resu
 
 
 PARTS = {  # part: (what is timed, goal)
-    "spectral norm": ("normalize_weights and its backward", 0.05),
+    "spectral norm": ("apply_spectral_norm and its backward", 0.05),
     "optimiser and EMA": ("both Adam steps, zero_grad, the average of G", 0.05),
     "Python between steps": (
         "run() outside of steps: sums, events; and in them the drawing of batches and noise",
@@ -88,7 +88,7 @@ def test_shares_of_a_step(case: str, results: Results, tmp_path: Path, monkeypat
     def watch(owner: object, name: str, part: str) -> None:
         monkeypatch.setattr(owner, name, clock.timed(part, getattr(owner, name)))
 
-    watch(networks, "normalize_weights", "spectral norm")
+    watch(networks, "apply_spectral_norm", "spectral norm")
     backward = clock.timed("spectral norm", spectral_norm._DivideBySigma.backward)
     monkeypatch.setattr(spectral_norm._DivideBySigma, "backward", staticmethod(backward))
     for optimizer in (trainer.optimizer_g, trainer.optimizer_d):

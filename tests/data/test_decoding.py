@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin, features
 
 from sagan.config import DataConfig
 from sagan.data import decoding, prepared
-from sagan.data.decoding import lenient, to_square
+from sagan.data.decoding import relaxed_pillow_limits, to_square
 from sagan.data.prepared import Prepared, open_prepared
 from sagan.data.sources import find_source
 
@@ -42,7 +42,7 @@ def stored(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def square(content: bytes, resolution: int = 32) -> tuple[NDArray[np.uint8], set[str]]:
-    with lenient(), Image.open(io.BytesIO(content)) as image:
+    with relaxed_pillow_limits(), Image.open(io.BytesIO(content)) as image:
         return to_square(image, resolution)
 
 

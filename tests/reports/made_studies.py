@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from reports.comparison import progress, settled
+from reports.comparison import mark_unneeded_cells, progress
 from reports.results import CELL_TAGS, Adaptive, Picture, Results, Search, SearchTrial, Variant
 
 FINGERPRINT = (
@@ -38,7 +38,7 @@ def results(
 ) -> Results:
     """Finished runs that reach `levels` ({variant: FD}) but for `ends` ({(variant, seed): (state, step)})."""
     ends, changes = ends or {}, changes or {}
-    cells, finals, histories, drawn = [], [], [], []
+    cells, final_scores, histories, drawn = [], [], [], []
     for place, (name, level) in enumerate(levels.items()):
         for seed in seeds:
             state, last = ends.get((name, seed), ("finished", STEPS[-1]))
@@ -52,7 +52,7 @@ def results(
                           "run_id": f"{name}/{seed}" if runs else None, "seconds": 60.0, "endpoint": 1,
                           **dict.fromkeys(CELL_TAGS),
                           **tags})  # fmt: skip
-            finals.append({key: value for key, value, _ in points})
+            final_scores.append({key: value for key, value, _ in points})
             histories += [{"variant": name, "seed": seed, "key": key, "step": step, "value": value}
                           for key, value, step in points]  # fmt: skip
             if pictures is not None and seed == seeds[0] and runs:
@@ -62,15 +62,16 @@ def results(
         "baseline": baseline or next(iter(levels)), "seeds": tuple(seeds), "cells": pd.DataFrame(cells),
         "variants": tuple(
             Variant(name, dict(zip(fields.get("factors", ()), name.split("+"), strict=False)), changes.get(name, {}),
-                    _unsupported(ends, name)) for name in levels
+                    _build_error(ends, name)) for name in levels
         ),
-        "finals": pd.DataFrame(finals), "pictures": tuple(drawn), "classes": CLASSES, "groups": GROUPS, "launched": 0,
+        "final_scores": pd.DataFrame(final_scores), "pictures": tuple(drawn), "classes": CLASSES, "groups": GROUPS,
+        "launched": 0,
         "histories": pd.DataFrame(histories, columns=["variant", "seed", "key", "step", "value"]),
     }  # fmt: skip
     return Results(**{**values, **fields})
 
 
-def _unsupported(ends: Mapping[tuple[str, int], tuple[str, int]], variant: str) -> str | None:
+def _build_error(ends: Mapping[tuple[str, int], tuple[str, int]], variant: str) -> str | None:
     states = [state for (name, _), (state, _) in ends.items() if name == variant]
     return next((state for state in states if state.startswith("needs")), None)
 
@@ -166,7 +167,7 @@ def adaptive(most: int = 12, until: int = 100) -> Results:
         made = make_results(
             shown, seeds=seeds, states={("feat32", 21): "collapsed"} if look else None, question="Where?"
         )
-        made = settled(replace(made, paper=None, study="adaptive", adaptive=Adaptive(3, seeds, 0.2)))
+        made = mark_unneeded_cells(replace(made, paper=None, study="adaptive", adaptive=Adaptive(3, seeds, 0.2)))
         looked = progress(made)
         assert looked is not None
         if not looked.wanted or look == until:
@@ -183,8 +184,8 @@ def shared(results: Results, study: str, variant: str) -> Results:
 
 def with_metrics(results: Results, **columns: Callable[[float], float]) -> Results:
     """More final metrics, each a function of the FID; `best__fid` stands for "best/fid"."""
-    more = {name.replace("__", "/"): results.finals["fid"].map(make) for name, make in columns.items()}
-    return replace(results, finals=results.finals.assign(**more))
+    more = {name.replace("__", "/"): results.final_scores["fid"].map(make) for name, make in columns.items()}
+    return replace(results, final_scores=results.final_scores.assign(**more))
 
 
 def described(results: Results, **of: dict[str, dict[str, Any]]) -> Results:
@@ -199,29 +200,29 @@ def described(results: Results, **of: dict[str, dict[str, Any]]) -> Results:
 def make_results(
     fid: Mapping[str, Mapping[int, float]],
     *,
-    unsupported: Mapping[str, str] | None = None,
+    build_errors: Mapping[str, str] | None = None,
     states: Mapping[tuple[str, int], str] | None = None,
     seeds: tuple[int, ...] = (),
     **fields: Any,
 ) -> Results:
     """A results without a store: the final score of each variant and seed; cells that have none are missing."""
-    unsupported, states = unsupported or {}, states or {}
-    variants = tuple(Variant(name, unsupported=unsupported.get(name)) for name in fid)
+    build_errors, states = build_errors or {}, states or {}
+    variants = tuple(Variant(name, build_error=build_errors.get(name)) for name in fid)
     seeds = tuple(sorted({*seeds, *(seed for values in fid.values() for seed in values)}))
     rows = []
     for variant in variants:
         for seed in seeds:
             done = seed in fid[variant.name]
-            state = variant.unsupported or states.get((variant.name, seed)) or ("finished" if done else "missing")
+            state = variant.build_error or states.get((variant.name, seed)) or ("finished" if done else "missing")
             measured = {"data_fingerprint": "data", "metric_fingerprint": FINGERPRINT} if done else {}
             rows.append({"variant": variant.name, "seed": seed, "state": state, "step": 1000 if done else None,
                          "steps": 1000, "run_id": f"{variant.name}/{seed}" if done else None, "seconds": 60.0,
                          "endpoint": 1, **dict.fromkeys(CELL_TAGS),
                          **measured})  # fmt: skip
-    finals = pd.DataFrame({"fid": [fid[row["variant"]].get(row["seed"], float("nan")) for row in rows]})
+    final_scores = pd.DataFrame({"fid": [fid[row["variant"]].get(row["seed"], float("nan")) for row in rows]})
     histories = pd.DataFrame(columns=["variant", "seed", "key", "step", "value"])
     results = Results("attention_position", "embedded", "embedded", "Where?", "table1", "none", variants, seeds,
-                pd.DataFrame(rows), finals, histories, (), (), {}, 0)  # fmt: skip
+                pd.DataFrame(rows), final_scores, histories, (), (), {}, 0)  # fmt: skip
     return replace(results, **fields)
 
 

@@ -122,7 +122,7 @@ def test_a_study_with_no_result_gets_its_page_all_the_same(
     make_results: Callable[..., Results], tmp_path: Path, states: str
 ) -> None:
     results = make_results({"none": {0: 1.0}, "feat64": {}}, states={("none", 0): states},
-                     unsupported={"feat64": "needs 128 px"})  # fmt: skip
+                     build_errors={"feat64": "needs 128 px"})  # fmt: skip
     entry = write_study(results, tmp_path / "s", frozenset(FORMATS))
     assert entry["headline"] == "No result yet: 0 of 1 cells are done."
     assert states in (tmp_path / "s" / "index.html").read_text(encoding="utf-8")

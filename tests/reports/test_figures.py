@@ -29,7 +29,7 @@ KINDS = ("ladder", "recipe", "rate_grid", "residual", "comparison", "search")
 
 @pytest.fixture(autouse=True)
 def look() -> Iterator[None]:
-    with style.look():
+    with style.figure_style():
         yield
     plt.close("all")
 
@@ -193,7 +193,7 @@ def test_class_differences_are_ratios_with_textures_and_geometry_apart(studies: 
     own, baseline = (results.finished("fid_class/rings")[name] for name in ("sagan", "sngan_projection"))
     ratio = geometric(own) / geometric(baseline)
     points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines
-              if line.get_color() == figures.looks(results)["sagan"].colour]  # fmt: skip
+              if line.get_color() == figures.variant_styles(results)["sagan"].colour]  # fmt: skip
     assert any(abs(x - ratio) < 1e-9 and 3.5 < y < 4.5 for x, y in points)
 
 
@@ -226,9 +226,9 @@ PLANS = {
 @pytest.mark.parametrize("variants", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("sight", ["normal", "deuteranopia", "protanopia"])
 def test_any_two_variants_can_be_told_apart_also_without_red_or_green(variants: tuple[str, ...], sight: str) -> None:
-    looks = style.looks(variants, variants[0])
-    assert list(looks) == list(variants)
-    for first, second in itertools.combinations(looks.values(), 2):
+    styles = style.variant_styles(variants, variants[0])
+    assert list(styles) == list(variants)
+    for first, second in itertools.combinations(styles.values(), 2):
         if np.linalg.norm(lab(first.colour, sight) - lab(second.colour, sight)) < 10:
             assert first.dash != second.dash, (first, second)
 
@@ -260,8 +260,10 @@ def relations() -> Results:
     results = made_studies.results({"none": 40.0, "feat16": 6.0, "feat32": 2.5})
     history = results.histories[results.histories["key"] == "fid"].assign(key="relation_error")
     history["value"] = history["value"].clip(lower=2.0) / 20
-    finals = results.finals.assign(relation_error=results.finals["fid"].clip(lower=2.0) / 20)
-    return replace(results, finals=finals, histories=pd.concat([results.histories, history]), metric="relation_error")
+    final_scores = results.final_scores.assign(relation_error=results.final_scores["fid"].clip(lower=2.0) / 20)
+    return replace(
+        results, final_scores=final_scores, histories=pd.concat([results.histories, history]), metric="relation_error"
+    )
 
 
 def test_a_positive_primary_metric_is_drawn_by_its_logarithm_and_never_below_zero(relations: Results) -> None:
@@ -304,7 +306,7 @@ def test_looks_are_drawn_to_the_one_that_decided() -> None:
     axes = drawn.figure.axes[0]
     for (variant, reference), verdict in looked.verdicts.items():
         gaps = [look.gaps[variant, reference] for look in looked.looks if (variant, reference) in look.gaps]
-        colour = figures.looks(results)[variant].colour
+        colour = figures.variant_styles(results)[variant].colour
         lines = [line for line in axes.lines if line.get_color() == colour]
         bars, points = lines[::2], lines[1::2]
         assert [tuple(line.get_ydata()) for line in bars] == [(math.exp(gap.low), math.exp(gap.high)) for gap in gaps]

@@ -39,7 +39,7 @@ def results() -> Results:
     classes = (CAT, DOG, *made.classes[2:])
     renamed = dict(zip((f"fid_class/{name}" for name in made.classes), (f"fid_class/{name}" for name in classes),
                        strict=True))  # fmt: skip
-    return replace(made, classes=classes, finals=made.finals.rename(columns=renamed))
+    return replace(made, classes=classes, final_scores=made.final_scores.rename(columns=renamed))
 
 
 def captions(results: Results) -> dict[str, str]:

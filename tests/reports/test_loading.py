@@ -10,7 +10,7 @@ import pytest
 
 from ablations.plan import show
 from reports.comparison import compare
-from reports.loading import final_scores, load_results
+from reports.loading import load_results, score_cells
 from reports.results import Adaptive, Results, Variant, by_measurement
 from reports.store import Store
 from sagan.config import flatten, override
@@ -59,7 +59,7 @@ def test_the_last_good_value_of_a_collapsed_cell_is_kept_but_not_averaged(store:
     results = only(store)
     place = results.cells.index[(results.cells["variant"] == "feat8") & (results.cells["seed"] == 2)][0]
     assert results.cells.loc[place, "step"] == 420
-    assert 0 < results.finals.loc[place, "fid"] < 1000
+    assert 0 < results.final_scores.loc[place, "fid"] < 1000
     assert set(results.finished("fid")["feat8"]) == {0, 1}
 
 
@@ -136,7 +136,7 @@ def test_a_cell_that_is_not_scored_yet_is_not_measured_otherwise(make_results: C
 
 def test_results_have_the_rows_of_the_cells(store: Any) -> None:
     results = only(store)
-    joined = results.cells.join(results.finals)
+    joined = results.cells.join(results.final_scores)
     row = joined[(joined["variant"] == "feat32") & (joined["seed"] == 0)].iloc[0]
     run = store.client().get_run(row["run_id"])
     assert row["fid"] == run.data.metrics["fid"]
@@ -236,10 +236,10 @@ def test_a_score_is_the_mean_of_the_last_evaluations_that_the_config_says() -> N
     points = [("fid", 100, 9.0), ("fid", 200, 8.0), ("fid", 300, 2.0), ("kid", 200, 3.0), ("kid", 300, 1.0),
               ("recall", 300, 0.5), ("best/fid", 300, 2.0), ("loss_d", 300, 7.0)]  # fmt: skip
     frame = pd.DataFrame([{"run_id": "r", "key": key, "step": step, "value": value} for key, step, value in points])
-    found = final_scores(pd.DataFrame([run]), frame).iloc[0]
+    found = score_cells(pd.DataFrame([run]), frame).iloc[0]
     assert found["fid"] == pytest.approx(4.0) and found["kid"] == 2.0  # geometric where it is compared as a ratio
     assert pd.isna(found["recall"]) and (found["best/fid"], found["loss_d"]) == (2.0, 7.0)
-    alone = final_scores(pd.DataFrame([{**run, "endpoint": 1}]), frame).iloc[0]
+    alone = score_cells(pd.DataFrame([{**run, "endpoint": 1}]), frame).iloc[0]
     assert (alone["fid"], alone["recall"]) == (2.0, 0.5)
 
 

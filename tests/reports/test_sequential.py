@@ -137,7 +137,7 @@ def test_where_more_seeds_would_hardly_decide_none_is_asked_for() -> None:
     alike = {"v0": [20.0, 22.0, 24.0, 26.0, 28.0, 30.0], "v1": [20.1, 22.1, 23.9, 25.8, 28.2, 30.0]}
     progress = launched(alike, rule_of(2, log=True))
     (verdict,) = progress.verdicts.values()
-    assert verdict.label == "undecided" and verdict.stopped_early and verdict.n < 6
+    assert verdict.label == "undecided" and verdict.stopped_for_futility and verdict.n < 6
     assert verdict.chance is not None and verdict.chance < 0.1
     (verdict,) = replay(alike, rule_of(2, most=6, margin=0.9, log=True), True).verdicts.values()
     assert verdict.label == "equivalent"
@@ -220,7 +220,7 @@ def test_the_repeated_intervals_of_all_looks_hold_the_truth_in_95_percent_of_stu
         scores, rule = scores + 1, Rule(rule.looks, rule.pairs, 1.5, False)  # the reference's mean is its unit
     missed: Any = np.zeros(STUDIES, dtype=bool)
     ended = np.full(scores.shape[:2], 12)
-    for look in sequential._course(scores, ended, rule, names_of(rule), lower_is_better=True):
+    for look in sequential._hold_looks(scores, ended, rule, names_of(rule), lower_is_better=True):
         missed |= (look.tested & (np.abs(look.value - truth[1:]) > look.half)).any(1)
     assert missed.mean() <= 0.05
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from reports import statistics
-from reports.statistics import compare, estimate, pair, pooled_sd, visible
+from reports.statistics import compare, estimate, minimum_detectable_effect, pair, pooled_sd
 
 
 def baseline_pairs(count: int) -> list[statistics.Contrast]:
@@ -73,9 +73,9 @@ def test_a_false_claim_is_made_in_5_percent_of_studies_and_in_7_where_one_varian
     assert error_rate(sizes, [1.0, 3.0, *others[1:]]) < 0.075
 
 
-def test_the_smallest_visible_effect_is_found_in_four_of_five_studies() -> None:
+def test_the_minimum_detectable_effect_is_found_in_four_of_five_studies() -> None:
     sizes = {f"v{k}": 5 for k in range(4)}
-    effect = visible(sizes, baseline_pairs(4))
+    effect = minimum_detectable_effect(sizes, baseline_pairs(4))
     assert effect is not None
     rng, found = np.random.default_rng(2), 0
     for _ in range(1000):
@@ -84,7 +84,7 @@ def test_the_smallest_visible_effect_is_found_in_four_of_five_studies() -> None:
         (gap, *_) = compare({name: own.tolist() for name, own in groups.items()}, baseline_pairs(4))
         found += gap is not None and gap.shown
     assert found / 1000 == pytest.approx(0.8, abs=0.05)
-    assert visible({"v0": 1, "v1": 1}, baseline_pairs(2)) is None
+    assert minimum_detectable_effect({"v0": 1, "v1": 1}, baseline_pairs(2)) is None
 
 
 def test_ratios_do_not_depend_on_the_unit_of_the_score() -> None:

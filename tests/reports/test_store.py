@@ -132,4 +132,6 @@ def test_results_through_the_client_of_a_server_equal_those_by_sql(store: Any, m
     monkeypatch.setattr(reader, "_source", module._Server(store.uri))  # the client takes a database just as well
     by_client = load_results(reader)[0]
     assert by_client.cells.equals(by_sql.cells)
-    assert by_client.finals[sorted(by_client.finals)].equals(by_sql.finals[sorted(by_sql.finals)])
+    assert by_client.final_scores[sorted(by_client.final_scores)].equals(
+        by_sql.final_scores[sorted(by_sql.final_scores)]
+    )

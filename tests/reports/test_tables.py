@@ -19,7 +19,7 @@ from reports.page import PAGE
 from reports.paper import published
 from reports.results import Results
 from reports.sections import cells, paper_tables, variants
-from reports.sections.answer import answer, headline, what_could_be_seen
+from reports.sections.answer import answer, headline, power_statement
 from reports.tables import Block, Row, Table, caption
 from reports.writers import latex, markdown
 
@@ -36,7 +36,7 @@ def scores() -> dict[str, dict[int, float]]:
 
 
 def test_table1_puts_the_papers_numbers_apart_beneath_ours(make_results: Callable[..., Results]) -> None:
-    results = make_results(scores(), unsupported={"feat64": "needs 128 px"})
+    results = make_results(scores(), build_errors={"feat64": "needs 128 px"})
     table = paper_tables.table1(results)
     assert table is not None
     assert markdown(replace(table, notes=())) == (
@@ -71,7 +71,7 @@ def test_only_inception_features_are_headed_fid(
 
 
 def test_every_cell_and_every_loss_is_accounted_for_in_the_outcomes(make_results: Callable[..., Results]) -> None:
-    results = make_results(scores(), unsupported={"feat64": "needs 128 px"}, states={("none", 1): "collapsed"})
+    results = make_results(scores(), build_errors={"feat64": "needs 128 px"}, states={("none", 1): "collapsed"})
     outcome = {row.cells[0]: row.cells[-1] for row in variants.scores(results).blocks[0].rows}
     assert outcome == {
         "none": "2 finished, 1 collapsed at step 1,000",
@@ -116,7 +116,7 @@ def test_the_page_says_what_could_have_been_seen_by_its_own_spread_or_by_what_el
     monkeypatch.setattr(statistics, "shipped_noise", lambda preset, metric: shipped.get(metric))
 
     def expected(n: int, sd: float, by: str) -> str:
-        effect = statistics.visible({"none": n, "feat8": n}, [statistics.pair("feat8", "none")])
+        effect = statistics.minimum_detectable_effect({"none": n, "feat8": n}, [statistics.pair("feat8", "none")])
         assert effect is not None
         lowered, raised = (100 * abs(np.expm1(sign * effect * sd)) for sign in (-1, 1))
         size = f"FD embedded-v1 lowered by {lowered:.0f} % or raised by {raised:.0f} %, or more"
@@ -126,14 +126,14 @@ def test_the_page_says_what_could_have_been_seen_by_its_own_spread_or_by_what_el
     variances = [np.var(np.log(list(own.values())), ddof=1) for own in results.finished("fid").values()]
     own = expected(3, float(np.sqrt(np.mean(variances))), "by its own spread over seeds")
     evidence = variants.evidence(results)
-    assert evidence is not None and evidence.notes[-1] == what_could_be_seen(results) == own
+    assert evidence is not None and evidence.notes[-1] == power_statement(results) == own
     begun = make_results({"none": {0: 20.0}, "feat8": {0: 19.0, 1: 21.0, 2: 18.0}})
-    begun = replace(begun, finals=begun.finals.where(begun.cells["seed"] == 0))
-    assert what_could_be_seen(begun) is None
+    begun = replace(begun, final_scores=begun.final_scores.where(begun.cells["seed"] == 0))
+    assert power_statement(begun) is None
     shipped["fid"] = 0.4
-    assert what_could_be_seen(begun) == expected(3, 0.4, "by the spread that the preset is known to have")
+    assert power_statement(begun) == expected(3, 0.4, "by the spread that the preset is known to have")
     begun = replace(begun, noise={"fid": 0.2})
-    assert what_could_be_seen(begun) == expected(3, 0.2, "by the spread of this preset's other studies")
+    assert power_statement(begun) == expected(3, 0.2, "by the spread of this preset's other studies")
 
 
 def test_a_baseline_that_always_collapses_is_an_answer(make_results: Callable[..., Results]) -> None:
@@ -189,7 +189,9 @@ def random_study(make_results: Callable[..., Results], rng: np.random.Generator)
     results = make_results(fid)
     metric = str(rng.choice(["fid", "relation_error", "is", "coverage"]))
     contrasts = ((names[-1], "none"), ("none", names[1])) if rng.random() < 0.2 and len(names) > 2 else ()
-    return replace(results, finals=results.finals.rename(columns={"fid": metric}), metric=metric, contrasts=contrasts)
+    return replace(
+        results, final_scores=results.final_scores.rename(columns={"fid": metric}), metric=metric, contrasts=contrasts
+    )
 
 
 def claims(sentence: str) -> dict[tuple[str, str], str]:
@@ -248,8 +250,8 @@ def test_adaptive_seeds_are_answered_by_the_looks() -> None:
         "feat16": ["better", "no: interval without 0", str(n["feat16"])],
         "feat32": ["undecided", "no: none planned", "12"],
     }
-    could_be_seen = what_could_be_seen(results) or ""
-    assert could_be_seen.startswith("With 80 % power, at most 12 seeds per variant and 3 comparisons show ")
+    statement = power_statement(results) or ""
+    assert statement.startswith("With 80 % power, at most 12 seeds per variant and 3 comparisons show ")
     assert cells.progress(results).endswith(f"; {24 - n['feat8'] - n['feat16']} not needed")
 
 
@@ -293,10 +295,10 @@ def relations_study(make_results: Callable[..., Results]) -> Results:
     results = make_results({
         "none": {0: 0.8, 1: 1.0, 2: 1.25, 3: 0.9}, "feat8": {0: 0.7, 1: 1.2, 2: 1.0, 3: 0.9},
         "feat32": {0: 0.2, 1: 0.25, 2: 0.24, 3: 0.19}, "feat64": {},
-    }, unsupported={"feat64": "needs 128 px"})  # fmt: skip
-    error = results.finals["fid"]
+    }, build_errors={"feat64": "needs 128 px"})  # fmt: skip
+    error = results.final_scores["fid"]
     more = {"fid": 20 - 10 * error, "is": 1 + error, "relation_correlation": 1 - error / 2, "relation_spread": error}
-    return replace(results, finals=pd.DataFrame({"relation_error": error, **more}), metric="relation_error")
+    return replace(results, final_scores=pd.DataFrame({"relation_error": error, **more}), metric="relation_error")
 
 
 def test_the_primary_metric_comes_first_and_the_others_are_said_to_be_secondary(
@@ -330,7 +332,9 @@ def test_the_table_as_a_file_says_role_scale_and_reference_of_every_comparison(
         *("probability_of_improvement", "verdict", "decided_after"),
     ]
     roles = frame["role"].groupby(level="metric").unique().map(list)
-    assert roles.to_dict() == {key: ["primary" if key == "relation_error" else "secondary"] for key in results.finals}
+    assert roles.to_dict() == {
+        key: ["primary" if key == "relation_error" else "secondary"] for key in results.final_scores
+    }
     assert frame["scale"].groupby(level="metric").first().to_dict() == {
         **dict.fromkeys(("relation_error", "fid"), "log"),
         **dict.fromkeys(("is", "relation_correlation", "relation_spread"), "linear"),
@@ -349,7 +353,7 @@ def test_the_table_as_a_file_says_role_scale_and_reference_of_every_comparison(
 
 def test_where_higher_is_better_so_is_a_higher_probability_of_improvement(make_results: Callable[..., Results]) -> None:
     results = make_results({"none": {0: 1.0, 1: 1.1, 2: 1.2}, "feat32": {0: 2.0, 1: 2.1, 2: 2.2}})
-    results = replace(results, finals=results.finals.rename(columns={"fid": "is"}))
+    results = replace(results, final_scores=results.final_scores.rename(columns={"fid": "is"}))
     assert [row.improvement for row in compare(results, "is")] == [1.0]
 
 
@@ -371,7 +375,7 @@ def tables_of(results: Results) -> list[Table]:
 
 def every_table(make_results: Callable[..., Results]) -> Iterator[Table]:
     loaded = [
-        make_results(scores(), unsupported={"feat64": "needs 128 px"}),
+        make_results(scores(), build_errors={"feat64": "needs 128 px"}),
         *(make() for make in made_studies.ALL),
     ]
     for results in loaded:
@@ -442,7 +446,7 @@ def test_what_a_variant_takes_is_counted_once_and_measured_over_seeds(make_resul
         flops_per_image=lambda fid: 66_500_000.0,
         images_per_sec=lambda fid: 10 * fid,
     )
-    results = replace(results, finals=results.finals.where(results.cells["run_id"].notna()))
+    results = replace(results, final_scores=results.final_scores.where(results.cells["run_id"].notna()))
     table = variants.costs(results)
     assert table is not None
     assert table.columns == ("variant", "parameters of G", "operations per image, G + D", "images/s ↑")
