@@ -50,7 +50,7 @@ def say(text: str, stream: TextIO) -> None:
 
 
 def build(tracking_uri: str | None, out: Path, study: str | None, formats: frozenset[str]) -> Path:
-    """Writes `out`, one folder per study, and returns its index page. Each folder is replaced as a whole or not.
+    """Writes `out`, one folder per study, and returns its index page. Each folder is replaced completely or not at all.
 
     Raises ValueError for a store without studies, an unknown `study` and a folder that is no report of ours.
     """

@@ -111,7 +111,7 @@ def _rule(results: Results) -> Rule:
 
 
 def mark_unneeded_cells(results: Results) -> Results:
-    """Adaptive seeds: of the cells that are missing, those that no look needs, and those of looks to come, say so."""
+    """With adaptive seeds: marks missing cells as "not needed" or "later if needed", following the looks."""
     looked = progress(results)
     if results.adaptive is None or looked is None:
         return results
@@ -131,7 +131,7 @@ def against_baseline(results: Results, key: str) -> dict[str, Comparison]:
 
 
 def minimum_detectable_difference(results: Results) -> tuple[float, bool, str] | None:
-    """The smallest difference by the primary metric that the whole design shows with 80 % power; None where unknown.
+    """The smallest difference by the primary metric that the complete design shows with 80 % power; None where unknown.
 
     (size, log, origin): a distance of logs where `log`, else of the metric itself. The design is every planned seed of
     every variant that can run, without runs that collapsed or diverged; of adaptive seeds, the looks as planned. The

@@ -42,7 +42,7 @@ def new_axes(height: float, legend: Sequence[str] = ()) -> tuple[Figure, Axes]:
 
 
 def variant_styles(results: Results) -> dict[str, style.PlotStyle]:
-    """A look for each variant of the plan, the same in every figure of it."""
+    """A style for each variant of the plan, the same in every figure."""
     return style.variant_styles((item.name for item in results.variants), results.baseline)
 
 
@@ -50,7 +50,7 @@ def variant_styles(results: Results) -> dict[str, style.PlotStyle]:
 
 
 def basis(results: Results, key: str) -> str:
-    """What the numbers of a figure rest on: "n = 2 to 3, embedded-v1 features, last step 2,000."."""
+    """What the numbers of a figure rest on: "n = 2 to 3, embedded-v2 features, last step 2,000."."""
     counts = [len(values) for values in results.finished(key).values() if values]
     extractor = "" if key.startswith("relation_") else extractor_of(results.fingerprint)
     parts = [

@@ -40,7 +40,7 @@ class Lettering:
         for text in figure.findobj(Text):
             text.set_text(marked(text.get_text()))
         for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-            if isinstance(axis.get_major_locator(), FixedLocator):  # its texts are written anew when it is drawn
+            if isinstance(axis.get_major_locator(), FixedLocator):  # its texts are written again when it is drawn
                 axis.set_ticklabels([marked(label.get_text()) for label in axis.get_ticklabels()])
         listed = ", ".join(f"{mark} {word}" for word, mark in used.items())
         return f" No font here can draw {listed}." if used else ""
@@ -60,7 +60,7 @@ def lettering(names: tuple[str, ...]) -> Lettering:
             break
         families.append(best)
         left -= _characters(best)
-    # A word of which one character is lacking is replaced whole.
+    # A word with a character that is missing is replaced completely.
     words = re.findall(f"[^{re.escape(''.join(sorted(_characters(FAMILY))))}\n\t]+", "\n".join(names))
     lacking = dict.fromkeys(word for word in words if left & set(word))
     return Lettering(tuple(families), {word: f"[{number}]" for number, word in enumerate(lacking, 1)})
@@ -76,7 +76,7 @@ def _characters(family: str) -> frozenset[str]:
 def _install() -> tempfile.TemporaryDirectory[str]:
     """DejaVu Sans without its rarer characters, as FAMILY, for as long as the result is kept.
 
-    Matplotlib reads the whole font again for each PDF; with all of DejaVu Sans that is half the time of a report.
+    Matplotlib reads the complete font again for each PDF; with all of DejaVu Sans that is half the time of a report.
     """
     options = subset.Options(layout_features=[])
     options.drop_tables += ["FFTM"]  # of the editor that drew it; only warned about

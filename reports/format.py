@@ -11,7 +11,7 @@ ABSENT = "–"
 
 
 def decimals(values: Iterable[float], digits: int = 3) -> int:
-    """Decimals that show so many digits of the smallest value; one number for a whole column keeps it aligned."""
+    """Decimals that show so many digits of the smallest value; one number for all of a column keeps it aligned."""
     sizes = [abs(value) for value in values if value]
     return min(4, max(0, digits - 1 - math.floor(math.log10(min(sizes))))) if sizes else 0
 

@@ -182,7 +182,7 @@ def _classes(tags: dict[str, str]) -> tuple[tuple[str, ...], dict[str, tuple[int
 
 
 def _natural(run: Run, tag: str) -> int | None:
-    """A tag's whole number from 0; None where there is none."""
+    """A tag's integer, 0 or more; None where there is none."""
     text = run.tags.get(tag, "")
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 

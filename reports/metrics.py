@@ -38,7 +38,7 @@ METRICS = {
     "relation_correlation": Metric("relation correlation", lower=False, in_scores=True),
     "class_consistency": Metric("class consistency", lower=False, in_scores=True, as_curve=True),
     "intra_fid": Metric("intra-{fd}", lower=True, ratio=True, in_scores=True),
-    "intra_fid_n": Metric("images a class of intra-{fd}, fewest"),
+    "intra_fid_n": Metric("fewest images per class in intra-{fd}"),
     "fid_class": Metric("{fd}", lower=True, ratio=True),
     "fid_group": Metric("{fd}", lower=True, ratio=True),
     "fid_extrapolated": Metric("{fd}, extrapolated to infinite samples", lower=True, ratio=True),
@@ -103,5 +103,5 @@ def heading(key: str, fingerprint: str, arrow: bool = False) -> str:
 
 
 def extractor_of(fingerprint: str) -> str:
-    """The first word of "embedded-v1@1a2b3c4d; 2000 samples; ..."."""
+    """The first word of "embedded-v2@1a2b3c4d; 2000 samples; ..."."""
     return fingerprint.partition(";")[0].partition("@")[0].strip()

@@ -15,7 +15,8 @@ from reports import metrics
 CELL_TAGS = ("config_digest", "data_fingerprint", "metric_fingerprint", "device", "git_commit", "error",
              "shared_study")  # fmt: skip
 ENDED_EARLY = ("collapsed", "diverged")  # the states of a run that is done and has no score
-NOT_NEEDED, LATER = "not needed", "later if needed"  # adaptive seeds: the states of cells that are not to run (yet)
+# With adaptive seeds: missing cells that no look needs, and those that a later look may need.
+NOT_NEEDED, LATER = "not needed", "later if needed"
 
 # Parts of a metric fingerprint that name what is scored rather than what scores it, and the fields that decide them.
 _SCORED = {"optim.ema_decay": ("ema", "raw"), "eval.bn": ("bn running", "bn standing")}
@@ -26,7 +27,7 @@ class Variant:
     """A row of the table: a name for changes of the preset's config.
 
     `build_error` says why the preset cannot carry them ("needs 128 px"); such cells are never run.
-    `params` is the whole config as its newest run stored it, each field as text; {} before one has started.
+    `params` is the complete config as its newest run stored it, each field as text; {} before one has started.
     """
 
     name: str
@@ -76,7 +77,8 @@ class Search:
 class Adaptive:
     """Seeds that are added until each comparison is decided: the first `first` of `seeds`, then more of them.
 
-    A ratio within 1 +- `margin` (0.1 for 10 %) is no difference that matters; None where every difference does.
+    A ratio from 1 / (1 + `margin`) to 1 + `margin` (0.1 for 10 %) is no difference that matters; None where every
+    difference does.
     """
 
     first: int

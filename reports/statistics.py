@@ -124,7 +124,7 @@ def compare(
 ) -> list[Gap | None]:
     """Every contrast of the variants' means, tested as one family; None where a variant of it has no values.
 
-    A variant with one seed is shown and not tested: nothing says how far its score may be from the next seed's.
+    A variant with one seed is shown and not tested: one seed gives no estimate of the spread over seeds.
 
     `values` maps a variant to its seeds' scores, above 0 with `log`. Variants outside the contrasts add to the pooled
     variance alone.

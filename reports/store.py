@@ -101,7 +101,7 @@ class Store:
         return sorted(path for path in root.glob("**/*") if path.is_file()) if root is not None else []
 
     def document(self, launch: Run, name: str) -> dict[str, Any] | None:
-        """plan.json or search.json of a launch, or of the row of a baseline; None where it has none, or a torn one."""
+        """plan.json or search.json of a launch, or of the row of a baseline; None for a missing or truncated one."""
         path = self._local(launch, name)
         if path is None or not path.is_file():
             return None

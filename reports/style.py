@@ -17,8 +17,8 @@ matplotlib.use("agg")
 COLUMN = 3.3  # inches, one column of a two-column paper
 DPI = 220
 
-# Okabe and Ito 2008, with a violet for their yellow, which is too light for lines: told apart without red or green
-# cones. The baseline is always the grey.
+# Okabe and Ito 2008, with a violet for their yellow, which is too light for lines: distinguishable without red or
+# green cones. The baseline is always the grey.
 BASELINE_COLOUR = "#5f6670"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4b2e83", "#000000")
 # Colour never carries a variant alone.
@@ -36,10 +36,10 @@ class PlotStyle:
 
 
 def variant_styles(variants: Iterable[str], baseline: str) -> dict[str, PlotStyle]:
-    """One look per variant, by its place in the plan.
+    """One style per variant, by its place in the plan.
 
-    More variants than hues are told apart by shade, dash and marker as well. Names of two parts, such as residual8 or
-    g1e-4+d4e-4, then share a hue and a dash by their first part, a shade and a marker by their second.
+    More variants than hues are distinguished by shade, dash and marker as well. Names of two parts, such as residual8
+    or g1e-4+d4e-4, then share a hue and a dash by their first part, a shade and a marker by their second.
     """
     others = [name for name in variants if name != baseline]
     if len(others) <= len(COLOURS):

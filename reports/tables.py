@@ -84,9 +84,9 @@ def intervals_note(results: Results, key: str) -> str:
     unit = ", in per cent" if is_log(results, key) else ""
     if results.adaptive is not None and key == results.metric:
         return (
-            f"Differences are of means over the seeds of the look that decided them, or of the newest{unit}, with "
-            f"repeated 95 % intervals: simultaneous over {over} and all looks, so they hold whenever one stops. p is "
-            f"adjusted for both (reports/sequential.py).{better}"
+            f"Differences are of means over the seeds of the look that decided them, or of the latest{unit}, with "
+            f"repeated 95 % intervals: simultaneous over {over} and all looks, so they are valid at any stopping time. "
+            f"p is adjusted for both (reports/sequential.py).{better}"
         )
     return (
         f"Differences are of means over seeds{unit}, with simultaneous 95 % intervals over {over}; p is adjusted for "

@@ -58,21 +58,21 @@ def put_checkpoint(directory: Path, content: bytes) -> None:
 
 def has_whole_checkpoint(directory: Path) -> bool:
     """Whether `load_checkpoint` would find one that is not damaged."""
-    return _newest_whole(directory) is not None
+    return _newest_undamaged(directory) is not None
 
 
 def read_checkpoint(directory: Path) -> tuple[bytes, dict[str, Any]] | None:
-    """The newest whole checkpoint, as the bytes of its file and as its state; None where there is none of ours.
+    """The newest undamaged checkpoint, as the bytes of its file and as its state; None where there is none of ours.
 
     Changes nothing: it may be a run's that another process trains.
     """
-    found = _newest_whole(directory)
+    found = _newest_undamaged(directory)
     with contextlib.suppress(ValueError):
         return None if found is None else (found[1], _read(found[0], found[1][_HEAD:]))
     return None
 
 
-def _newest_whole(directory: Path) -> tuple[Path, bytes] | None:
+def _newest_undamaged(directory: Path) -> tuple[Path, bytes] | None:
     for path in (directory / name for name in _NAMES):
         with contextlib.suppress(FileNotFoundError):
             if _payload(content := path.read_bytes()) is not None:
@@ -99,7 +99,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
         os.replace(path, aside)  # otherwise the next save would replace the undamaged checkpoint by this one
         log.warning("%s is damaged (its checksum does not match); it is %s now", path, aside.name)
     if damaged:
-        log.warning("no checkpoint in %s is whole: the run starts anew", directory)
+        log.warning("no undamaged checkpoint in %s: the run starts again from step 0", directory)
     return None
 
 

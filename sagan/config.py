@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 RESOLUTIONS = (32, 64, 128, 256)
-# A run that differs from a longer one in these alone makes its first steps, and its evaluations at every `eval.every`
-# of them: the total decides where a run ends, and `eval.endpoint` which of its evaluations are read.
+# Fields that may differ when a shorter run is extended; they do not affect the steps that both runs share, nor the
+# evaluations at multiples of `eval.every`: the total decides where a run ends, and `eval.endpoint` which evaluations
+# its score is the mean of.
 EXTENDABLE_FIELDS = ("optim.steps", "eval.endpoint")
 DATASETS = ("embedded", "cifar10", "cifar100", "stl10", "celeba", "imagenette", "imagenet", "folder")
 
@@ -98,7 +99,7 @@ class ModelConfig:
     width_d: int = 64
     z_dim: int = 128
     init: Literal["xavier", "orthogonal"] = "xavier"
-    # Gains and biases a class start at 1 and 0 (official), or at 1 + W[y] and V[y] with W and V drawn as `init` says
+    # Gains and biases per class start at 1 and 0 (official), or at 1 + W[y] and V[y] with W and V drawn as `init` says
     # (BigGAN-PyTorch, StudioGAN). sn.cbn always draws them: a table of zeros has no singular vectors.
     cbn_init: Literal["constant", "drawn"] = "constant"
     bn_momentum: float = 0.001  # torch's convention: the weight of the new value
@@ -159,10 +160,12 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """When and how samples are scored; every field is part of the metric fingerprint.
+    """When and how samples are scored. The metric fingerprint has every field but `every` and `standing_images`:
+    variants that differ only in these share a table.
 
     `bn` says which statistics G's batch norm uses: the running averages of training ("running", the official
-    protocol) or statistics measured anew over `standing_images` images of fresh z, or a few more ("standing").
+    protocol) or statistics measured before each evaluation over `standing_images` images of fresh z, or a few more,
+    as complete batches are drawn ("standing").
     """
 
     every: int = 10_000
@@ -285,7 +288,7 @@ def diff(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def is_prefix_of(shorter: Config, config: Config) -> bool:
-    """Whether a run of `shorter` is the beginning of one of `config` with the same seed."""
+    """Whether a run of `shorter` is the first part of a run of `config` with the same seed."""
     return shorter.optim.steps < config.optim.steps and diff(shorter, config).keys() <= set(EXTENDABLE_FIELDS)
 
 

@@ -192,7 +192,7 @@ def score_images(path: Path, protocol: Protocol) -> Scores:
         config = replace(config, eval=replace(config.eval, num_samples=len(labels), endpoint=1))
         batches = (samples.images[rows] for rows in samples.rows.split(_AT_ONCE))
         found = _score(batches, labels, dataset, config, protocol, device, None, samples.words)
-    # The law of all classes together is another than that of each: `relation_error` is another figure, too.
+    # All classes together have another distribution than each class, so `relation_error` is another figure, too.
     return found if samples.labels is not None else replace(found, fingerprint=f"{found.fingerprint}; without labels")
 
 

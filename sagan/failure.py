@@ -23,8 +23,8 @@ class Failure:
 
 
 def write_failure(folder: Path, error: BaseException, device: str) -> None:
-    """To be called while `error` is being handled. Of several processes of one run only the first to call this writes:
-    once it has ended, the others fail because they lost it."""
+    """To be called while `error` is being handled. Of several processes of one run only the first to call this
+    writes: the others then fail because they can no longer reach it."""
     reason = f"{type(error).__name__}: {error}"
     if is_out_of_gpu_memory(error):
         reason = out_of_gpu_memory(error, device)
@@ -61,12 +61,12 @@ def out_of_gpu_memory(error: BaseException, device: str) -> str:
     """One line that says how much memory `device` has and what to change."""
     import torch
 
-    reason = (str(error).splitlines() or [""])[0].partition(". ")[0]  # torch goes on for a paragraph
+    reason = (str(error).splitlines() or [""])[0].partition(". ")[0]  # torch's message has a paragraph more
     try:
         free, total = torch.cuda.mem_get_info(device)
         mine = torch.cuda.memory_reserved(device)
         memory = f"{total / 2**30:.1f} GiB, of which this worker could have {(free + mine) / 2**30:.1f} GiB"
-    except (RuntimeError, AssertionError, ValueError):  # a card that answers nothing any more; no card at all
+    except (RuntimeError, AssertionError, ValueError):  # a GPU that no longer responds; no GPU
         memory = "too little"
     return (
         f"out of GPU memory: {device} has {memory}; set a smaller optim.batch_size, or start fewer --workers "
@@ -77,4 +77,4 @@ def out_of_gpu_memory(error: BaseException, device: str) -> str:
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__  # while a step is recorded, its end may raise once more
+        error = error.__cause__ or error.__context__  # an error in a recorded step may raise another at its end

@@ -25,7 +25,7 @@ from sagan.sampling import to_uint8
 from sagan.streams import stream
 
 _BATCH = 64
-_ROWS_BY_DEFAULT = 10  # one class each; more where the number of images gives the grid more rows
+_ROWS_BY_DEFAULT = 10  # one class each; more for more than 100 pictures, whose square grid has more rows
 _LISTED = 20  # class names in one message
 
 
@@ -48,7 +48,7 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
     """The options that say what is drawn, and where it is written."""
     add = parser.add_argument
     add("--class", dest="classes", action="append", default=[], metavar="NAME",
-        help="repeatable; by default one row per class, ten classes at most")  # fmt: skip
+        help="repeatable; by default one row per class, for 10 classes or sqrt(n), whichever is more")  # fmt: skip
     add("--n", type=int, default=64, help="pictures (default %(default)s)")
     add("--out", type=Path, required=True, metavar="FILE.png")
     add("--seed", type=int, default=0, help="the same seed draws the same picture (default %(default)s)")
@@ -67,8 +67,9 @@ def picture_options(options: argparse.Namespace) -> dict[str, Any]:
 def write_grid(path: Path, classes: Sequence[str], n: int, out: Path, seed: int, device: str) -> str:
     """Draw `n` pictures with the generator in the file `path`, write them to `out` as a grid, and say what it shows.
 
-    Without `classes`, each class has a row, or ten of them where there are more. Raises ValueError for a name that is
-    no class, fewer pictures than classes, a device that is not there, and files that cannot be read or written.
+    Without `classes`, each class has a row; where there are more than max(10, sqrt(n)), as many of them, evenly spaced.
+    Raises ValueError for a name that is no class, fewer pictures than classes, a device that is not there, and files
+    that cannot be read or written.
     """
     set_threads()
     torch.backends.cudnn.allow_tf32 = False  # so that a GPU gives the same images as a CPU

@@ -60,7 +60,7 @@ class Journal:
     def append(
         self, step: int, metrics: Mapping[str, float], files: Sequence[str] = (), status: str | None = None
     ) -> Record:
-        """Write one line and flush it to the disk; cuts a torn last line first.
+        """Write one line and flush it to the disk; removes a truncated last line first.
 
         An OSError, such as that of a full disk, leaves the file as it was.
         """

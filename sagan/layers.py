@@ -51,7 +51,7 @@ class Conv2d(SpectralNormWeight):
         if self.resample == "none":
             return F.conv2d(x, self.effective_weight, self.bias, padding=1)
         taps = self.effective_weight.permute(0, 2, 3, 1).flatten(1, 2)
-        kernel = (self.spread @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)  # in channels_last memory, as w
+        kernel = (self.spread @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)  # in channels_last memory, as the weight
         if self.resample == "down":
             return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
         return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, stride=2, padding=1)

@@ -18,7 +18,7 @@ _SELF = Path("/proc/self")
 
 
 def usable_cores(process: Path = _SELF) -> int:
-    """Cores that this process may use, 1 or more: of its affinity and all quotas the smallest, rounded down."""
+    """Cores that this process may use, 1 or more: the smallest of its CPU affinity and its quotas, rounded down."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups("cpu", process):
         quota = _words(group / "cpu.max") or [*_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")]
@@ -35,7 +35,7 @@ def threads_of_user() -> int | None:
 
 def set_threads(threads: int | None = None) -> None:
     """Lets torch use so many threads of the CPU; by default as many as OMP_NUM_THREADS and the quotas allow."""
-    import torch  # whose own number obeys the variable, and knows no quota
+    import torch  # its default number of threads follows the variable, but no quota
 
     torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
 

@@ -171,11 +171,11 @@ class Discriminator(nn.Module):
 
 
 def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: int) -> None:
-    """Initialise weights, put them into channels_last memory, and list the layers that spectral norm applies to."""
+    """Initialise weights, put them into channels_last memory, and list all layers with a weight in `weight_layers`."""
     network.to(memory_format=torch.channels_last)
     network.weight_layers = [layer for layer in network.modules() if isinstance(layer, SpectralNormWeight)]
     if network.weight_layers[0].weight.is_meta:
-        return  # on the meta device, where cost.py counts operations
+        return  # on the meta device nothing has values; cost.py counts operations there
     norms = [module for module in network.modules() if isinstance(module, BatchNormReLU)]
     gains, biases = {norm.gain for norm in norms}, {norm.bias for norm in norms}
     # A table of zeros has no singular vectors, which spectral norm needs.
@@ -197,13 +197,13 @@ def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: i
             # Into another tensor: torch's function cannot write to a kernel in channels_last memory.
             drawn = nn.init.orthogonal_(torch.empty(layer.weight.shape), generator=generator)
             layer.weight.data.copy_(drawn)
-        if layer in gains and not layer.spectral_norm:  # with it, the layer adds this 1
+        if layer in gains and not layer.spectral_norm:  # with spectral norm the layer adds 1 in its forward pass
             layer.weight.data.add_(1)
         if layer.spectral_norm:
             nn.init.normal_(layer.u, generator=generator)
             nn.init.normal_(layer.v, generator=generator)
     with torch.no_grad():
-        for _ in range(15):  # as torch's parametrisation does: the first step is normalised already
+        for _ in range(15):  # as torch's parametrisation does, so that the first step is already normalised
             apply_spectral_norm(network.weight_layers, update=True, eps=config.sn.eps)
 
 

@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def escape_unprintable_output() -> None:
-    """From now on stdout prints a character that its encoding lacks as an escape (\\xe4), as stderr does by itself.
+    """Make stdout print a character that its encoding lacks as an escape (\\xe4), as stderr does by default.
 
     Names of folders, studies and classes are the user's, and so is PYTHONIOENCODING.
     """

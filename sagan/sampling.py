@@ -45,8 +45,8 @@ class Sampler:
     Scored samples take their z from the run's seed, with labels in turn so that classes are equally many. The grid
     and the attention maps take theirs from a seed that all runs share, so that variants can be compared by eye.
 
-    Of the scored samples, whose classes are `labels`, each process draws its `shard`, which consists of whole
-    batches.
+    Of the scored samples, whose classes are `labels`, each process draws its `shard`, which consists of
+    complete batches.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Sampler:
 
     @torch.no_grad()
     def prepare(self, generator: Generator) -> None:
-        """Put `generator` in evaluation mode, its batch-norm statistics measured anew where the config says so."""
+        """Put `generator` in evaluation mode, its batch-norm statistics measured again where the config says so."""
         if self.config.eval.bn == "standing":
             norms = [module for module in generator.modules() if isinstance(module, BatchNormReLU)]
             momenta = [norm.momentum for norm in norms]

@@ -12,7 +12,8 @@ from sagan.precision import autocast
 
 
 class SpectralNormWeight(nn.Module):
-    """A weight that spectral norm may divide by its largest singular value; forward passes use the result, `w`.
+    """A layer whose weight spectral norm may divide by its largest singular value; forward passes use the result,
+    `effective_weight`, which without `spectral_norm` is the weight itself.
 
     With `spectral_norm`, the buffers `u` and `v` are the running estimates of the singular vectors of the weight as
     [rows, columns] (a kernel's columns in the order height, width, channel, as in the official code), and `normalized`

@@ -1,4 +1,4 @@
-"""Train one SAGAN in one folder: `python -m sagan.train FOLDER --preset embedded --seed 0`. Given again, it goes on.
+"""Train one SAGAN in one folder: `python -m sagan.train FOLDER --preset embedded --seed 0`; again: resume.
 
 What the folder holds is described in sagan/run_folder.py. `torchrun --nproc-per-node=2 -m sagan.train ...` is the same
 run on several processes, of which the first writes.
@@ -79,9 +79,9 @@ def main(
             try:
                 known = read_run(folder)
                 config, seed = _wanted(options, known)
-                told = journal.current(journal.read(folder / journal.NAME)[0]) if known is not None else []
-                if told and told[-1].status is not None and known is not None and config == known.config:
-                    console.print(f"{folder}: has {_ending(folder, config, told[-1])}")
+                records = journal.current(journal.read(folder / journal.NAME)[0]) if known is not None else []
+                if records and records[-1].status is not None and known is not None and config == known.config:
+                    console.print(f"{folder}: has {_ending(folder, config, records[-1])}")
                     return 0
                 run = Run(config, seed, _machine(options, known.machine if known is not None else {}))
                 device = run.machine["device"]
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Signals:
     """What SIGTERM and Ctrl-C do. Until `wait` is set they end the process at once; from then on they make this object
-    true, and training saves a checkpoint and leaves.
+    true, and training saves a checkpoint and ends.
 
     It becomes true as well when the torchrun that started this process has ended. When the process `parent` has ended,
     this process gets SIGTERM, and is ended some seconds later if it is still there.
@@ -296,8 +296,8 @@ def _open(
         record = journals.enter_context(Journal(folder / journal.NAME))
         write_atomically(folder / CONFIG, config_yaml(run))
     elif known is not None and known.config != config:
-        # Of more steps, now: a process that is killed in between leaves the one run or the other. The empty line
-        # supersedes what an ended run told after its last checkpoint, with its outcome.
+        # The run is extended: write the new config last, so that a crash leaves either the old or the new run. The
+        # empty line supersedes the lines of an ended run after its last checkpoint, its outcome included.
         if any(one.status is not None for one in journal.current(journal.read(folder / journal.NAME)[0])):
             record.append(max(training.step, training.since + 1), {})
             (folder / GENERATOR).unlink(missing_ok=True)
@@ -354,27 +354,27 @@ def _shown(config: Config, step: int, console: Console) -> Iterator[Callable[[Re
     """What shows a record: a progress bar on a terminal, lines elsewhere."""
     scores: dict[str, float] = {}
     if console.is_terminal:
-        columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[told]}")
+        columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}")
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=config.optim.steps, completed=step, told="")
+            task = progress.add_task("", total=config.optim.steps, completed=step, metrics="")
 
             def move(record: Record) -> None:
                 scores.update({name: record.metrics[name] for name in _SCORES if name in record.metrics})
-                told = _in_words(config, record.metrics | scores)
-                progress.update(task, completed=record.step, told=told)
+                metrics = _in_words(config, record.metrics | scores)
+                progress.update(task, completed=record.step, metrics=metrics)
 
             yield move
         return
-    told_at = -_QUIET_SECONDS
+    printed_at = -_QUIET_SECONDS
 
-    def tell(record: Record) -> None:
-        nonlocal told_at
+    def print_line(record: Record) -> None:
+        nonlocal printed_at
         is_scored = any(name in record.metrics for name in _SCORES)
-        if record.step and (is_scored or time.monotonic() - told_at > _QUIET_SECONDS):
-            told_at = time.monotonic()
+        if record.step and (is_scored or time.monotonic() - printed_at > _QUIET_SECONDS):
+            printed_at = time.monotonic()
             console.print(f"step {record.step} of {config.optim.steps}: {_in_words(config, record.metrics)}")
 
-    yield tell
+    yield print_line
 
 
 _SCORES = ("fid", "relation_error")
@@ -395,8 +395,8 @@ def _in_words(config: Config, metrics: dict[str, float]) -> str:
 
 def _ending(folder: Path, config: Config, last: Record) -> str:
     scores = {name: last.metrics[name] for name in _SCORES if name in last.metrics}
-    said = f"{last.status} at step {last.step}" + (f": {_in_words(config, scores)}" if scores else "")
-    return said + (f"; {folder / GENERATOR}" if GENERATOR in last.files else "")
+    message = f"{last.status} at step {last.step}" + (f": {_in_words(config, scores)}" if scores else "")
+    return message + (f"; {folder / GENERATOR}" if GENERATOR in last.files else "")
 
 
 if __name__ == "__main__":

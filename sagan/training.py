@@ -61,12 +61,15 @@ class Trainer:
     `compile_backend`: the backend of torch.compile for both passes of a step, or None for no compilation. By default
     this is inductor on CUDA, where that takes less time than it saves (`pays_to_compile`). On CUDA a run of one process
     records a step as a CUDA graph and replays it (sagan/replay.py).
+
     Where processes have joined (sagan/distributed.py), each builds and runs this. `optim.batch_size` is the total over
     all of them, results equal those of one process to rounding, and only the first writes files and yields events.
-    The checkpoint may be of a shorter run that differs in optim.steps (and eval.endpoint) alone: this one goes on from
-    there and ends with the bits that it has from the start. (On a GPU to rounding: whether a run is compiled depends
-    on its length.) Raises ValueError for a config that cannot be built and for a checkpoint of another config, naming
-    the fields.
+
+    The checkpoint may be of a shorter run that differs in
+    optim.steps (and eval.endpoint) alone: this run continues from there and ends with the same bits as if it had been
+    trained from step 0 with as many steps. (On a GPU equal to rounding: whether a run is compiled depends on its
+    length.) Raises ValueError for a config that cannot be built and for a checkpoint of another config, naming the
+    fields.
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class Trainer:
         return for_first_process(self.world, self._train()) if self.world.size > 1 else self._train()
 
     def _train(self) -> Events[Event]:
-        # It does not depend on optim.steps: so a run records what a shorter one of its kind did.
+        # Independent of optim.steps, so that an extended run has events at the same steps as the shorter run had.
         log_every = min(100, max(1, self.config.eval.every // 6))
         diagnostics.reset_peak_memory(self.device)
         if self.step == 0:

@@ -65,7 +65,7 @@ def test_where_both_are_damaged_it_is_said_that_the_run_starts_anew(
         path.write_bytes(path.read_bytes()[:-1])
     assert load_checkpoint(tmp_path) is None
     assert caplog.text.count("is damaged") == 2
-    assert f"no checkpoint in {tmp_path} is whole: the run starts anew" in caplog.text
+    assert f"no undamaged checkpoint in {tmp_path}: the run starts again from step 0" in caplog.text
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,8 +236,8 @@ def test_a_run_whose_newest_checkpoint_is_torn_ends_in_the_same_bits(
 
     for path in (newest, before):
         path.write_bytes(b"")
-    anew = Trainer(tiny, 0, tmp_path / "torn", cache_dir=cache_dir)
-    assert anew.step == 0 and "the run starts anew" in caplog.text
+    fresh = Trainer(tiny, 0, tmp_path / "torn", cache_dir=cache_dir)
+    assert fresh.step == 0 and "the run starts again from step 0" in caplog.text
 
 
 def test_weights_that_become_nan_end_the_run_as_diverged(tiny: Config, tmp_path: Path, cache_dir: Path) -> None:

@@ -54,7 +54,7 @@ def grid(results: Results) -> Table | None:
 
 
 def effects(results: Results) -> Table | None:
-    """Two switches crossed: what each does on average over the other, and whether the two add up."""
+    """Two switches crossed: what each does on average over the other, and their interaction."""
     factors = results.factors
     levels = [list(dict.fromkeys(item.factors.get(name, "") for item in results.variants)) for name in factors]
     if results.design != "grid" or [len(found) for found in levels] != [2, 2] or len(results.variants) != 4:
@@ -64,7 +64,7 @@ def effects(results: Results) -> Table | None:
     contrasts: dict[str, dict[tuple[str, str], float]] = {
         f"{factors[0]}: {on} against {off}": {(on, high): 0.5, (on, low): 0.5, (off, high): -0.5, (off, low): -0.5},
         f"{factors[1]}: {high} against {low}": {(on, high): 0.5, (off, high): 0.5, (on, low): -0.5, (off, low): -0.5},
-        "both together beyond their sum": {(on, high): 1, (off, low): 1, (on, low): -1, (off, high): -1},
+        "interaction": {(on, high): 1, (off, low): 1, (on, low): -1, (off, high): -1},
     }
     log = is_log(results, results.metric)
     gaps = statistics.compare(
@@ -77,18 +77,18 @@ def effects(results: Results) -> Table | None:
         for name, gap in zip(contrasts, gaps, strict=True)
     )
     beyond = (
-        "product of their factors: where the last line is 0 % the ratios multiply"
+        "product of the two ratios; at 0 % there is no interaction"
         if log
-        else "sum of the two: where the last line is 0 the two add up"
+        else "sum of the two; at 0 there is no interaction"
     )
     return Table(
         name="effects",
-        title="Does it add up?",
+        title="Main effects and interaction",
         columns=("effect", f"in {results.label()}", "seeds", "p, adjusted"),
         blocks=(Block(None, tuple(rows)),),
         notes=(
-            f"Effects of one switch are averaged over the other. The last line is what both do beyond the {beyond}. p "
-            "and the 95 % intervals are simultaneous over the three lines, by the test of the other tables; these "
+            f"Effects of one switch are averaged over the other. The interaction is what both do beyond the {beyond}. "
+            "p and the 95 % intervals are simultaneous over the three lines, by the test of the other tables; these "
             "lines are secondary to the study's own comparisons.",
         ),
     )

@@ -18,7 +18,7 @@ from reports.tables import Block, Row, Table
 
 
 def ladder(results: Results) -> Table | None:
-    """What each rung adds to the one above it, where changes add up."""
+    """What each rung adds to the one above it: the variants of a ladder accumulate changes."""
     if results.design != "ladder":
         return None
     gaps = {row.variant: row.gap for row in compare(results, results.metric)}
@@ -42,7 +42,7 @@ def ladder(results: Results) -> Table | None:
         heading = f"published: {ends[0].dataset}, {ends[0].protocol}; {ends[0].source}"
         theirs = (Row((_recipe(end), "", f"FID {format.number(end.value, 2)}", "", "", "1 run", "")) for end in ends)
         blocks.append(Block(heading, tuple(theirs), published=True))
-    order = "A rung stands on those above it: in another order it may add more or less."
+    order = "Each effect depends on the order of the steps."
     return Table(
         name="ladder",
         title="Step by step",

@@ -112,14 +112,14 @@ def figure4(results: Results) -> Table | None:
         ),
         notes=(
             tables.caption(results),
-            f"{rate}The study is run without attention and with one D step a G step.",
+            f"{rate}The study is run without attention and with one D step per G step.",
             f"{NEVER_FIGURES} Source: {records[0].source}, Figure 4.",
         ),
     )
 
 
 def attention_against_residual(results: Results) -> Table | None:
-    """Each place by itself: what attention does that a plain block of the same size or cost does not."""
+    """At each place, attention against a plain block of the same size or cost."""
     places = _places(results)
     kinds = [kind for kind in CONTROLS if any(kind in row for row in places.values())]
     if not kinds:

@@ -40,9 +40,9 @@ def trials(results: Results) -> Table | None:
         columns=("trial", *search.fields, results.label(search.objective, arrow=True), "state"),
         blocks=(Block(None, tuple(rows)),),
         notes=(
-            f"Searched: {ranges}. A trial is one run on one seed. The lowest of many such values flatters its setting, "
-            f"so the best is run again, as variant best, beside {results.baseline}, on seeds that the search did not "
-            "see; the other tables hold these runs alone.",
+            f"Searched: {ranges}. A trial is one run on one seed. The lowest of many values is biased downwards "
+            f"(selection bias), so the best is run again, as variant best, beside {results.baseline}, on seeds that "
+            "the search did not see; the other tables hold these runs alone.",
         ),
     )
 

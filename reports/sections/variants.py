@@ -31,7 +31,7 @@ def scores(results: Results) -> Table:
         rows.append(Row(cells, frozenset({1}) if place in top else frozenset()))
     score, *others = (results.label(key, arrow=True) for key in keys)
     difference = (f"difference to {results.baseline}",) if one_reference else ()
-    secondary = "; the others are secondary, and no p-value is corrected for looking at them" if others else ""
+    secondary = "; the others are secondary: they are not included in the multiplicity correction" if others else ""
     return Table(
         name="variants",
         title="Scores",
@@ -116,7 +116,7 @@ def spread(results: Results) -> Table | None:
 
 
 def costs(results: Results) -> Table | None:
-    """What a variant takes: two that differ in size or work are not compared by their idea alone."""
+    """Variants with different parameter counts or operations differ in more than the changed factor."""
     counted = ("num_params_g", "num_params_d", "flops_per_image")
     keys = [key for key in (*counted, "images_per_sec", "peak_memory_mib") if key in results.final_scores]
     if not keys:
@@ -140,7 +140,7 @@ def costs(results: Results) -> Table | None:
 
 
 def best_of_run(results: Results) -> Table | None:
-    """The other checkpoint rule, apart from the default and labelled."""
+    """Scores of the best instead of the last checkpoint, in a table of their own."""
     if not any(estimates(results, "best/fid").values()):
         return None
     keys = [key for key in ("best/fid", "best/is", "best/intra_fid") if key in results.final_scores]
@@ -161,14 +161,15 @@ def best_of_run(results: Results) -> Table | None:
         blocks=(Block(None, tuple(rows)),),
         notes=(
             "Every other table is of the last step's weights, which no score has chosen. Here each run's weights are "
-            f"those of its evaluation with the lowest {fid}, scored again on fresh samples after the last step, so "
-            "that the samples that chose them do not flatter them. In brackets: 95 % t interval over training seeds.",
+            f"those of its evaluation with the lowest {fid}, scored again on fresh samples after the last step: "
+            "the lowest of many values is biased downwards (selection bias). In brackets: 95 % t interval over "
+            "training seeds.",
         ),
     )
 
 
 def every_metric(results: Results) -> Table | None:
-    """All that was measured on samples at the last step, for who looks for a figure not shown above."""
+    """All metrics of samples at the last step, also those that no other table shows."""
     left_out = (*metrics.LOGGED_IN_TRAINING, "best/")
     keys = [key for key in sorted(results.final_scores.columns) if not key.startswith(left_out)]
     rows = [Row((results.label(key, arrow=True), *tables.score_texts(results, key).values())) for key in keys]

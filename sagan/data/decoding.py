@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-# Peculiarities of a picture, and what is done about each: what the user is told of as many pictures as have it.
+# Unusual properties of a picture, and what is done about each: the end of a warning that begins with how many have it.
 KINDS = {
     "greyscale": "are greyscale; they were given three equal channels",
     "CMYK": "are CMYK; they were converted to RGB without a colour profile",
@@ -41,7 +41,7 @@ _TURNS = {
 
 @contextmanager
 def relaxed_pillow_limits() -> Iterator[None]:
-    """Within it, Pillow opens pictures of up to 2**29 pixels and with long texts, and prints nothing by itself."""
+    """Within it, Pillow opens pictures of up to 2**29 pixels and with long texts, and logs nothing."""
     log = logging.getLogger("PIL")
     limits, level = (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK), log.level
     log.setLevel(logging.CRITICAL)
@@ -137,7 +137,7 @@ def _sixteen_bits(image: Image.Image) -> NDArray[Any]:
 def _turn(image: Image.Image) -> int | None:
     """How a camera held the picture, as EXIF numbers it; 1 where nothing says so, None where it cannot be read.
 
-    Pillow's ImageOps.exif_transpose also writes the EXIF data anew, which fails in more ways than reading one number.
+    Pillow's ImageOps.exif_transpose also writes the EXIF data again, which fails in more ways than reading one number.
     """
     try:
         if isinstance(image, TiffImagePlugin.TiffImageFile):

@@ -1,8 +1,7 @@
 """The built-in data set: pictures drawn from a seed, one class for each side of the paper's claim (section 1, Fig. 6).
 
-`grain` is a *texture*: the same random law everywhere, so what lies near says all about it. `twins` is *geometry*: two
-discs far apart have one size and one height, which vary from picture to picture and which neither disc alone tells.
-The coordinates are those of a 64 px picture whatever the resolution.
+What the two classes are and why is in sagan/README.md (The built-in data set). The coordinates are those of a 64 px
+picture whatever the resolution.
 
 Every machine draws the same bytes: the arithmetic is +, -, *, /, sqrt, floor and comparisons alone, which IEEE 754
 rounds in one way only. Sines, matrix products and sums over an axis differ between processors; none is used.
@@ -29,7 +28,7 @@ BROKEN: tuple[Literal["size", "height"], ...] = ("size", "height")
 _APART = 16.0  # from the middle of the picture to the middle of a disc, to either side
 _RADII = (5.0, 12.0)
 _HEIGHTS = (-14.0, 14.0)
-_EDGE = 4.0  # width over which ink fades into the ground: sharp edges are what small generators get most wrong
+_EDGE = 4.0  # width over which the disc fades into the background: small generators are worst at sharp edges
 _LATTICE = 10.0  # of the grain
 
 _Array = NDArray[Any]  # float32
@@ -38,7 +37,7 @@ _Array = NDArray[Any]  # float32
 def draw(labels: Tensor, seed: int, resolution: int, broken: Literal["size", "height"] | None = None) -> Tensor:
     """Pictures of the classes `labels` [N]: uint8 [N, 3, resolution, resolution].
 
-    `broken` takes a relation from the twins and leaves each disc its law: each has a size or a height of its own.
+    `broken` removes a relation of the twins: each disc has a size or a height of its own, with the same distribution.
     """
     rng = np.random.Generator(np.random.Philox(seed))
     images = np.empty((len(labels), 3, resolution, resolution), dtype=np.uint8)

@@ -2,7 +2,8 @@
 
 An entry of the cache is a folder: `images.u8` (uint8 [N, 3, R, R]), `labels.npy` and `manifest.json`. Its name carries
 a digest of the listing it was made from, so a file that is added, removed or changed gives another entry. It is built
-aside, in chunks that are recorded as they reach the disk, and renamed when whole: a build that was killed goes on.
+in another folder, in chunks that are logged when they are on the disk, and renamed when complete: a build that was
+killed is resumed.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
     entry = _entry(source, resolution, cache_dir)
     entry.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(entry.with_suffix(".lock")):
-        if _is_whole(entry, resolution):
+        if _is_undamaged(entry, resolution):
             return
         building = entry.with_suffix(".partial")
         building.mkdir(exist_ok=True)
@@ -143,7 +144,7 @@ def _build(source: Source, resolution: int, building: Path) -> Iterator[int]:
             rows = range(start, min(start + _CHUNK, len(source.labels)))
             found = list(pool.map(partial(_read, source, resolution, bits or 16), rows))
             if not bits and any("16-bit" in kinds for _, kinds, _ in found):
-                # 12-bit cameras store 0 to 4,095 in 16 bits. One scale holds for the whole source, because a dark
+                # 12-bit cameras store 0 to 4,095 in 16 bits. One scale holds for the complete source, because a dark
                 # picture alone looks as if it had fewer bits.
                 bits = max(pool.map(partial(_used_bits, source), range(len(source.labels))))
                 found = list(pool.map(partial(_read, source, resolution, bits), rows))
@@ -214,7 +215,7 @@ def _fingerprint(classes: Sequence[str], resolution: int, chunks: Sequence[str],
     return content.hexdigest()[:16]
 
 
-def _is_whole(entry: Path, resolution: int) -> bool:
+def _is_undamaged(entry: Path, resolution: int) -> bool:
     """Whether the entry holds what was written: the images are read again where their file's time says otherwise."""
     try:
         manifest = json.loads((entry / "manifest.json").read_text())
@@ -231,7 +232,14 @@ def _is_whole(entry: Path, resolution: int) -> bool:
                 hashlib.sha256(stream.read(rows * row_bytes)).hexdigest() == sha256
                 for rows, sha256 in manifest["chunks"]
             )
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, EOFError):  # absent, torn, not ours
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+    ):  # absent, truncated, not ours
         return False
 
 
@@ -248,7 +256,7 @@ def _used_bits(source: Source, row: int) -> int:
     try:
         with source.read(row) as image:
             return used_bits(image)
-    except Exception:  # it is told of when the picture is read to be kept
+    except Exception:  # the error is reported when the picture is read to be kept
         return 0
 
 
@@ -271,13 +279,13 @@ def _left_out(source: Source, labels: NDArray[np.int64], chunks: list[_Chunk]) -
     if not lost:
         return []
     named = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
-    said = f"{len(lost):,} of {len(source.labels):,} images cannot be read: {named}"
+    message = f"{len(lost):,} of {len(source.labels):,} images cannot be read: {named}"
     if len(lost) > _MAX_UNREADABLE * len(source.labels):
-        raise ValueError(f"{source.name}: {said}; more than one in a hundred is missing: repair or remove them")
+        raise ValueError(f"{source.name}: {message}; more than one in a hundred is missing: repair or remove them")
     empty = [name for label, name in enumerate(source.classes) if not (labels == label).any()]
     if empty:
-        raise ValueError(f"{source.name}: {said}; nothing is left of {', '.join(empty)}: repair or remove them")
-    return [f"{said}; they are left out"]
+        raise ValueError(f"{source.name}: {message}; nothing is left of {', '.join(empty)}: repair or remove them")
+    return [f"{message}; they are left out"]
 
 
 def _repeats(source: Source, chunks: list[_Chunk], labels: NDArray[np.int64]) -> list[str]:
@@ -288,6 +296,6 @@ def _repeats(source: Source, chunks: list[_Chunk], labels: NDArray[np.int64]) ->
         return []
     kept = [row for chunk in chunks for row in chunk.kept]
     one, other = kept[again[0]], kept[first[inverse[again[0]]]]
-    said = f"{len(again):,} images repeat others, such as {source.title(one)} and {source.title(other)}"
+    message = f"{len(again):,} images repeat others, such as {source.title(one)} and {source.title(other)}"
     elsewhere = int((labels[again] != labels[first[inverse[again]]]).sum())
-    return [said + (f"; {elsewhere:,} of them in another class" if elsewhere else "")]
+    return [message + (f"; {elsewhere:,} of them in another class" if elsewhere else "")]

@@ -168,7 +168,7 @@ def _fetched(name: str, root: Path, build: Callable[[], T]) -> T:
         return build()
     except (OSError, RuntimeError, ImportError) as error:
         raise ValueError(
-            f"data.name: {name} is not whole under {root.resolve()} and could not be downloaded ({error}); put it "
+            f"data.name: {name} is incomplete under {root.resolve()} and could not be downloaded ({error}); put it "
             f"there as torchvision lays it out, or name its place with --data-root"
         ) from error
 

@@ -1,6 +1,6 @@
 """A small classifier whose features score images of its own domain, and the training of its weights.
 
-It sees the whole 64 px picture from its last layer and 17 px from its third, so one pass gives features of the
+It sees the complete 64 px picture from its last layer and 17 px from its third, so one pass gives features of the
 arrangement and features of the texture.
 """
 
@@ -24,7 +24,7 @@ SIDE = 64
 RESIZE = f"to {SIDE} px (nearest up, area down)"
 # Out, kernel, stride.
 _LAYERS = ((24, 5, 2), (48, 3, 2), (96, 3, 2), (128, 3, 2), (128, 3, 1))
-_PHOTO_WIDTH = 2  # the built-in pictures are told apart by fewer channels than photographs
+_PHOTO_WIDTH = 2  # photographs need more channels than the built-in pictures
 _BATCH = 128
 _LOCAL_DEPTH = 3  # layers whose output sees 17 px
 _NOISE, _UNEVEN = 8.0, 24.0  # grey levels of 255
@@ -102,8 +102,8 @@ def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device:
     """A classifier of those rows [N] of the data, on the CPU, batch norm folded in and weights rounded to float16.
 
     Visible noise, blur and changes of contrast are left out on purpose: features trained to overlook them
-    would overlook them in generated images too. A second head that names such damages was tried: its features told
-    real from damaged so sharply that they no longer graded it.
+    would overlook them in generated images too. A second head that names such damages was tried: its features
+    separated real from damaged so sharply that they no longer measured how strong a damage is.
     """
     augment, width = (_disturbed, 1) if dataset.name == "embedded" else (_shifted, _PHOTO_WIDTH)
     draw = torch.Generator().manual_seed(seed)

@@ -1,14 +1,14 @@
 """Diversity within a class: how far apart the most similar pictures of a class are, as a share of the real figure.
 
-A class of which a generator has learnt one picture, or a few, varies not at all within; over all classes together its
-samples vary as the real ones do, a Gaussian fitted to their features is much like the real one, and an extractor tells
-every class (one real picture per class: FD 6.1 with `embedded-v2`; twins of two sizes: 16).
+If a generator has learnt one picture of each class, or a few, its samples do not vary within a class; over all classes
+together they vary as the real ones do, a Gaussian fitted to their features is much like the real one, and an extractor
+recognises every class (one real picture per class: FD 6.1 with `embedded-v2`; twins of two sizes: 16).
 
-The spread about the class mean does not tell either: of two pictures repeated it is 0.6 of the real one, more than
+The spread about the class mean does not show it either: of two pictures repeated it is 0.6 of the real one, more than
 that of some generators that do vary. Distances to the nearest other picture do: repeated pictures have none.
 They are taken between thumbnails, in which noise averages out; an extractor's features may spread more for poor
-pictures than for real ones. The figure tells collapse alone: poor pictures can be more diverse than real ones. Twins
-vary in two numbers only, and generated ones that stray from this law lie further apart, up to six times at the start.
+pictures than for real ones. The figure shows collapse only: poor pictures can be more diverse than real ones. Twins
+vary in two numbers only, and generated ones that deviate from these lie further apart, up to six times at the start.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ MetricFunction = Callable[[Features, Reference], dict[str, float]]
 METRIC_FUNCTIONS: dict[str, MetricFunction] = {}
 
 _IS_SPLITS = 10
-_MAX_CLASS_KEYS = 100  # a thousand more keys per step would hide the others in a tracker
+_MAX_CLASS_KEYS = 100  # a thousand keys per step would hide the others in a tracker
 
 
 def metric(function: MetricFunction) -> MetricFunction:
@@ -50,7 +50,7 @@ class Evaluator:
 
     The reference is computed on the first use of a data set and an extractor, and then read from `cache_dir`.
     `weights` says which of G's weights the images come from, or is None for images of unknown origin; with
-    `fingerprint` it tells apart figures that must not share a table. Raises ValueError for an unknown extractor or
+    `fingerprint` it distinguishes figures that must not share a table. Raises ValueError for an unknown extractor or
     weights that cannot be had.
     """
 
@@ -71,7 +71,7 @@ class Evaluator:
         per_class = config.num_samples // len(dataset.classes)
         self._reference = load_reference(dataset, self._extractor, cache_dir, device, per_class)
         if World.here().rank == 0:
-            _tell_classes_left_out(self._reference, per_class)
+            _log_classes_left_out(self._reference, per_class)
         self._measure = measure_of(dataset)
         self.fingerprint = "; ".join(
             [
@@ -111,7 +111,7 @@ def _reference_words(dataset: ImageDataset) -> str:
     return str(few) if few == all_of_them else f"{few}, by class {all_of_them},"
 
 
-def _tell_classes_left_out(reference: Reference, per_class: int) -> None:
+def _log_classes_left_out(reference: Reference, per_class: int) -> None:
     """Log why a metric will be missing, or be measured for some of the classes only."""
     few = sum(min(size, per_class) < reference.enough_of_class for size in reference.class_sizes.tolist())
     if len(reference.classes) > 1 and few:
@@ -136,7 +136,7 @@ def _joined(shares: list[Features]) -> Features:
 
 @metric
 def fid_scores(generated: Features, reference: Reference) -> dict[str, float]:
-    """`real_floor` is what as many real images would score: no generator gets below it but by chance."""
+    """`real_floor` is the expected score of as many real images: a generator gets below it by chance only."""
     split = torch.Generator().manual_seed(0)
     real, other = reference.pooled, fit(generated.features)
     distance = frechet_distance(real, other)
@@ -155,7 +155,7 @@ def frechet_by_class(generated: Features, reference: Reference) -> dict[str, flo
 
     A class with too few images on either side is left out (`Reference.enough_of_class`); `intra_fid_n` is the smallest
     count on either side of those that are in. With 100 images per class the figure is about half bias, so compare it
-    at equal counts only. One class is no class: there is nothing to be within.
+    at equal counts only. Not computed for a data set with a single class.
     """
     if len(reference.classes) == 1:
         return {}
@@ -189,10 +189,10 @@ def frechet_by_group(generated: Features, reference: Reference) -> dict[str, flo
 
 @metric
 def relations(generated: Features, reference: Reference) -> dict[str, float]:
-    """Whether parts of a picture that lie far apart agree (sagan/metrics/relations.py): where their law is known.
+    """Whether distant parts of a picture agree (sagan/metrics/relations.py), for data whose distribution is known.
 
-    Of each class of the group `geometry`, and the mean over these; of pictures without labels over all of them, whose
-    law is then the mixture of the classes.
+    For each class of the group `geometry`, and the mean over these. Pictures without labels are compared together, and
+    their distribution is then the mixture of the classes.
     """
     if not reference.shape_parameters.shape[1]:
         return {}
@@ -244,10 +244,10 @@ def pairwise_metrics(generated: Features, reference: Reference) -> dict[str, flo
 
 @metric
 def inception_scores(generated: Features, reference: Reference) -> dict[str, float]:
-    """Left out where the extractor knows other things than the data shows, for then it ranks nothing.
+    """Left out where the extractor's classes do not fit the data: the score would then have no meaning.
 
-    Inception knows natural images; a trained classifier knows the classes that it was trained on. `is` is of all
-    samples at once, as SAGAN's code takes it; the mean over ten splits, as Salimans et al. take it, is lower.
+    Inception fits natural images; a trained classifier fits the data that it was trained on. `is` is computed over all
+    samples at once, as in SAGAN's code; the mean over ten splits, as in Salimans et al. 2016, is lower.
     """
     if not reference.scored_logits:
         return {}
@@ -262,13 +262,13 @@ def inception_scores(generated: Features, reference: Reference) -> dict[str, flo
 
 @metric
 def consistency(generated: Features, reference: Reference) -> dict[str, float]:
-    """Share of images that the extractor takes for the class asked for; left out where its classes are others."""
+    """Share of images that the extractor assigns to the requested class; left out where its classes are others."""
     if not reference.named_logits:
         return {}
-    found = _own_logits(generated, reference).argmax(1)
-    return {"class_consistency": float((found == generated.labels).double().mean())}
+    predicted = _own_logits(generated, reference).argmax(1)
+    return {"class_consistency": float((predicted == generated.labels).double().mean())}
 
 
 def _own_logits(generated: Features, reference: Reference) -> Tensor:
-    """Of the data's own classes, where the extractor knows these by name and others beside them."""
+    """The logits of the data's own classes, where the extractor has these and further ones."""
     return generated.logits[:, : len(reference.classes)] if reference.named_logits else generated.logits

@@ -149,8 +149,8 @@ def register(weights: classifier.Weights, data_name: str, cache_dir: Path) -> st
 def _training_images(config: DataConfig, root: Path | None) -> ImageDataset:
     """The data set; for the built-in one, pictures that no run trains on or is compared with.
 
-    Its further classes are geometry whose relations are broken: features that tell these from the real ones move when
-    only far parts disagree, which those of a classifier of the data's own classes hardly do.
+    Its further classes are geometry whose relations are broken: features that distinguish these from the real ones
+    change when only distant parts disagree; those of a classifier of the data's own classes hardly do.
     """
     dataset = open_dataset(config, root)
     if config.name != "embedded":

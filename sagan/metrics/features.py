@@ -20,7 +20,7 @@ _CPU_ROWS = 50  # a CPU's cache does not hold the activations of more: a tenth s
 class Features:
     """The output of an extractor for N images, on the CPU."""
 
-    features: Tensor  # float32 [N, d], pooled over the whole image
+    features: Tensor  # float32 [N, d], pooled over all positions
     logits: Tensor  # float32 [N, k], before the softmax
     local: Tensor  # float32 [4 N, dl], each from a small window; image i owns rows 4i to 4i + 3
     labels: Tensor  # int64 [N], the labels asked for

@@ -156,7 +156,7 @@ def _lower_product(real: RealGaussian, other: Gaussian) -> Tensor:
 def _add_lower_product(total: Tensor, one: Tensor, other: Tensor) -> None:
     """Add the symmetric `one` @ `other` to `total`, but for what lies above the squares that `_strips` cuts.
 
-    At d = 2048 that takes five eighths of the multiplications of the whole product.
+    At d = 2048 that takes five eighths of the multiplications of the full product.
     """
     for columns, _ in _strips(len(total)):
         total[columns.start :, columns].addmm_(one[columns.start :], other[:, columns])

@@ -31,10 +31,11 @@ REFERENCE_SAMPLES = 50_000  # the paper compares with 50,000 training images
 PAIRWISE_SAMPLES = 5_000  # KID, precision, recall, density and coverage look at pairs: 5,000 by 5,000 at most
 _FORMAT = 2  # raise it when a stored figure changes its meaning: old entries are then left alone
 _BATCH = 100
-# Images per class, on either side, below which its distance is left out: as a share of the features. The distance of
-# two samples of one law is all bias. At a quarter of 1,024 features it is 0.5 of the variance within the class
-# (Gaussians whose k-th variance is 1/k), and at a quarter of the built-in extractor's 128 it is 0.32 for grain and 0.18
-# for twins; at 50 images of 2,048 features, as 50,000 samples of ImageNet have, it is more than all of the variance.
+# Images per class, on either side, below which its distance is left out: as a share of the features. The distance
+# between two samples of one distribution is all bias. At a quarter of 1,024 features it is 0.5 of the variance within
+# the class (Gaussians whose k-th variance is 1/k), and at a quarter of the built-in extractor's 128 it is 0.32 for
+# grain and 0.18 for twins; at 50 images of 2,048 features, as 50,000 samples of ImageNet have, it is more than all of
+# the variance.
 _ENOUGH = 0.25
 
 
@@ -90,9 +91,9 @@ class Reference:
         return max(2, math.ceil(_ENOUGH * self.features.shape[1]))
 
     def of_class(self, label: int) -> RealGaussian | Tensor:
-        """All real images of a class: a Gaussian where they are more than the features, else features [n, d].
+        """All real images of a class: a Gaussian where there are more images than features, else features [n, d].
 
-        With fewer images than features there is no need of a d x d matrix.
+        With fewer images than features no d x d matrix is needed.
         """
         if self.stored_class:
             return self.stored_class(label)
@@ -113,7 +114,7 @@ class Reference:
     def floor(self, num_samples: int) -> float:
         """The distance that `num_samples` real images would have: that of two halves, times the ratio of 1/n + 1/m.
 
-        The distance of two sets from one law is all bias, and the bias goes with 1/n + 1/m.
+        The distance between two samples of one distribution is all bias, and the bias is proportional to 1/n + 1/m.
         """
         n = len(self.features)
         return float(self.tensors["halves"]) * (1 / num_samples + 1 / n) / (4 / n)
@@ -127,7 +128,7 @@ def load_reference(
     From the cache where it has an entry for this very content, else computed and stored.
 
     Entries are named by a hash of data, weights and protocol, written atomically, and checked by a digest of their
-    content when read; a damaged one is built anew. Of several processes one builds and the others wait.
+    content when read; a damaged one is built again. Of several processes one builds and the others wait.
     """
     tensors = _cached(dataset, extractor, cache_dir, device)
     # An extractor may know further classes, such as broken relations; a metric of classes looks at the data's own.
@@ -173,7 +174,7 @@ def _key(dataset: ImageDataset, extractor: Extractor) -> str:
 class _StoredClasses:
     """Statistics of all real images of a class, one file per class; only one class is in memory at a time.
 
-    Files are written, named and checked as a Reference's; a damaged one is built anew when it is read.
+    Files are written, named and checked as a Reference's; a damaged one is built again when it is read.
     """
 
     def __init__(self, dataset: ImageDataset, extractor: Extractor, folder: Path, device: torch.device) -> None:

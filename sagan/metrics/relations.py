@@ -1,9 +1,9 @@
-"""Do parts that lie far apart agree? Measured on the pictures themselves, without a network, where their law is known.
+"""Do distant parts of a picture agree? Measured on the pixels, without a network, for data of a known distribution.
 
-Of the built-in twins (sagan/data/embedded.py) the law's parameters can be read off a picture: how much ink each half
-holds, and at which height. Whether generated twins obey the law is the distance between two distributions of these
-four numbers, not how much the halves disagree: a generator that paints one pair of equal twins over and over has no
-disagreement and has learnt nothing.
+For the built-in twins (sagan/data/embedded.py) four parameters can be measured in a picture: for each half, how much of
+it is covered by the disc (its *ink*) and the height of the disc. The error is the distance between the generated and
+the real distribution of these four numbers, not the disagreement of the halves: a generator that paints one pair of
+equal twins over and over has no disagreement and has learnt nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ FORMAT = 4  # raise it when `measure` changes: parameters of real pictures are c
 PARAMETERS = ("ink left", "ink right", "height left", "height right")
 _PAIRS = ((0, 1), (2, 3))  # of parameters that agree in a real picture
 _FEWEST = 8  # pictures; of fewer no distance is taken
-_LEAST_SD = 1e-3  # of the real one; what varies less is one value, and agrees with nothing
+_LEAST_SD = 1e-3  # in units of the real sd; a parameter that varies less counts as constant, without correlation
 
 
 def measure(images: Tensor) -> Tensor:
-    """What can be read off uint8 [B, 3, H, W]: float32 [B, 4] in the order of PARAMETERS, on the device of the images.
+    """The parameters of images uint8 [B, 3, H, W]: float32 [B, 4] in the order of PARAMETERS, on the same device.
 
     Ink is the share of a half that is covered, 0 to 1; height the mean row of the ink in pixels of a 64 px picture,
-    -32 to 32 from its middle. A half without ink has height 0. All that is brighter than the ground is ink: haze and
-    noise, which real pictures have none of, count too.
+    -32 to 32 from its middle. A half without ink has height 0. Everything brighter than the background is ink: haze
+    and noise, which real pictures have none of, count too.
     """
     side = images.shape[3]
     ground, ink = (sum(colour) / 3 for colour in (embedded.GROUND, embedded.INK))
@@ -40,13 +40,13 @@ def measure(images: Tensor) -> Tensor:
 
 
 def measure_of(dataset: ImageDataset) -> Callable[[Tensor], Tensor] | None:
-    """`measure` for the built-in pictures, whose law is known; None for others."""
+    """`measure` for the built-in pictures, whose distribution is known; None for others."""
     return measure if dataset.name == "embedded" else None
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How generated parameters follow the real law. `error` is 0 for the law itself."""
+    """How closely generated parameters follow the real distribution. `error` is 0 where both are the same."""
 
     error: float  # energy distance, each parameter in units of its real standard deviation
     error_se: float  # its standard error from the choice of the generated pictures
@@ -58,10 +58,10 @@ class Agreement:
 def agreement(generated: Tensor, real: Tensor) -> Agreement | None:
     """Of parameters [n, 4] and [m, 4]; None for fewer than eight on either side.
 
-    The energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Székely & Rizzo 2013, section 2) is 0 for equal laws alone,
-    so it counts disagreement, collapse and wrong proportions at once. Pairs of a picture with itself are included,
-    which keeps it from below 0 and costs the floor. The standard error is that of the mean of each generated picture's
-    share (the first order of the V statistic).
+    The energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Székely & Rizzo 2013, section 2) is 0 only for equal
+    distributions, so it counts disagreement, collapse and wrong proportions at once. Pairs of a picture with itself are
+    included, which keeps the error above 0 and makes `floor` positive. The standard error is that of the mean of each
+    generated picture's share (the first order of the V statistic).
     """
     if min(len(generated), len(real)) < _FEWEST:
         return None

@@ -50,7 +50,7 @@ def test_a_run_starts_anew_after_torn_checkpoints_and_runs_no_code_of_a_maliciou
     again = torn.with_name("attempt-2")
     text = (again / "log.txt").read_text()
     assert text.count("is damaged (its checksum does not match)") == 2
-    assert f"no checkpoint in {again} is whole: the run starts anew" in text
+    assert f"no undamaged checkpoint in {again}: the run starts again from step 0" in text
     store = Store(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = store.find_experiment(read_study(STUDY))
     assert experiment is not None

@@ -234,6 +234,6 @@ def test_what_cannot_be_downloaded_is_told_with_its_place(tmp_path: Path, monkey
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fail)
-    message = f"cifar10 is not whole under {re.escape(str(tmp_path))} .*no route to host.*--data-root"
+    message = f"cifar10 is incomplete under {re.escape(str(tmp_path))} .*no route to host.*--data-root"
     with pytest.raises(ValueError, match=message):
         find_source(DataConfig(name="cifar10", resolution=32), tmp_path)

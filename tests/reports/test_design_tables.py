@@ -117,7 +117,7 @@ def test_two_switches_whose_ratios_multiply_have_no_effect_beyond_that(make_resu
     shown, p = column(table, "in FD embedded-v1"), column(table, "p, adjusted")
     assert shown["sn_g: g_on against g_off"].startswith(("−10 %", "−9.", "−11 %"))
     assert shown["sn_d: d_on against d_off"].startswith(("−30 %", "−29 %", "−31 %"))
-    assert p["sn_d: d_on against d_off"] == "< 0.001" and float(p["both together beyond their sum"]) > 0.05
+    assert p["sn_d: d_on against d_off"] == "< 0.001" and float(p["interaction"]) > 0.05
 
 
 def test_trials_are_listed_best_first_and_enter_no_other_table() -> None:

@@ -144,7 +144,9 @@ def test_where_more_seeds_would_hardly_decide_none_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("effect, margin", [(0.0, 1.5), (1.0, None), (0.5, 2.0)])
-def test_the_chance_that_the_last_look_decides_is_that_of_going_on(effect: float, margin: float | None) -> None:
+def test_the_predictive_power_is_the_share_of_continued_studies_that_the_last_look_decides(
+    effect: float, margin: float | None
+) -> None:
     # Of studies that show the same after 5 seeds, with nothing else known of the effect; the sd is known, and is 1.
     n, most, critical = 5, 12, 2.9
     rng = np.random.default_rng(1)
@@ -152,7 +154,7 @@ def test_the_chance_that_the_last_look_decides_is_that_of_going_on(effect: float
     later = (n * effect + (most - n) * (truth + rng.normal(0, math.sqrt(2 / (most - n)), truth.size))) / most
     half = critical * math.sqrt(2 / most)
     expected = (np.abs(later) > half) | (np.abs(later) + half <= (-1 if margin is None else margin))
-    found = sequential._chance(
+    found = sequential._predictive_power(
         n, most, np.array(effect), np.array(math.sqrt(2 / n)), critical, np.array(-1.0 if margin is None else margin)
     )
     assert float(found) == pytest.approx(expected.mean(), abs=0.005)
@@ -212,7 +214,9 @@ def test_with_one_collapsed_seed_in_ten_at_most_7_percent_make_a_false_claim(dis
 
 
 @pytest.mark.parametrize("margin", [None, 1.5])
-def test_the_repeated_intervals_of_all_looks_hold_the_truth_in_95_percent_of_studies(margin: float | None) -> None:
+def test_the_repeated_intervals_of_all_looks_jointly_cover_the_true_values_in_95_percent_of_studies(
+    margin: float | None,
+) -> None:
     rng, rule = np.random.default_rng(13), rule_of(4, margin=margin)
     truth = np.array([0.0, -2.0, -0.8, 0.0])
     scores = rng.standard_normal((STUDIES, 4, 12)) + truth[:, None]
@@ -221,7 +225,7 @@ def test_the_repeated_intervals_of_all_looks_hold_the_truth_in_95_percent_of_stu
     missed: Any = np.zeros(STUDIES, dtype=bool)
     ended = np.full(scores.shape[:2], 12)
     for look in sequential._hold_looks(scores, ended, rule, names_of(rule), lower_is_better=True):
-        missed |= (look.tested & (np.abs(look.value - truth[1:]) > look.half)).any(1)
+        missed |= (look.tested & (np.abs(look.value - truth[1:]) > look.half_width)).any(1)
     assert missed.mean() <= 0.05
 
 

@@ -269,8 +269,8 @@ def test_the_smallest_difference_that_looks_show_is_shown_in_four_of_five_studie
     """And with any noise: in its units it is the same, where there is no margin."""
     pairs = (("a", "none"), ("b", "none"))
     rule, sd = sequential.Rule(sequential.looks(3, 8), pairs, None, log=True), 0.3
-    effect = comparison._visible_by_looks(rule, sd)
-    assert comparison._visible_by_looks(rule, 1.0) == pytest.approx(effect / sd, rel=0.05)
+    effect = comparison._minimum_detectable_by_looks(rule, sd)
+    assert comparison._minimum_detectable_by_looks(rule, 1.0) == pytest.approx(effect / sd, rel=0.05)
     rng = np.random.default_rng(1)
     scores = sd * rng.standard_normal((1000, 3, 8)) + np.array([[[effect], [0], [0]]])
     labels, _ = sequential.replay_many(scores, ["a", "none", "b"], rule, lower_is_better=True)
