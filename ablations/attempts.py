@@ -240,11 +240,11 @@ def _folders(directory: Path) -> list[Path]:
 
 def _take_newest_checkpoint(folders: list[Path], folder: Path) -> bool:
     """Checkpoints are moved: so a cell has those of one attempt, and one that is still running misses nothing."""
-    from sagan.checkpoint import has_checkpoint, has_whole_checkpoint, take_checkpoints
+    from sagan.checkpoint import has_checkpoint, has_undamaged_checkpoint, take_checkpoints
 
     having = [earlier for earlier in reversed(folders) if has_checkpoint(earlier)]
     # Where all are damaged, the training process says so in its log.
-    source = next(filter(has_whole_checkpoint, having), having[0] if having else None)
+    source = next(filter(has_undamaged_checkpoint, having), having[0] if having else None)
     if source is not None:
         take_checkpoints(source, folder)
     return source is not None

@@ -103,7 +103,7 @@ class Verdict:
 class Progress:
     """`wanted` has (variant, index of its seed) of every cell that the next look lacks, seed by seed.
 
-    It is empty when no pair is open or the last look has been held.
+    It is empty when no pair is open or the last look is done.
     """
 
     looks: list[Look]

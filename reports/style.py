@@ -84,7 +84,7 @@ def _shaded(colour: str, shade: float) -> str:
 
 @contextmanager
 def figure_style(families: Sequence[str] = ("DejaVu Sans",)) -> Iterator[None]:
-    """Matplotlib's own settings but for these, whatever the user's are: nothing under 7 points, no mathtext in names.
+    """Matplotlib's default settings, not the user's, with these changes: no text under 7 points, no mathtext in names.
 
     `families` are fonts (`fonts.lettering`): what the first has no glyph for is looked for in the next.
     """

@@ -56,13 +56,14 @@ def put_checkpoint(directory: Path, content: bytes) -> None:
     write_atomically(directory / _NAMES[0], content)
 
 
-def has_whole_checkpoint(directory: Path) -> bool:
+def has_undamaged_checkpoint(directory: Path) -> bool:
     """Whether `load_checkpoint` would find one that is not damaged."""
     return _newest_undamaged(directory) is not None
 
 
 def read_checkpoint(directory: Path) -> tuple[bytes, dict[str, Any]] | None:
-    """The newest undamaged checkpoint, as the bytes of its file and as its state; None where there is none of ours.
+    """The newest undamaged checkpoint, as the bytes of its file and as its state; None where there is no checkpoint of
+    this package.
 
     Changes nothing: it may be a run's that another process trains.
     """
@@ -92,7 +93,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
         payload = _payload(path.read_bytes())
         if payload is not None:
             if damaged:
-                log.warning("going on from %s", path)
+                log.warning("resuming from %s", path)
             return _read(path, payload)
         damaged = True
         aside = path.with_suffix(".damaged")

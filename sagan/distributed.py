@@ -123,5 +123,5 @@ def join(device: str) -> str:
         torch.cuda.set_device(device)
     if sys.platform == "linux":  # by default gloo takes the interface of the host name, which a firewall may block
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(timeout=_TIMEOUT)  # gloo for what is in memory, NCCL for what is on cards
+    dist.init_process_group(timeout=_TIMEOUT)  # gloo for tensors in memory, NCCL for those on GPUs
     return device

@@ -90,7 +90,7 @@ def write_grid(path: Path, classes: Sequence[str], n: int, out: Path, seed: int,
 def draw(generator: Generator, rows: Tensor, n: int, seed: int) -> Tensor:
     """A grid (H, W, 3) in uint8, without gaps: picture i, of the class rows[i % len(rows)], in that row.
 
-    It fills one column after the other; what is left of the last one is white. z is drawn at once from the seed.
+    It fills one column after the other; the rest of the last one is white. All z are drawn from the seed in one call.
     """
     columns = math.ceil(n / len(rows))
     device = next(generator.parameters()).device

@@ -4,8 +4,8 @@ A line is {"time": seconds since 1970, "step": of the run, "metrics": {name: num
 run's folder, which are complete when the line is there], "status": null, or the outcome on the run's last line}.
 JSON has no NaN and no infinities: in metrics these are the texts "NaN", "Infinity" and "-Infinity".
 
-A run that goes on from a checkpoint may write the same steps again. The rule is: a line supersedes all lines before it
-of the same step or a later one. `read` returns all lines; `current` applies the rule.
+A run that is resumed from a checkpoint may write the same steps again. The rule is: a line supersedes all lines before
+it of the same step or a later one. `read` returns all lines; `current` applies the rule.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Journal:
 
 
 def read(path: Path, offset: int = 0, end: int | None = None) -> tuple[list[Record], int]:
-    """The records from byte `offset` on (at most to byte `end`), and the offset at which a later call goes on. A file
+    """The records from byte `offset` on (at most to byte `end`), and the offset for the next call. A file
     that does not exist has no records.
 
     An incomplete last line is neither returned nor counted: its process died while writing it, or is still writing.

@@ -20,8 +20,8 @@ _PAPER128 = Config(
     optim=OptimConfig(precision="bf16", beta2=0.9),
 )
 
-# Minutes on one CPU core, chosen on seeds below 20 for the smallest change of relation_error that a study shows (what
-# came of it on other seeds: reports/noise.yaml). One rate for both networks and a long moving average: with 8e-4 and
+# Minutes on one CPU core, chosen on seeds below 20 for the smallest change of relation_error that a study shows
+# (results on other seeds: reports/noise.yaml). One rate for both networks and a long moving average: with 8e-4 and
 # 1.2e-3, which studies of two rates take, and an average of 0.99, relation_error ended at 0.23 instead of 0.15, and
 # differed as much from seed to seed. A larger batch is worth more than width: in the same time, width 8 with batches of
 # 8 lost most of the sizes of the twins, and width 2 collapses. Attention has at least 8 key channels everywhere: with
@@ -45,8 +45,8 @@ _EMBEDDED = Config(
     eval=EvalConfig(every=100, num_samples=1200, extractor="embedded-v2", bn="standing", endpoint=3),
 )
 
-# The same pictures at 128 px, where all five places of attention can be built: a complete Table 1 in minutes of a GPU.
-# Five variants at three seeds are an estimated 200 seconds of an H200 (66 steps a second were seen, evaluations
+# The same pictures at 128 px, where all five places of attention can be built: a complete Table 1 in minutes on one
+# GPU. Five variants at three seeds are an estimated 200 seconds on one H200 (measured: 66 steps per second, evaluations
 # included, and 20 seconds to start). Rates are an estimate: no sweep has chosen them.
 _EMBEDDED128 = Config(
     data=DataConfig(name="embedded", resolution=128),

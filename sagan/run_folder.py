@@ -26,7 +26,7 @@ _MACHINE = ("device", "threads", "data_root", "inception_weights", "cache_dir")
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, and on what machine: the machine's options may change when a run goes on, all else may not."""
+    """What is trained, and on what machine; when a run is resumed, only the machine's options may differ."""
 
     config: Config
     seed: int

@@ -100,8 +100,8 @@ def main(
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _FULL:
                 print(
-                    f"sagan.train: no room is left on a disk ({error}); make room, and the same command goes on from "
-                    f"the last checkpoint",
+                    f"sagan.train: no room is left on a disk ({error}); make room, and the same command resumes "
+                    f"from the last checkpoint",
                     file=sys.stderr,
                 )
                 return NO_ROOM
@@ -118,11 +118,11 @@ def _is_one_of_several() -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m sagan.train",
-        description="Train one SAGAN in a folder. The same command, or the folder alone, goes on where it was stopped.",
+        description="Train one SAGAN in a folder. The same command, or the folder alone, resumes it.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="new, empty, or of a run: to go on, also with more steps"
+        "folder", type=Path, metavar="FOLDER", help="new, empty, or of a run to resume, also with more steps"
     )
     add_protocol(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="decides all that is drawn at random (default: 0)")
@@ -231,8 +231,8 @@ def _check(folder: Path, run: Run) -> None:
         raise ValueError(f"--nnodes: must be 1, got {processes} processes, {here} of them here; train on one machine")
     if run.machine["device"].startswith("cuda:"):
         raise ValueError(
-            f"--device: must be cuda under torchrun, a card for each process, got {run.machine['device']}; "
-            f"CUDA_VISIBLE_DEVICES chooses among them"
+            f"--device: must be cuda under torchrun, one GPU per process, got {run.machine['device']}; "
+            f"CUDA_VISIBLE_DEVICES selects the GPUs"
         )
     run.config.check_shared(int(processes))
 
@@ -343,7 +343,7 @@ def _train(training: Trainer, folder: Path, record: Journal | None, stop: _Signa
     if status == 0 and last is not None:
         console.print(_ending(folder, config, last))
     elif status:
-        console.print(f"stopped and saved at step {training.step}; the same command goes on")
+        console.print(f"stopped and saved at step {training.step}; the same command resumes it")
     if training.world.size > 1:
         dist.destroy_process_group()
     return status

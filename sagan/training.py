@@ -56,7 +56,7 @@ class Event:
 
 
 class Trainer:
-    """One run of one config and seed in `directory`, which holds its checkpoints; it goes on from the newest one.
+    """One run of one config and seed in `directory`, which holds its checkpoints; it resumes from the newest one.
 
     `compile_backend`: the backend of torch.compile for both passes of a step, or None for no compilation. By default
     this is inductor on CUDA, where that takes less time than it saves (`pays_to_compile`). On CUDA a run of one process
@@ -333,7 +333,7 @@ class Trainer:
         check_same_run(self.directory, ours, theirs)
         before, now = saved["processes"], self.world.size
         if before != now and self.world.rank == 0:
-            changed = f"the checkpoint is of {before} processes and goes on with {now}"
+            changed = f"the checkpoint is of {before} processes and is resumed with {now}"
             log.warning("%s: %s: equal to rounding, not to the bit", self.directory, changed)
         for name, owner in self._stateful().items():
             owner.load_state_dict(saved[name])

@@ -49,12 +49,12 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
     state = load_checkpoint(tmp_path)
     assert state is not None
     assert state["step"] == 1
-    assert "checkpoint.pt is damaged" in caplog.text and "going on from" in caplog.text
+    assert "checkpoint.pt is damaged" in caplog.text and "resuming from" in caplog.text
 
     save_checkpoint(tmp_path, {"step": 3})
     (tmp_path / "checkpoint.pt").write_bytes(b"")
     state = load_checkpoint(tmp_path)
-    assert state is not None and state["step"] == 1, "the whole one was kept, and not the damaged one"
+    assert state is not None and state["step"] == 1, "the undamaged one was kept"
 
 
 def test_where_both_are_damaged_it_is_said_that_the_run_starts_anew(

@@ -229,7 +229,7 @@ def test_two_processes_resume_to_the_bits_of_an_uninterrupted_run(together: Path
     assert files[0] == files[1]
     metrics = torch.load(together / "metrics")
     assert metrics["whole"][-1]["fid"] == metrics["parts"][-1]["fid"]
-    assert len(metrics["whole"]) == sum(len(metrics[name]) for name in ("told", "left", "parts")), "each told once"
+    assert len(metrics["whole"]) == sum(len(metrics[name]) for name in ("told", "left", "parts")), "each logged once"
 
 
 def test_one_process_goes_on_for_two_and_says_that_it_is_not_to_the_bit(
@@ -238,5 +238,5 @@ def test_one_process_goes_on_for_two_and_says_that_it_is_not_to_the_bit(
     saved = load_checkpoint(together / "left")
     assert saved is not None and saved["step"] == 3
     last = list(Trainer(override(calm, SCORED), 0, together / "left", cache_dir=cache_dir).run())[-1]
-    assert "of 2 processes and goes on with 1: equal to rounding, not to the bit" in caplog.text
+    assert "of 2 processes and is resumed with 1: equal to rounding, not to the bit" in caplog.text
     assert_near(last.metrics, torch.load(together / "metrics")["whole"][-1])

@@ -55,14 +55,14 @@ def test_a_reader_follows_from_offset_to_offset(path: Path) -> None:
     assert read(path, offset) == ([], offset)
 
 
-@pytest.mark.parametrize("torn", [b'{"time": 1, "st', b'{"time": 1}\n', b"\0\0\0\0\n", b"\xff"])
-def test_a_torn_last_line_is_passed_over_and_cut_when_writing_goes_on(path: Path, torn: bytes) -> None:
+@pytest.mark.parametrize("truncated", [b'{"time": 1, "st', b'{"time": 1}\n', b"\0\0\0\0\n", b"\xff"])
+def test_a_truncated_last_line_is_ignored_and_removed_at_the_next_write(path: Path, truncated: bytes) -> None:
     write(path, 1, 2)
-    whole = path.read_bytes()
-    path.write_bytes(whole + torn)
-    assert (steps(read(path)[0]), read(path)[1]) == ([1, 2], len(whole))
+    complete = path.read_bytes()
+    path.write_bytes(complete + truncated)
+    assert (steps(read(path)[0]), read(path)[1]) == ([1, 2], len(complete))
     with Journal(path) as book:
-        assert path.read_bytes() == whole + torn, "a journal that is opened is not changed"
+        assert path.read_bytes() == complete + truncated, "a journal that is opened is not changed"
         book.append(3, {})
     assert steps(read(path)[0]) == [1, 2, 3]
 
@@ -106,7 +106,7 @@ def test_times_increase_also_where_the_clock_was_put_back(path: Path, monkeypatc
 
 
 @given(st.lists(st.integers(0, 6)))
-def test_of_lines_that_tell_a_step_again_the_last_pass_counts(told: list[int]) -> None:
+def test_of_lines_that_log_a_step_again_the_last_pass_counts(told: list[int]) -> None:
     records = [Record(float(place), step) for place, step in enumerate(told)]
     # By definition: a line counts where no later one has its step or an earlier one.
     wanted = [one for one in records if all(later.step > one.step for later in records if later.time > one.time)]

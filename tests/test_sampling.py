@@ -1,4 +1,4 @@
-"""Batch-norm statistics that are measured anew before samples are scored."""
+"""Batch-norm statistics that are measured again before samples are scored."""
 
 from __future__ import annotations
 

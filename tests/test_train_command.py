@@ -1,4 +1,4 @@
-"""`python -m sagan.train`: a run is a folder, goes on to the same bits, and a mistake leaves nothing."""
+"""`python -m sagan.train`: a run is a folder and is resumed to the same bits, and a mistake leaves nothing."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def undisturbed(options: list[str], tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def told(folder: Path) -> list[Record]:
+def logged(folder: Path) -> list[Record]:
     return current(read(folder / journal.NAME)[0])
 
 
 def assert_same_run(folder: Path, wanted: Path) -> None:
     """To the bit; but for the last bits of linear algebra in scores, which hang on where in memory its arrays lie."""
-    for one, other in zip(told(folder), told(wanted), strict=True):
+    for one, other in zip(logged(folder), logged(wanted), strict=True):
         assert (one.step, one.files, one.status) == (other.step, other.files, other.status)
         found, scores = ({k: v for k, v in record.metrics.items() if k not in TIMED} for record in (one, other))
         assert found == pytest.approx(scores, rel=1e-12, nan_ok=True)
         for name in ("loss_g", "loss_d", "logit_real", "logit_fake"):
             assert found.get(name) == scores.get(name), name
-    names = [name for record in told(wanted) for name in record.files]
+    names = [name for record in logged(wanted) for name in record.files]
     for name in names:
         if name not in ("config.yaml", "protocol.json"):  # which hold paths, and the step that a process began at
             assert (folder / name).read_bytes() == (wanted / name).read_bytes(), name
@@ -72,11 +72,11 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
 
 
-def test_a_run_is_a_folder_that_tells_what_the_trainer_told(
+def test_a_run_is_a_folder_that_records_what_the_trainer_yields(
     undisturbed: Path, config: Config, cache_dir: Path, tmp_path: Path
 ) -> None:
     events = list(Trainer(config, 3, tmp_path, cache_dir=cache_dir).run())
-    records = told(undisturbed)
+    records = logged(undisturbed)
     assert [one.step for one in records] == [*range(STEPS + 1)]
     assert [one.metrics.keys() for one in records] == [event.metrics.keys() for event in events]
     assert records[-1].metrics["fid"] == pytest.approx(events[-1].metrics["fid"], rel=1e-12)
@@ -140,13 +140,15 @@ def test_a_run_that_was_killed_goes_on_to_the_bits_of_one_that_was_not(
     assert killed([str(folder), *options], signal.SIGKILL, folder) == -signal.SIGKILL
     (folder / "waits").unlink()
     saved = load_checkpoint(folder)
-    assert saved is not None and saved["step"] == EVERY < told(folder)[-1].step
+    assert saved is not None and saved["step"] == EVERY < logged(folder)[-1].step
     with (folder / journal.NAME).open("ab") as file:
         file.write(b'{"time": 17')
     assert main([str(folder)]) == 0
     assert_same_run(folder, undisturbed)
     steps = [record.step for record in read(folder / journal.NAME)[0]]
-    assert steps == [*range(EVERY + 3), *range(EVERY, STEPS + 1)], "what was told after the checkpoint is told again"
+    assert steps == [*range(EVERY + 3), *range(EVERY, STEPS + 1)], (
+        "what was logged after the checkpoint is logged again"
+    )
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -269,7 +271,7 @@ def test_a_run_that_is_given_more_steps_ends_in_the_bits_of_one_that_had_them_fr
     folder = tmp_path / "run"
     shorter = [*options, f"--set=optim.steps={steps}", f"--set=eval.endpoint={-(-steps // EVERY)}"]
     assert main([str(folder), *shorter]) == 0
-    assert [one.step for one in told(folder)] == [*range(steps + 1)]
+    assert [one.step for one in logged(folder)] == [*range(steps + 1)]
     assert main([str(folder), *options]) == 0
     assert f"from step {steps} to {STEPS}" in capsys.readouterr().out
     assert_same_run(folder, undisturbed)
@@ -347,6 +349,6 @@ def test_two_processes_of_torchrun_are_one_run_that_can_be_stopped(
     records = read(folder / journal.NAME)[0]
     assert [record.step for record in records] == [*range(61)], "the first process writes, and each step once"
     assert records[-1].status is not None and "generator.safetensors" in records[-1].files
-    alone = told(undisturbed)[1].metrics
+    alone = logged(undisturbed)[1].metrics
     for name in ("loss_g", "loss_d", "logit_real"):
         assert records[1].metrics[name] == pytest.approx(alone[name], rel=1e-4), "to rounding that of one process"

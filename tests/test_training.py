@@ -81,7 +81,7 @@ def test_resume_is_bit_identical_to_an_uninterrupted_run(
     offer = BestOfRun.offer
     monkeypatch.setattr(BestOfRun, "offer", lambda best, step, _, generator: offer(best, step, step, generator))
     config = override(tiny, changes)
-    _, undisturbed = trained(config, tmp_path / "whole", cache_dir)
+    _, undisturbed = trained(config, tmp_path / "undisturbed", cache_dir)
 
     part = tmp_path / "parts"
     part.mkdir()
@@ -94,8 +94,8 @@ def test_resume_is_bit_identical_to_an_uninterrupted_run(
     assert resumed.step == stop_after
     rest = list(resumed.run())
 
-    assert_same_bits(state_of(tmp_path / "whole"), state_of(part))
-    files = [directory / "generator.safetensors" for directory in (tmp_path / "whole", part)]
+    assert_same_bits(state_of(tmp_path / "undisturbed"), state_of(part))
+    files = [directory / "generator.safetensors" for directory in (tmp_path / "undisturbed", part)]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert rest[-1].metrics["best/step"] == 3
     assert_same_metrics(rest[-1], undisturbed[-1])
@@ -107,7 +107,7 @@ def test_told_to_stop_a_run_leaves_at_once_and_resumes_to_the_same_bits(
 ) -> None:
     """The third step is the first that is scored, in two batches, and the sixth the last."""
     config = override(tiny, {"eval.num_samples": 100})
-    _, undisturbed = trained(config, tmp_path / "whole", cache_dir)
+    _, undisturbed = trained(config, tmp_path / "undisturbed", cache_dir)
     part = tmp_path / "parts"
     part.mkdir()
     answers = iter([False] * asked + [True])
@@ -116,9 +116,9 @@ def test_told_to_stop_a_run_leaves_at_once_and_resumes_to_the_same_bits(
     assert next(answers, None) is None, "left when told, and asked no more"
 
     rest = list(Trainer(config, 0, part, cache_dir=cache_dir).run())
-    files = [directory / "generator.safetensors" for directory in (tmp_path / "whole", part)]
+    files = [directory / "generator.safetensors" for directory in (tmp_path / "undisturbed", part)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert [event.step for event in (*left, *rest)] == [event.step for event in undisturbed], "each told once"
+    assert [event.step for event in (*left, *rest)] == [event.step for event in undisturbed], "each logged once"
     for found, wanted in zip((*left, *rest), undisturbed, strict=True):
         assert_same_metrics(found, wanted)
 
@@ -222,21 +222,21 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_fields_that_differ(
         Trainer(tiny, 1, tmp_path, cache_dir=cache_dir)
 
 
-def test_a_run_whose_newest_checkpoint_is_torn_ends_in_the_same_bits(
+def test_a_run_whose_newest_checkpoint_is_truncated_ends_in_the_same_bits(
     tiny: Config, tmp_path: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trained(tiny, tmp_path / "whole", cache_dir)
-    trained(tiny, tmp_path / "torn", cache_dir)
-    newest, before = (tmp_path / "torn" / name for name in ("checkpoint.pt", "checkpoint.previous.pt"))
+    trained(tiny, tmp_path / "undisturbed", cache_dir)
+    trained(tiny, tmp_path / "truncated", cache_dir)
+    newest, before = (tmp_path / "truncated" / name for name in ("checkpoint.pt", "checkpoint.previous.pt"))
     newest.write_bytes(newest.read_bytes()[:-100])
-    again = Trainer(tiny, 0, tmp_path / "torn", cache_dir=cache_dir)
-    assert 0 < again.step < 6 and f"going on from {before}" in caplog.text
+    again = Trainer(tiny, 0, tmp_path / "truncated", cache_dir=cache_dir)
+    assert 0 < again.step < 6 and f"resuming from {before}" in caplog.text
     list(again.run())
-    assert_same_bits(state_of(tmp_path / "whole"), state_of(tmp_path / "torn"))
+    assert_same_bits(state_of(tmp_path / "undisturbed"), state_of(tmp_path / "truncated"))
 
     for path in (newest, before):
         path.write_bytes(b"")
-    fresh = Trainer(tiny, 0, tmp_path / "torn", cache_dir=cache_dir)
+    fresh = Trainer(tiny, 0, tmp_path / "truncated", cache_dir=cache_dir)
     assert fresh.step == 0 and "the run starts again from step 0" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Attempts at cells, told of as a training process would, without training."""
+"""Attempts at cells with the files that a training process would write, without training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def describe(
     groups: Mapping[str, Sequence[int]] | None = None,
     step: int = 0,
 ) -> None:
-    """What a run says of itself once data set and networks are open."""
+    """Writes protocol.json, as a run does once data set and networks are open."""
     about = {"data_fingerprint": data, "metric_fingerprint": metrics, "classes": classes, "groups": groups or {}}
     write_atomically(attempt.folder / PROTOCOL, json.dumps({**about, "step": step}).encode())
     tell(attempt, step, {}, [CONFIG, PROTOCOL])

@@ -76,7 +76,7 @@ def evidence(results: Results) -> Table | None:
 
 
 def _more_seeds(row: Comparison, results: Results, looked: Progress) -> str:
-    """Whether adaptive seeds go on for a comparison, and if not why."""
+    """Whether a comparison gets more of the adaptive seeds, and if not why."""
     adaptive = results.adaptive
     assert adaptive is not None
     if row.verdict == "equivalent":

@@ -58,7 +58,7 @@ def _check_scorable(dataset: ImageDataset) -> None:
     if not real_diversity(dataset):
         raise ValueError(
             f"{dataset.name}: two images or more must differ, but the {min(count, DIVERSITY_SAMPLES):,} that were "
-            f"compared are all equal; the diversity of samples is measured as a share of theirs: add other images"
+            f"compared are all equal; the diversity of samples is measured relative to real images: add other images"
         )
 
 

@@ -154,7 +154,7 @@ def _lower_product(real: RealGaussian, other: Gaussian) -> Tensor:
 
 
 def _add_lower_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """Add the symmetric `one` @ `other` to `total`, but for what lies above the squares that `_strips` cuts.
+    """Add the symmetric `one` @ `other` to `total`, except above the diagonal squares of `_strips`.
 
     At d = 2048 that takes five eighths of the multiplications of the full product.
     """

@@ -56,7 +56,7 @@ def load_inception(weights: Path | None) -> tuple[Inception, Path]:
             f"--inception-weights: no file {weights}; it should be {OFFICIAL_FILE} from {URL_INCEPTION_V3}"
         )
     try:
-        # torch-fidelity unpickles the file without restraint, so it gets only what has loaded with restraint.
+        # torch-fidelity unpickles without restrictions, so it gets only a file that has loaded with `weights_only`.
         torch.load(weights, map_location="cpu", weights_only=True)
         return Inception(weights), weights
     except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, AttributeError, TypeError) as error:

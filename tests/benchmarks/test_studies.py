@@ -1,8 +1,8 @@
-"""Cells an hour for two ways to use the cores, and what running a study costs beside training and evaluation.
+"""Cells per hour for two ways to use the cores, and what running a study costs beside training and evaluation.
 
-The study that is run is the embedded preset's with a tenth of its steps, as many events and evaluations a cell, and
-two cells a core. What it takes is extrapolated to the main job, twelve cells of the preset's length: ten times the
-seconds of the steps, the same evaluations, and the same overhead for each cell, with start-up and end once a worker.
+The study that is run is the embedded preset's with a tenth of its steps, as many events and evaluations per cell,
+and two cells per core. Its time is extrapolated to the main job, twelve cells of the preset's length: ten times the
+seconds of the steps, the same evaluations, and the same overhead for each cell, with start-up and end once per worker.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def test_one_thread_workers_against_one_worker(one_thread_workers: Launch, resul
     many, one = cores * 3600 / one_thread_workers.full_cell, 3600 / together.full_cell
     results.add(
         "studies",
-        f"cells an hour of the embedded preset on {cores} cores, extrapolated from a tenth of the steps",
+        f"cells per hour of the embedded preset on {cores} cores, extrapolated from a tenth of the steps",
         f"{cores} workers of one thread {many:.0f}",
         f"one worker of {cores} threads {one:.0f}",
         f"{many / one:.2f}x",
@@ -143,7 +143,7 @@ def test_four_workers_on_one_gpu_against_one(results: Results, tmp_path: Path) -
     many, alone = 4 * 3600 / four.full_cell, 3600 / one.full_cell
     results.add(
         "studies, GPU",
-        f"cells an hour of the embedded preset on one {torch.cuda.get_device_name()}, extrapolated as above",
+        f"cells per hour of the embedded preset on one {torch.cuda.get_device_name()}, extrapolated as above",
         f"4 workers {many:.0f}",
         f"1 worker {alone:.0f}",
         f"{many / alone:.2f}x",

@@ -39,7 +39,9 @@ def test_twins_are_mirror_images_and_grain_is_not() -> None:
 
 
 @pytest.mark.parametrize("broken", embedded.BROKEN)
-def test_broken_twins_are_no_mirror_images_and_each_half_keeps_its_law(broken: Literal["size", "height"]) -> None:
+def test_broken_twins_are_no_mirror_images_and_each_half_keeps_its_distribution(
+    broken: Literal["size", "height"],
+) -> None:
     """Only the relation is gone: over many pictures either half looks as it did."""
     whole, other = pictures(TWINS, 3000), pictures(TWINS, 3000, broken)
     assert mirror_error(other[:40]) > 5

@@ -1,4 +1,4 @@
-"""Images with which no evaluation could be made are told before training, and the smallest number that works works."""
+"""Images with which no evaluation could be made are an error before training; the smallest valid number works."""
 
 from __future__ import annotations
 

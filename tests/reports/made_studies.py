@@ -111,7 +111,7 @@ def rate_grid(**fields: Any) -> Results:
 
 
 def residual(**fields: Any) -> Results:
-    """The paper's Table 1 whole, with two controls: thirteen variants, those at 64 impossible."""
+    """The complete Table 1 of the paper, with two controls: thirteen variants, those at 64 impossible."""
     parts = {name: name.rstrip("0123456789") for name in RESIDUAL}
     start = {"none": 13, "feat": 9, "residual": 12.5, "residual_flops": 12}
     levels = {name: start[kind] - 0.01 * int("0" + name.removeprefix(kind)) for name, kind in parts.items()}
