@@ -196,6 +196,7 @@ def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Varian
     for plan in plans:
         for entry in plan["variants"]:
             stored = {key: entry[key] for key in ("factors", "changes", "config_digest") if key in entry}
+            # "obstacle" is the name of build_error in every plan.json that has been written.
             variant = Variant(entry["name"], build_error=entry.get("obstacle"), **stored)
             variants.setdefault(variant.name, variant)
     for run in reversed(cell_runs):

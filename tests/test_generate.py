@@ -138,9 +138,9 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(
     arguments, message = MISTAKES[mistake]
     named = [str(file) if argument == "FILE" else argument for argument in arguments]
     assert main(["--out", "grid.png", *named]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert re.search(message, told)
+    message_shown = capsys.readouterr().err
+    assert message_shown.count("\n") == 1
+    assert re.search(message, message_shown)
     assert list(file.parent.iterdir()) == [file]
 
 
@@ -177,9 +177,9 @@ def test_a_damaged_file_is_told_from_a_foreign_one_and_from_one_of_another_versi
     with pytest.raises(ValueError, match="of this version, but"):
         sagan.load_generator(path)
     save_generator(path, generator, override(tiny, {"model.width_g": 8}), CLASSES)
-    with pytest.raises(ValueError, match=r"of this version, but .* size mismatch for linear\.weight") as told:
+    with pytest.raises(ValueError, match=r"of this version, but .* size mismatch for linear\.weight") as raised:
         sagan.load_generator(path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_package_is_imported_without_torch() -> None:

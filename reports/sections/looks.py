@@ -47,7 +47,7 @@ def looks(results: Results) -> Iterator[Drawn]:
     figures.legend(fig, results, [variant for variant, _ in shown], dashes=False, markers=True)
     what = "Ratio of geometric means" if log else "Difference of means"
     caption = (
-        f"{what} at each look, with its repeated 95 % interval: they jointly cover the true values with 95 % "
+        f"{what} at each look, with its repeated 95 % interval; the intervals jointly cover the true values with 95 % "
         f"probability, over {format.counted(len(results.pairs), 'comparison')} and all looks. Filled: decided, and no "
         "seeds were added."
     )

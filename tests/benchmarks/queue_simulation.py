@@ -22,7 +22,7 @@ from ablations.queue import CellQueue, Worker
 from ablations.study import read_study
 
 STUDY = Path(__file__).parents[2] / "studies" / "smoke.yaml"
-_PROCESSES = multiprocessing.get_context("fork")  # so that they need not import everything anew
+_PROCESSES = multiprocessing.get_context("fork")  # so that they need not import everything again
 
 
 @dataclass(frozen=True)

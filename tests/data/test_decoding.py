@@ -99,14 +99,14 @@ def test_no_damaged_byte_of_the_exif_data_costs_the_pixels(form: str) -> None:
     start, upright = content.index(block), square(content)[0]
     turned = [np.rot90(upright, turns, (1, 2)) for turns in range(4)]
     turned += [pixels[:, :, ::-1] for pixels in turned]
-    untold, told = 0, 0
+    missed, reported = 0, 0
     for place in range(start, start + len(block)):
         for value in (0x00, 0x7F, 0xFF):
             pixels, kinds = square(content[:place] + bytes([value]) + content[place + 1 :])
             assert any(np.abs(pixels.astype(int) - wanted).max() <= 1 for wanted in turned)
-            told += "EXIF" in kinds
-            untold += np.abs(pixels.astype(int) - upright).max() > 1 and not kinds
-    assert told > 10 and untold < 30, "untold: another tag or number in the place of the orientation"
+            reported += "EXIF" in kinds
+            missed += np.abs(pixels.astype(int) - upright).max() > 1 and not kinds
+    assert reported > 10 and missed < 30, "missed: another tag or number in the place of the orientation"
 
 
 def test_exif_data_that_pillow_cannot_write_anew_are_read() -> None:
@@ -233,14 +233,14 @@ def test_no_mutated_file_ends_a_preparation(
     for number in range(2000):
         kind = number % len(intact)
         files[f"{number}.{endings[kind]}"] = mutated(intact[kind], intact[rng.integers(len(intact))], rng)
-    told: list[str] = []
+    reported: list[str] = []
     monkeypatch.setattr(
-        prepared, "_left_out", lambda *given: [told.extend(why for c in given[2] for why in c.unreadable)] and []
+        prepared, "_left_out", lambda *given: [reported.extend(why for c in given[2] for why in c.unreadable)] and []
     )
     found = prepare(tmp_path / "mutated", files, tmp_path / "cache")
-    assert len(found.labels) + len(told) == len(files)
-    assert 200 < len(told) < 1800, "mutations are neither all harmless nor all fatal"
-    assert all(why.endswith(")") and " (" in why and "\n" not in why and len(why) < 130 for why in told)
-    assert not any(why.startswith("intact") for why in told)
+    assert len(found.labels) + len(reported) == len(files)
+    assert 200 < len(reported) < 1800, "mutations are neither all harmless nor all fatal"
+    assert all(why.endswith(")") and " (" in why and "\n" not in why and len(why) < 130 for why in reported)
+    assert not any(why.startswith("intact") for why in reported)
     printed = capfd.readouterr().err  # the C library of TIFF prints a line of its own here and there
     assert not any(word in printed for word in ("Traceback", "Warning", "samples per pixel"))
