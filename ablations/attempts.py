@@ -23,14 +23,14 @@ from sagan.journal import Record
 from sagan.run_folder import CONFIG, PROTOCOL, Run, config_yaml
 
 if TYPE_CHECKING:
-    from ablations.longer import Beginning
+    from ablations.extend_run import ShorterRun
 
-_NOTE, _MARK, _LOST, LOG = "attempt.json", "mirror.json", "lost", "log.txt"
+_NOTE, _UPLOAD_STATE, _LOST, LOG = "attempt.json", "mirror.json", "lost", "log.txt"
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Mark:
+class UploadState:
     """How much of an attempt the tracking store has: `offset` bytes of its journal, in the run `run_id`; whether it
     knows how the attempt ended. An attempt that lost its claim, or was set aside, is never sent."""
 
@@ -121,47 +121,47 @@ class Attempt:
             return None
 
     @property
-    def mark(self) -> Mark:
+    def upload_state(self) -> UploadState:
         try:
-            found = Mark(**json.loads((self.folder / _MARK).read_text()))
+            found = UploadState(**json.loads((self.folder / _UPLOAD_STATE).read_text()))
         except (OSError, ValueError, TypeError):  # all is sent again then, which harms nothing
-            found = Mark()
+            found = UploadState()
         return replace(found, is_lost=found.is_lost or (self.folder / _LOST).exists())
 
-    def put_mark(self, mark: Mark) -> None:
-        _write(self.folder / _MARK, asdict(mark))
+    def write_upload_state(self, state: UploadState) -> None:
+        _write(self.folder / _UPLOAD_STATE, asdict(state))
 
-    def forget(self) -> Mark:
+    def reset_upload(self) -> UploadState:
         """All of it is to be sent again, to the run that its cell has then."""
-        self.put_mark(Mark())
-        return Mark()
+        self.write_upload_state(UploadState())
+        return UploadState()
 
-    def lose(self) -> None:
-        (self.folder / _LOST).touch()  # not in the mark, which another thread may be about to write
+    def disable_upload(self) -> None:
+        (self.folder / _LOST).touch()  # not in that file, which another thread may be about to write
 
     def set_aside(self) -> None:
         """Its result counts no more, and nothing goes on from it."""
         from sagan.checkpoint import remove_checkpoints
 
-        self.lose()
+        self.disable_upload()
         remove_checkpoints(self.folder)
 
     @property
     def has_unsent(self) -> bool:
-        mark = self.mark
-        if mark.is_lost:
+        state = self.upload_state
+        if state.is_lost:
             return False
         size = self.journal.stat().st_size if self.journal.exists() else 0
-        if size > mark.offset and self.read(mark.offset, self.end)[0]:
+        if size > state.offset and self.read(state.offset, self.end)[0]:
             return True
-        return not mark.has_end and self.is_newest and (self.failure is not None or self.outcome is not None)
+        return not state.has_end and self.is_newest and (self.failure is not None or self.outcome is not None)
 
     def become_copy(self, records: list[Record], tags: Mapping[str, str]) -> Attempt:
         """The same attempt with a copy of another run's journal."""
         journal.write(self.journal, records)
         copy = replace(self, copied=dict(tags), started=records[0].time)
         copy.write()
-        copy.put_mark(Mark())
+        copy.write_upload_state(UploadState())
         return copy
 
     def write(self) -> None:
@@ -175,10 +175,10 @@ def begin_attempt(
     cell: Cell,
     tags: Mapping[str, str],
     machine: dict[str, Any],
-    find: Callable[[], Beginning | None] = lambda: None,
+    find: Callable[[], ShorterRun | None] = lambda: None,
 ) -> Attempt:
     """A new attempt at `cell`, which goes on from the newest checkpoint of an earlier one that is not damaged, and
-    where none has one, from the beginning that `find` returns.
+    where none has one, from the shorter run that `find` returns.
 
     `machine` are the options of sagan/run_folder.py.
     """
@@ -193,21 +193,21 @@ def begin_attempt(
             break
         except FileExistsError:  # a launcher that has lost its claim to the cell
             number += 1
-    beginning = None if _take_newest_checkpoint(before, folder) else find()
-    tags = {**tags, **({"goes_on_from": beginning.origin} if beginning is not None else {})}
+    shorter = None if _take_newest_checkpoint(before, folder) else find()
+    tags = {**tags, **({"resumed_from": shorter.origin} if shorter is not None else {})}
     (folder / CONFIG).write_bytes(config_yaml(Run(cell.config, cell.seed, machine)))
     told, ends = 0.0, {}
     for earlier in attempts(directory):
         records, ends[earlier.folder.name] = earlier.read()
         told = max([told, *(record.time for record in records)])
     started = max(time.time(), told + 1e-3)
-    if beginning is not None:
-        started -= beginning.seconds
-        beginning.copy(folder, started)
+    if shorter is not None:
+        started -= shorter.seconds
+        shorter.copy(folder, started)
     attempt = Attempt(folder, cell, dict(tags), started, ends)
     attempt.write()
-    if beginning is not None:  # last: an attempt that has a checkpoint has what was told before, too
-        beginning.copy_checkpoint(folder)
+    if shorter is not None:  # last: an attempt that has a checkpoint has what was told before, too
+        shorter.copy_checkpoint(folder)
     return attempt
 
 

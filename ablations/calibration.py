@@ -20,7 +20,7 @@ from statistics import mean
 from rich.console import Console
 
 from ablations.display import duration
-from ablations.machine import KEEP_MEMORY, Team
+from ablations.machine import KEEP_MEMORY, WorkerPool
 from ablations.plan import Cell
 from sagan import journal
 from sagan.config import Config, digest, flatten, override
@@ -100,7 +100,7 @@ def speed_of(config: Config, started: float, records: Sequence[Record]) -> Speed
 
 def calibrate(
     cells: Sequence[Cell],
-    team: Team,
+    pool: WorkerPool,
     console: Console,
     data_root: Path | None = None,
     inception_weights: Path | None = None,
@@ -113,29 +113,29 @@ def calibrate(
     Raises ValueError where a run fails, with its message, and SystemExit (130) on Ctrl-C.
     """
     kinds = list({kind(cell.config): cell.config for cell in cells}.values())
-    rounds = -(-len(kinds) // team.workers)
+    rounds = -(-len(kinds) // pool.workers)
     counted = "1 kind" if len(kinds) == 1 else f"{len(kinds)} kinds"
-    text = f"Calibrating {counted} of cell on {team}: about {duration(20 + 15 * rounds)}, longer at large scales."
+    text = f"Calibrating {counted} of cell on {pool}: about {duration(20 + 15 * rounds)}, longer at large scales."
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     # Kinds are repeated to fill the last round: all workers are busy to the end, as they will be in the study.
-    measured = [kinds[number % len(kinds)] for number in range(rounds * team.workers)]
+    measured = [kinds[number % len(kinds)] for number in range(rounds * pool.workers)]
     # First each worker trains one step, which tells what only its first cell takes.
-    runs = [*((config, 1, 1) for config in measured[: team.workers]), *((c, STEPS, EVALUATED) for c in measured)]
+    runs = [*((config, 1, 1) for config in measured[: pool.workers]), *((c, STEPS, EVALUATED) for c in measured)]
     processes: list[subprocess.Popen[str]] = []
 
-    with tempfile.TemporaryDirectory(prefix="calibration-") as name, ThreadPoolExecutor(team.workers) as pool:
+    with tempfile.TemporaryDirectory(prefix="calibration-") as name, ThreadPoolExecutor(pool.workers) as executor:
         folder = Path(name)
         (folder / "cache").mkdir()
         for kept in ("images", "extractors"):
             if cache_dir is not None and (cache_dir / kept).is_dir():
                 (folder / "cache" / kept).symlink_to(cache_dir / kept)
         machine = {
-            "threads": team.threads,
+            "threads": pool.threads,
             "data_root": data_root and str(data_root),
             "inception_weights": inception_weights and str(inception_weights),
             "cache_dir": str(folder / "cache"),
         }
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(team.threads))
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(pool.threads))
         environment = {**KEEP_MEMORY, **os.environ, **threads}
 
         def run(number: int) -> tuple[float, list[Record]]:
@@ -144,7 +144,7 @@ def calibrate(
             samples = min(config.eval.num_samples, _MAX_SAMPLES)
             short = override(config, {"optim.steps": steps, "eval.every": every, "eval.num_samples": samples})
             (home := folder / str(number)).mkdir()
-            (home / CONFIG).write_bytes(config_yaml(Run(short, 0, {**machine, "device": team.place(number)})))
+            (home / CONFIG).write_bytes(config_yaml(Run(short, 0, {**machine, "device": pool.device_for(number)})))
             command = [sys.executable, "-c", program, str(home), f"--parent={os.getpid()}"]
             pipe = subprocess.PIPE
             process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -159,19 +159,19 @@ def calibrate(
 
         before = time.time()
         try:
-            futures = [pool.submit(run, number) for number in range(len(runs))]
+            futures = [executor.submit(run, number) for number in range(len(runs))]
             found: dict[str, list[Speed]] = {}
-            for config, future in zip(measured, futures[team.workers :], strict=True):
+            for config, future in zip(measured, futures[pool.workers :], strict=True):
                 found.setdefault(kind(config), []).append(speed_of(config, *future.result()))
-            first = [future.result()[1][0].time - before for future in futures[: team.workers]]
+            first = [future.result()[1][0].time - before for future in futures[: pool.workers]]
         except ValueError as error:
             raise ValueError(f"--calibrate: every kind of cell must train for some steps, but {error}") from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.kill()
     speeds = {name: Speed(*map(mean, zip(*map(astuple, same), strict=True))) for name, same in found.items()}
-    openings = [speeds[kind(config)].opening for config in measured[: team.workers]]
+    openings = [speeds[kind(config)].opening for config in measured[: pool.workers]]
     return Calibration(max(0.0, mean(first) - mean(openings)), speeds)

@@ -101,7 +101,7 @@ def row_texts(row: Row, reference: str) -> tuple[str, str, str, str, str]:
             against += f" ({back(gap.low):.3g} to {back(gap.high):.3g})"
         if row.reference != reference:
             against += f" to {row.reference}"
-    is_final = row.n and row.verdict and (row.verdict != "undecided" or row.is_given_up)
+    is_final = row.n and row.verdict and (row.verdict != "undecided" or row.stopped_for_futility)
     verdict = f"{row.verdict} after {row.n}" if is_final else row.verdict
     return row.variant, str(found.n if found else 0), f"{found.mean:.3g}" if found else "", against, verdict
 

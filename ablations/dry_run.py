@@ -22,7 +22,7 @@ from rich.table import Table
 from ablations import verdicts
 from ablations.calibration import Calibration
 from ablations.display import duration
-from ablations.machine import Team
+from ablations.machine import WorkerPool
 from ablations.plan import Cell, Study, show
 from ablations.preflight import sqlite_path
 from reports import sequential, statistics
@@ -42,7 +42,7 @@ def show_plan(
     study: Study,
     cells: Sequence[Cell],
     shared: int,
-    team: Team,
+    pool: WorkerPool,
     tracking_uri: str,
     console: Console,
     calibration: Calibration | None = None,
@@ -76,14 +76,14 @@ def show_plan(
     else:
         rates = _measured_rates(study, store)
         missing = planned.keys() - rates.keys()
-        flops = _flops_per_second(team.places[0], team.threads) if missing else 0.0
+        flops = _flops_per_second(pool.devices[0], pool.threads) if missing else 0.0
         seconds = {
             name: optim.steps * costs[name].flops_per_step / flops
             if name in missing
             else optim.steps * optim.batch_size * optim.d_steps / rates[name]
             for name, optim in planned.items()
         }
-    total = start + makespan([seconds[cell.variant] for cell in cells[shared:]], team.workers)
+    total = start + makespan([seconds[cell.variant] for cell in cells[shared:]], pool.workers)
 
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{study.name}: {study.question}\nprotocol: {study.protocol}\n")
@@ -113,18 +113,18 @@ def show_plan(
     say(f"{len(cells)} cells{most_of}{f', the first {shared} shared with studies above' if shared else ''}: {names}")
     if calibration is not None:
         gib = max(speed.memory_mib for speed in calibration.speeds.values()) / 1024
-        on_cpu = team.places == ("cpu",)
-        memory = f"memory each, {gib * team.workers:.1f} GiB in all" if on_cpu else "GPU memory each"
-        say(f"About {duration(total)}{most_of} on {team}, {gib:.1f} GiB of {memory}: measured just now.")
+        on_cpu = pool.devices == ("cpu",)
+        memory = f"memory each, {gib * pool.workers:.1f} GiB in all" if on_cpu else "GPU memory each"
+        say(f"About {duration(total)}{most_of} on {pool}, {gib:.1f} GiB of {memory}: measured just now.")
     else:
         basis = "at the speed of one large convolution; at small widths expect several times that"
         basis = basis if missing else "at the speed of earlier runs in the store"
-        say(f"About {duration(total)}{most_of} of training on {team}, {basis}. --calibrate does better: it measures.")
+        say(f"About {duration(total)}{most_of} of training on {pool}, {basis}. --calibrate does better: it measures.")
     noise = _noise(study, store)
     if study.adaptive:
         size = f" within {study.adaptive.margin:.0%}" if study.adaptive.margin else ""
         say(f"Adaptive seeds, {study.adaptive.first} to {most or study.adaptive.most} per variant{size}; {noise}:")
-        console.print(_adaptive_cost(study, cells, most, seconds, team.workers, noise))
+        console.print(_adaptive_cost(study, cells, most, seconds, pool.workers, noise))
     else:
         say(_power(study, cells, noise))
     return total

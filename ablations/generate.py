@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablations.preflight import DEFAULT_STORE, absolute, check_store, shown, sqlite_path, tracking_uri
+from ablations.preflight import DEFAULT_STORE, absolute, check_store, sqlite_path, tracking_uri, without_password
 from ablations.tracking import Store, first_line
 from sagan.generate import add_picture, picture_options, write_grid
 from sagan.options import Parser, escape_unprintable_output
@@ -58,7 +58,8 @@ def _fetched(run_id: str, given: str | None, folder: str) -> Path:
         tags = store.client.get_run(run_id).data.tags
     except Exception as error:  # MLflow's own, or what its connection raises
         reason = first_line(error)
-        raise ValueError(f"RUN_ID: must be a run of the store {shown(uri)}, got {run_id} ({reason})") from None
+        where = without_password(uri)
+        raise ValueError(f"RUN_ID: must be a run of the store {where}, got {run_id} ({reason})") from None
     try:
         return store.fetch(tags.get("shared_run", run_id), GENERATOR, Path(folder))
     except Exception as error:

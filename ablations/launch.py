@@ -16,21 +16,21 @@ from ablations.attempts import all_attempts
 from ablations.disk import fullest, is_full_disk
 from ablations.display import row_texts, verdict_table
 from ablations.launcher import Launcher, Options
-from ablations.machine import Team
+from ablations.machine import WorkerPool
 from ablations.plan import BEST, Cell, Study, show
-from ablations.preflight import DEFAULT_STORE, absolute, shown, sqlite_path
+from ablations.preflight import DEFAULT_STORE, absolute, sqlite_path, without_password
 from ablations.queue import CellState
 from ablations.search import Trials
 from ablations.slurm import open_executor, submit
-from ablations.storage import AWAY, exclusive, probe
+from ablations.storage import UNREACHABLE_ERRORS, exclusive, probe
 from ablations.table import answer, label
-from ablations.tracking import Result, Store, StoreAway
+from ablations.tracking import Result, Store, StoreUnreachable
 from ablations.trainers import Interrupt
-from ablations.verdicts import Ended, rows, wanted
+from ablations.verdicts import CellScores, rows, wanted
 
 
 def run_studies(
-    studies: Sequence[tuple[Study, Team]],
+    studies: Sequence[tuple[Study, WorkerPool]],
     options: Options,
     console: Console,
     trainer: Callable[..., Any] | None = None,
@@ -46,18 +46,18 @@ def run_studies(
     store = _open(studies, options)
     worst, summaries, links = 0, list[str](), list[str]()
     with Interrupt(options.until) as interrupt:
-        for number, (study, team) in enumerate(studies, 1):
+        for number, (study, pool) in enumerate(studies, 1):
             if len(studies) > 1:
                 say(f"Study {number} of {len(studies)}: {study.name}")
             try:
-                launcher = Launcher(study, team, options, store, interrupt, console, trainer)
+                launcher = Launcher(study, pool, options, store, interrupt, console, trainer)
                 _run(launcher, console)
                 summary = _summary(launcher)
                 good = {"done", "running"} if options.worker_only else {"done"}
                 if interrupt.status == 0:  # the time is up, as it was asked for
                     good |= {"new", "waiting", "running"}
                 worst = max(worst, int(any(state.state not in good for state in launcher.states.values())))
-                recorded = None if options.worker_only or store.is_away else launcher.ended()
+                recorded = None if options.worker_only or store.is_away else launcher.cell_scores()
             except Exception as error:
                 if (reason := _passing_reason(error, options)) is None:
                     raise
@@ -95,7 +95,7 @@ def run_studies(
 
 
 def submit_studies(
-    studies: Sequence[tuple[Study, Team]],
+    studies: Sequence[tuple[Study, WorkerPool]],
     options: Options,
     arguments: Sequence[str],
     on_gpu: bool,
@@ -108,8 +108,8 @@ def submit_studies(
     store = _open(studies, options)
     waiting = 0
     with Interrupt() as interrupt:
-        for study, team in studies:
-            launcher = Launcher(study, team, options, store, interrupt, console)
+        for study, pool in studies:
+            launcher = Launcher(study, pool, options, store, interrupt, console)
             cells = study.cells(options.only)
             launcher.set_aside([cell for cell in study.cells(options.rerun) if cell in cells])
             if study.adaptive:
@@ -121,12 +121,12 @@ def submit_studies(
         return 0
     job = "--launcher local --worker-only --workers 1".split()
     command = (sys.executable, "-m", "ablations.run", *arguments, *job)
-    jobs = submit(executor, command, min(waiting, max(team.workers for _, team in studies)))
+    jobs = submit(executor, command, min(waiting, max(pool.workers for _, pool in studies)))
     say(f"{waiting} cells wait; submitted {len(jobs)} workers: {', '.join(job.job_id for job in jobs)}. Logs: {logs}")
     return 0
 
 
-def _open(studies: Sequence[tuple[Study, Team]], options: Options) -> Store:
+def _open(studies: Sequence[tuple[Study, WorkerPool]], options: Options) -> Store:
     try:
         probe(options.storage)
     except ValueError as error:
@@ -148,7 +148,8 @@ def _open(studies: Sequence[tuple[Study, Team]], options: Options) -> Store:
 
 def _unless_default(options: Options, option: str) -> str:
     """The option that names this store to another command, where that would look elsewhere."""
-    return "" if options.tracking_uri == absolute(DEFAULT_STORE) else f" {option} {shown(options.tracking_uri)}"
+    is_default = options.tracking_uri == absolute(DEFAULT_STORE)
+    return "" if is_default else f" {option} {without_password(options.tracking_uri)}"
 
 
 def _passing_reason(error: Exception, options: Options) -> str | None:
@@ -157,9 +158,9 @@ def _passing_reason(error: Exception, options: Options) -> str | None:
         files = (sqlite_path(url) for url in (options.storage, options.tracking_uri))
         folders = [options.runs, *(file.parent for file in files if file is not None)]
         return f"there is no room left on the disk of {fullest(filter(Path.exists, folders))}; make some"
-    if isinstance(error, AWAY):
+    if isinstance(error, UNREACHABLE_ERRORS):
         return f"the queue's database does not answer ({str(error.__cause__ or error).splitlines()[0][:300]})"
-    return str(error) if isinstance(error, StoreAway) else None
+    return str(error) if isinstance(error, StoreUnreachable) else None
 
 
 def _run(launcher: Launcher, console: Console) -> None:
@@ -195,18 +196,18 @@ def _run_looks(launcher: Launcher, console: Console) -> None:
         console.print(f"For a look at {seeds} seeds: cells {listed}.", markup=False, highlight=False, soft_wrap=True)
         launcher.run(cells)
     if launcher.have_all_ended:
-        ended = launcher.ended()
-        launcher.look([cell for cell in study.cells(launcher.options.only) if cell.key in ended])
+        recorded = launcher.cell_scores()
+        launcher.refresh_states([cell for cell in study.cells(launcher.options.only) if cell.key in recorded])
 
 
 def _wanted(launcher: Launcher) -> list[Cell]:
     """The cells that the next look lacks and that were asked for."""
     study, options = launcher.study, launcher.options
     asked = {cell.key for cell in study.cells(options.only)}
-    return [cell for cell in wanted(study, launcher.ended(), options.most) if cell.key in asked]
+    return [cell for cell in wanted(study, launcher.cell_scores(), options.most) if cell.key in asked]
 
 
-def _show_verdicts(launcher: Launcher, recorded: Ended, console: Console) -> None:
+def _show_verdicts(launcher: Launcher, recorded: CellScores, console: Console) -> None:
     """The table of verdicts, and the answer in words."""
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     study = launcher.study
@@ -227,7 +228,7 @@ def _search(launcher: Launcher, console: Console) -> Study:
         if options.retry_failed:
             trials.retry_failed()
         _run_trials(launcher, trials, trials.names())  # what earlier launches left without a result
-        while launcher.have_all_ended and (names := trials.propose(launcher.team.workers)):
+        while launcher.have_all_ended and (names := trials.propose(launcher.pool.workers)):
             say(f"Search: {', '.join(names)}")
             _run_trials(launcher, trials, names)
         study = trials.study()

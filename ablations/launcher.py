@@ -24,17 +24,17 @@ from rich.console import Console
 
 from ablations.attempts import Attempt, attempts, begin_attempt
 from ablations.display import LiveTable, PlainLines
-from ablations.longer import find_beginning
-from ablations.machine import Team, git_commit
-from ablations.mirror import Mirror
+from ablations.extend_run import find_shorter_run
+from ablations.machine import WorkerPool, git_commit
 from ablations.plan import Cell, Study
-from ablations.queue import CellQueue, CellState, Claim, ClaimLost, Worker
-from ablations.storage import AWAY, exclusive
+from ablations.queue import CellQueue, CellState, Claim, ClaimLost, LauncherProcess
+from ablations.storage import UNREACHABLE_ERRORS, exclusive
 from ablations.table import Result, metrics_of
 from ablations.tracking import Store
 from ablations.trainers import Interrupt, Trainers
-from ablations.verdicts import Ended, Row, ended, rows
-from sagan.train import NO_ROOM, NOT_BEGUN
+from ablations.uploader import Uploader
+from ablations.verdicts import CellScores, Row, cell_scores, rows
+from sagan.train import EXIT_DISK_FULL, EXIT_NOT_STARTED
 
 BEAT_SECONDS = 2.0
 TICK_SECONDS = 1.0  # between two looks at the queue
@@ -72,7 +72,7 @@ class _Claimed:
 
     claim: Claim
     attempt: Attempt
-    place: str
+    device: str
     known: list[tuple[str, str]]
     progress: dict[str, Any] = field(default_factory=dict)
     end: Literal["done", "stopped", "died"] | None = None
@@ -87,7 +87,7 @@ class _Claimed:
             return None
         return protocol["data_fingerprint"], protocol["metric_fingerprint"]
 
-    def look(self) -> dict[str, Any]:
+    def read_progress(self) -> dict[str, Any]:
         """What the queue is told of its progress, from the lines that the journal has by now."""
         if self._began is None:
             if (protocol := self.attempt.protocol) is None:
@@ -111,14 +111,14 @@ class Launcher:
     def __init__(
         self,
         study: Study,
-        team: Team,
+        pool: WorkerPool,
         options: Options,
         store: Store,
         interrupt: Interrupt,
         console: Console,
         trainer: Callable[..., Any] | None = None,
     ) -> None:
-        self.study, self.team, self.options = study, team, options
+        self.study, self.pool, self.options = study, pool, options
         self.states: dict[str, CellState] = {}  # of all cells that were asked for, by key
         self.has_run = False  # whether there was a cell to run
         self._store, self._interrupt, self._console, self._trainer = store, interrupt, console, trainer
@@ -130,11 +130,11 @@ class Launcher:
         self.failed = set[str]()  # keys of cells that have no result and will have none
         self._records: Counter[str] = Counter()  # of cells, by key
         self._beat_at = time.monotonic()
-        self._me, self._commit = Worker.here(), git_commit()
+        self._me, self._commit = LauncherProcess.here(), git_commit()
         # Of the cells that are being run.
         self._queue: CellQueue
         self._trainers: Trainers
-        self._mirror: Mirror
+        self._uploader: Uploader
 
     @property
     def folder(self) -> Path:
@@ -156,7 +156,7 @@ class Launcher:
     def set_aside(self, cells: Sequence[Cell]) -> None:
         """Forgets the results of those cells that have one, so that they are trained again from their first step.
 
-        Their runs go to MLflow's trash; their folders keep all but the checkpoints. Raises StoreAway.
+        Their runs go to MLflow's trash; their folders keep all but the checkpoints. Raises StoreUnreachable.
         """
         finished = self.results()
         for cell in cells:
@@ -173,7 +173,7 @@ class Launcher:
             self._store.check_seeds(self.study)
             self._store.register_seeds(self._experiment_id, self.study)
 
-    def ended(self) -> Ended:
+    def cell_scores(self) -> CellScores:
         """The scores of the study's cells that have ended, whoever ran them.
 
         Cells that failed before this launch are left out where they are to be run again.
@@ -184,12 +184,12 @@ class Launcher:
         if failed != self.failed:
             self.failed = failed
             self._bring_table_up_to_date()
-        return ended(self.study, self.results(), self.failed)
+        return cell_scores(self.study, self.results(), self.failed)
 
     def _rows(self, states: Sequence[CellState]) -> list[Row]:
         """The table of verdicts by now, `states` being those of the cells that are run."""
         failed = self.failed | {state.cell.key for state in states if state.state == "failed"}
-        return rows(self.study, ended(self.study, self.results(), failed))
+        return rows(self.study, cell_scores(self.study, self.results(), failed))
 
     def publish(self, study: Study, search: dict[str, Any]) -> None:
         """The study with the trials of its search so far, and their report: what its table shows from now on."""
@@ -204,7 +204,7 @@ class Launcher:
             if self._interrupt.status is None and any(state.state in ("waiting", "running") for state in states):
                 self.has_run = True
                 self._train()
-        return self.look(cells)
+        return self.refresh_states(cells)
 
     def enqueue(self, cells: Sequence[Cell]) -> int:
         """Puts those of these cells in the queue that have no result; returns how many of them wait."""
@@ -212,7 +212,7 @@ class Launcher:
             self._prepare()
             return sum(state.state == "waiting" for state in self._queue.states())
 
-    def look(self, cells: Sequence[Cell]) -> list[CellState]:
+    def refresh_states(self, cells: Sequence[Cell]) -> list[CellState]:
         """How these cells stand, without running them."""
         with self._open_queue(cells) as queue:
             states = _with_results(queue.states(), self.results())
@@ -242,9 +242,9 @@ class Launcher:
             _log.exception("tracking: the table of %s is not sent", self.study.name)
 
     def _train(self) -> None:
-        self._trainers = Trainers(self.team.places, self.options.processes, self.team.threads, self._trainer)
+        self._trainers = Trainers(self.pool.devices, self.options.processes, self.pool.threads, self._trainer)
         longest = max(1.0, self._queue.grace / 2)
-        self._mirror = Mirror(
+        self._uploader = Uploader(
             self._store, self._experiment_id, lambda: time.monotonic() - self._beat_at < longest, self._write_table
         )
         try:
@@ -276,9 +276,9 @@ class Launcher:
                     self._queue.reap()
                     states = self._queue.states()
                     tick = min(max(TICK_SECONDS, 10 * (time.monotonic() - began)), _LONGEST_TICK)
-                    shown = [s for s in states if not self.options.worker_only or s.worker == self._me]
+                    shown = [s for s in states if not self.options.worker_only or s.launcher == self._me]
                     if shown:
-                        display.update(shown, self.team.workers)
+                        display.update(shown, self.pool.workers)
                     if not self._go_on(states):
                         return
                     looked = time.monotonic()
@@ -289,13 +289,13 @@ class Launcher:
     def _go_on(self, states: Sequence[CellState]) -> bool:
         """Claims as many waiting cells as there are processes free; False where there is nothing left to do."""
         counts = Counter(state.state for state in states)
-        for _ in range(min(self.team.workers - len(self._trainers), counts["waiting"])):
+        for _ in range(min(self.pool.workers - len(self._trainers), counts["waiting"])):
             if (claim := self._queue.claim(self._me)) is None:
                 break
             try:
                 self._begin(claim)
             except Exception:
-                with contextlib.suppress(ClaimLost, *AWAY):
+                with contextlib.suppress(ClaimLost, *UNREACHABLE_ERRORS):
                     self._queue.release(claim)
                 raise
         if counts["waiting"] or self._claimed:
@@ -332,42 +332,45 @@ class Launcher:
             )
             return
         for attempt in attempts(cell.directory(options.runs), cell.key):
-            if attempt.outcome is not None and not attempt.copied and not attempt.mark.is_lost:
+            if attempt.outcome is not None and not attempt.copied and not attempt.upload_state.is_lost:
                 self._claimed[attempt.folder] = _Claimed(claim, attempt, "", [], end="done")
-                attempt.forget()
-                self._mirror.follow(attempt)
-                self._mirror.finish(attempt)
+                attempt.reset_upload()
+                self._uploader.follow(attempt)
+                self._uploader.finish(attempt)
                 return
-        place = self._trainers.next_place()
+        device = self._trainers.next_device()
         machine = {
-            "device": self._trainers.device(place),
-            "threads": max(1, self.team.threads // options.processes),
+            "device": self._trainers.device_option(device),
+            "threads": max(1, self.pool.threads // options.processes),
             "data_root": options.data_root and str(options.data_root),
             "inception_weights": options.inception_weights and str(options.inception_weights),
             "cache_dir": str(options.runs / "cache"),
         }
-        tags = {"device": self._trainers.device(place), **({"git_commit": self._commit} if self._commit else {})}
+        tags = {
+            "device": self._trainers.device_option(device),
+            **({"git_commit": self._commit} if self._commit else {}),
+        }
         known = self._store.find_shared(cell) if options.reuse and cell.key not in self._again else []
         # A copy is cheaper than going on, and who wants a cell trained again wants it from its first step.
         may_go_on = options.reuse and cell.key not in self._again and not known
-        find = partial(find_beginning, options.runs, cell, options.fingerprints.get(cell.config_digest))
+        find = partial(find_shorter_run, options.runs, cell, options.fingerprints.get(cell.config_digest))
         attempt = begin_attempt(options.runs, cell, tags, machine, find if may_go_on else lambda: None)
-        self._claimed[attempt.folder] = _Claimed(claim, attempt, place, known)
-        self._mirror.follow(attempt)
-        self._trainers.start(attempt.folder, place, known)
+        self._claimed[attempt.folder] = _Claimed(claim, attempt, device, known)
+        self._uploader.follow(attempt)
+        self._trainers.start(attempt.folder, device, known)
         _log.info("%s: claimed", cell.name)
 
     def _beat(self) -> None:
         """A sign of life for all cells; those that were taken over by others are left, and nothing of them recorded."""
         claimed = {cell.claim: cell for cell in self._claimed.values()}
-        for claim in self._queue.beat({claim: cell.look() for claim, cell in claimed.items()}):
+        for claim in self._queue.beat({claim: cell.read_progress() for claim, cell in claimed.items()}):
             self._lose(claimed[claim])
         self._beat_at = time.monotonic()
 
     def _lose(self, cell: _Claimed) -> None:
         _log.warning("%s: taken over by another launcher; this one was silent for too long", cell.claim.cell.name)
         self._trainers.kill(cell.attempt.folder)
-        self._mirror.drop(cell.attempt)
+        self._uploader.drop(cell.attempt)
         del self._claimed[cell.attempt.folder]
 
     def _collect(self, is_leaving: bool = False) -> bool:
@@ -380,7 +383,7 @@ class Launcher:
                 full |= self._end(ended_cell, status, is_leaving)
             except ClaimLost:
                 self._lose(ended_cell)
-        told = self._mirror.take_ended()
+        told = self._uploader.take_ended()
         for attempt in told:
             cell = self._claimed.pop(attempt.folder, None)
             if cell is None:  # it failed, which the queue knows
@@ -400,9 +403,9 @@ class Launcher:
     def _end(self, cell: _Claimed, status: int, is_leaving: bool) -> bool:
         """What follows from the exit status of a training process; True where a disk was full. Raises ClaimLost."""
         attempt, name = cell.attempt, cell.claim.cell.name
-        if self._queue.beat({cell.claim: cell.look()}):  # before anything is recorded
+        if self._queue.beat({cell.claim: cell.read_progress()}):  # before anything is recorded
             raise ClaimLost(name)
-        if status == NOT_BEGUN and not is_leaving:
+        if status == EXIT_NOT_STARTED and not is_leaving:
             self._copy(cell)
             return False
         if attempt.outcome is not None:
@@ -412,14 +415,14 @@ class Launcher:
             del self._claimed[attempt.folder]
             _log.info("%s: failed: %s", name, failure.reason)
         else:
-            was_told_to = is_leaving or status in (130, 143, NO_ROOM)
+            was_told_to = is_leaving or status in (130, 143, EXIT_DISK_FULL)
             cell.end = "stopped" if was_told_to else "died"
         # The status of torchrun says nothing of its processes'.
         if self.options.processes > 1 and cell.end == "died" and shutil.disk_usage(attempt.folder).free < 2**20:
-            cell.end, status = "stopped", NO_ROOM
+            cell.end, status = "stopped", EXIT_DISK_FULL
         # The store first: a cell that the queue calls done and the store does not know looks like a lost record.
-        self._mirror.finish(attempt)
-        return status == NO_ROOM
+        self._uploader.finish(attempt)
+        return status == EXIT_DISK_FULL
 
     def _copy(self, cell: _Claimed) -> None:
         """Ends as a copy of another study's result, or trains where that cannot be had any more."""
@@ -427,18 +430,18 @@ class Launcher:
         source = self._store.find_source(cell.claim.cell, fingerprints) if fingerprints is not None else None
         cell.known = []
         if source is None:
-            self._trainers.start(attempt.folder, cell.place, ())
+            self._trainers.start(attempt.folder, cell.device, ())
             return
         cell.attempt = attempt.become_copy(source.records, source.tags)
         cell.progress = {"step": source.records[-1].step, "shared_study": source.study}
         cell.end = "done"
-        self._mirror.finish(cell.attempt)
+        self._uploader.finish(cell.attempt)
 
     def _leave(self) -> None:
         """Lets all processes save, sends what they told, and gives their cells back; where the queue does not answer,
         the next launcher takes them back."""
         self._trainers.stop(STOP_SECONDS)
-        with contextlib.suppress(*AWAY, OSError):
+        with contextlib.suppress(*UNREACHABLE_ERRORS, OSError):
             self._beat()
             self._collect(is_leaving=True)
             give_up = time.monotonic() + _SENDING_SECONDS
@@ -448,7 +451,7 @@ class Launcher:
             for cell in self._claimed.values():
                 with contextlib.suppress(ClaimLost):
                     self._queue.release(cell.claim)
-        self._mirror.close(_SENDING_SECONDS)
+        self._uploader.close(_SENDING_SECONDS)
         self._claimed.clear()
 
     def _clear_up(self) -> None:

@@ -19,7 +19,7 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": s
 _PROCESS_MIB = 1300.0
 
 
-def devices(name: str) -> tuple[str, ...]:
+def find_devices(name: str) -> tuple[str, ...]:
     """The devices for workers: all GPUs for "cuda". Raises ValueError for a GPU that this machine lacks."""
     if name == "cpu":
         return ("cpu",)
@@ -37,37 +37,37 @@ def devices(name: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Team:
+class WorkerPool:
     """The number of worker processes, the torch threads of each, and the devices, which they take in turn."""
 
     workers: int
     threads: int
-    places: tuple[str, ...]
+    devices: tuple[str, ...]
     note: str | None = None  # why "auto" chose fewer than the machine has cores or GPUs
 
-    def place(self, member: int) -> str:
-        return self.places[member % len(self.places)]
+    def device_for(self, member: int) -> str:
+        return self.devices[member % len(self.devices)]
 
     def __str__(self) -> str:
         workers, threads = "worker" + "s" * (self.workers > 1), "thread" + "s" * (self.threads > 1)
-        return f"{self.workers} {workers} of {self.threads} {threads} on {', '.join(self.places)}"
+        return f"{self.workers} {workers} of {self.threads} {threads} on {', '.join(self.devices)}"
 
 
-def choose_team(
+def choose_worker_pool(
     asked: int | None,
     configs: Sequence[Config],
-    places: tuple[str, ...],
+    devices: tuple[str, ...],
     data_root: Path | None = None,
     threads: int | None = None,
-) -> Team:
+) -> WorkerPool:
     """Workers for one cell per config: at most one per cell; by default one per core or GPU, as memory allows.
 
     On a CPU each worker then has one thread, which gives the most cells per hour (tests/benchmarks/test_studies.py).
     Without `threads`, workers share the cores evenly, and OMP_NUM_THREADS is the most that one takes.
     """
     cores = usable_cores()
-    on_cpu = places == ("cpu",)
-    workers = max(1, min(asked or (cores if on_cpu else len(places)), len(configs)))
+    on_cpu = devices == ("cpu",)
+    workers = max(1, min(asked or (cores if on_cpu else len(devices)), len(configs)))
     note = None
     if asked is None and workers > 1:
         free, need = free_memory_mib(), worker_memory_mib(configs, on_cpu, data_root)
@@ -78,7 +78,7 @@ def choose_team(
             )
             workers = held
     share = max(1, cores // workers)
-    return Team(workers, threads or min(share, threads_of_user() or share), places, note)
+    return WorkerPool(workers, threads or min(share, threads_of_user() or share), devices, note)
 
 
 def worker_memory_mib(configs: Sequence[Config], on_cpu: bool, data_root: Path | None = None) -> float:

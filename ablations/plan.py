@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sagan.config import Config, diff, digest, flatten, override
 
 # What a study may name as its primary metric.
-METRICS = (
+PRIMARY_METRICS = (
     *("relation_error", "fid", "fid_extrapolated", "fid_local", "intra_fid", "kid", "is", "precision", "recall"),
     *("density", "coverage", "class_consistency", "relation_correlation", "relation_spread", "class_diversity"),
 )

@@ -20,7 +20,7 @@ def tracking_uri(given: str | None) -> tuple[str, str]:
     return "--tracking-uri", given or DEFAULT_STORE
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """A URL, or a text with one in it, without its password: for messages."""
     return re.sub(r"(//[^:/@\s]*):\S*@", r"\1:***@", url)
 
@@ -28,14 +28,18 @@ def shown(url: str) -> str:
 def check_storage(url: str, is_written: bool = True) -> None:
     """Raises ValueError where `url` cannot hold the queue; `is_written` also where its file cannot be written."""
     if not url.startswith(("sqlite:///", "postgresql")):
-        raise ValueError(f"must be a sqlite or postgresql URL, got {shown(url)!r}; write sqlite:///optuna.db")
+        raise ValueError(
+            f"must be a sqlite or postgresql URL, got {without_password(url)!r}; write sqlite:///optuna.db"
+        )
     _check_sqlite(url, "sqlite:///optuna.db", is_written)
 
 
 def check_store(uri: str, is_written: bool = True) -> None:
     """Raises ValueError where `uri` cannot be an MLflow store. Whether a server answers is not checked."""
     if not uri.startswith(("sqlite:///", "postgresql", "http://", "https://")):
-        raise ValueError(f"must be a sqlite, postgresql or http URI, got {shown(uri)!r}; write {DEFAULT_STORE}")
+        raise ValueError(
+            f"must be a sqlite, postgresql or http URI, got {without_password(uri)!r}; write {DEFAULT_STORE}"
+        )
     _check_sqlite(uri, DEFAULT_STORE, is_written)
 
 
@@ -43,7 +47,8 @@ def check_shared(url: str) -> None:
     """Raises ValueError for a database that other hosts cannot reach."""
     if sqlite_path(url) is not None:
         raise ValueError(
-            f"must be a server that all nodes reach, got {shown(url)!r}; write postgresql+psycopg://HOST/NAME"
+            f"must be a server that all nodes reach, got {without_password(url)!r}; write "
+            f"postgresql+psycopg://HOST/NAME"
         )
 
 

@@ -26,7 +26,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from ablations.plan import Cell
-from ablations.storage import Attempt, attempts, exclusive, open_storage, outlasting, waiting
+from ablations.storage import TrialRecord, exclusive, open_storage, retry_while_unreachable, trial_records, waiting
 
 GRACE = 120.0  # seconds without a sign of life; only for launchers whose process cannot be looked up from here
 _BLIND = 60.0  # seconds between two looks, after which it may be we who were away, and not the silent launchers
@@ -38,7 +38,7 @@ State = Literal["new", "waiting", "running", "done", "failed"]
 
 
 @dataclass(frozen=True)
-class Worker:
+class LauncherProcess:
     """A launcher that claims. `token` tells its process from a later one of the same pid."""
 
     host: str
@@ -46,11 +46,11 @@ class Worker:
     token: str
 
     @classmethod
-    def here(cls) -> Worker:
+    def here(cls) -> LauncherProcess:
         return cls(_host(), os.getpid(), _started(os.getpid()) or "")
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> Worker:
+    def of(cls, stored: Mapping[str, Any]) -> LauncherProcess:
         """As it was written. Where an earlier version wrote less, nobody is named: its silence alone counts."""
         names = ("host", "pid", "token")
         return cls(*(stored[name] for name in names)) if stored.keys() >= set(names) else cls("", 0, "")
@@ -97,7 +97,7 @@ class CellState:
     progress: dict[str, Any] = field(default_factory=dict)
     outcome: str | None = None
     error: str | None = None
-    worker: Worker | None = None
+    launcher: LauncherProcess | None = None
 
 
 class ClaimLost(Exception):
@@ -128,7 +128,7 @@ class CellQueue:
     def grace(self) -> float:
         return self._grace
 
-    @outlasting
+    @retry_while_unreachable
     def enqueue(self, recorded: Container[str], retry_failed: bool = False) -> int:
         """Puts every cell in the queue that has no result yet; returns how many.
 
@@ -144,20 +144,20 @@ class CellQueue:
                     added += 1
         return added
 
-    @outlasting
-    def claim(self, worker: Worker) -> Claim | None:
+    @retry_while_unreachable
+    def claim(self, launcher: LauncherProcess) -> Claim | None:
         """The first waiting cell, now this launcher's own; None where no cell waits."""
         with self._exclusive():
             trials = waiting(self._storage, self._study_id)
             key = next((key for key in self._cells if key in trials), None)
             if key is None:
                 return None
-            self._storage.set_trial_user_attr(trials[key], "worker", asdict(worker))
+            self._storage.set_trial_user_attr(trials[key], "worker", asdict(launcher))
             claimed = self._storage.set_trial_state_values(trials[key], TrialState.RUNNING)
             assert claimed, "another process changed the queue under our lock"
         return Claim(trials[key], self._cells[key])
 
-    @outlasting
+    @retry_while_unreachable
     def beat(self, progress: Mapping[Claim, Mapping[str, Any]]) -> list[Claim]:
         """A sign of life for all cells of this launcher; returns those that are not its own any more."""
         lost = []
@@ -169,20 +169,20 @@ class CellQueue:
                 lost.append(claim)
         return lost
 
-    @outlasting
+    @retry_while_unreachable
     def complete(self, claim: Claim, outcome: str) -> None:
         """Raises ClaimLost: then the result is another launcher's to record."""
         with _own(claim):
             self._storage.set_trial_user_attr(claim.trial_id, "outcome", outcome)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.COMPLETE)
 
-    @outlasting
+    @retry_while_unreachable
     def fail(self, claim: Claim, error: str) -> None:
         with _own(claim):
             self._storage.set_trial_user_attr(claim.trial_id, "error", error)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
 
-    @outlasting
+    @retry_while_unreachable
     def release(self, claim: Claim) -> None:
         """Gives a cell back, to be resumed by whoever claims it next."""
         with self._exclusive(), _own(claim):
@@ -190,14 +190,14 @@ class CellQueue:
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
             self._add(claim.cell.key, History.of(trial.user_attrs))
 
-    @outlasting
+    @retry_while_unreachable
     def give_back_dead(self, claim: Claim) -> None:
         """Gives a cell back whose process died, or fails it where too many have."""
         with self._exclusive(), _own(claim):
             trial = self._storage.get_trial(claim.trial_id)
-            self._take_back(Attempt(claim.trial_id, trial.state, trial.user_attrs))
+            self._take_back(TrialRecord(claim.trial_id, trial.state, trial.user_attrs))
 
-    @outlasting
+    @retry_while_unreachable
     def reap(self) -> list[Cell]:
         """Takes cells back from dead launchers, and from silent ones after the grace period; returns these cells."""
         if time.monotonic() - self._looked > _BLIND:  # the database was away, or we were: nobody could be heard
@@ -213,21 +213,23 @@ class CellQueue:
                     reaped.append(self._take_back(trial))
         return reaped
 
-    @outlasting
+    @retry_while_unreachable
     def states(self) -> list[CellState]:
         newest = self._newest()
         return [_state(cell, newest.get(key)) for key, cell in self._cells.items()]
 
-    @outlasting
-    def living(self) -> dict[str, Worker]:
-        """{key: worker} of the cells of this study that somebody trains, whichever launch asked for them."""
-        workers = {trial.attrs["cell"]: Worker.of(trial.attrs.get("worker", {})) for trial in self._running()}
-        return {key: worker for key, worker in workers.items() if not worker.is_dead()}
+    @retry_while_unreachable
+    def living(self) -> dict[str, LauncherProcess]:
+        """{key: launcher} of the cells of this study that are being trained, whichever launch asked for them."""
+        launchers = {
+            trial.attrs["cell"]: LauncherProcess.of(trial.attrs.get("worker", {})) for trial in self._running()
+        }
+        return {key: launcher for key, launcher in launchers.items() if not launcher.is_dead()}
 
     def close(self) -> None:
         self._storage.engine.dispose()
 
-    def _take_back(self, trial: Attempt) -> Cell:
+    def _take_back(self, trial: TrialRecord) -> Cell:
         history = History.of(trial.attrs).and_a_death(trial.attrs.get("progress", {}).get("since", 0))
         cell = self._cells[trial.attrs["cell"]]
         if history.deaths >= MAX_DEATHS:
@@ -238,8 +240,8 @@ class CellQueue:
             self._add(cell.key, history)
         return cell
 
-    def _is_stale(self, trial: Attempt) -> bool:
-        if Worker.of(trial.attrs.get("worker", {})).is_dead():
+    def _is_stale(self, trial: TrialRecord) -> bool:
+        if LauncherProcess.of(trial.attrs.get("worker", {})).is_dead():
             return True
         # Our own monotonic clock times the silence: clocks of hosts differ, and wall clocks jump.
         beat, now = trial.attrs.get("progress", {}).get("beat"), time.monotonic()
@@ -257,15 +259,15 @@ class CellQueue:
                 missing[key] = History() if trial is None or "error" in trial.attrs else History.of(trial.attrs)
         return missing
 
-    def _running(self) -> list[Attempt]:
-        return self._attempts({TrialState.RUNNING})
+    def _running(self) -> list[TrialRecord]:
+        return self._trial_records({TrialState.RUNNING})
 
-    def _newest(self) -> dict[str, Attempt]:
-        return {trial.attrs["cell"]: trial for trial in self._attempts() if trial.attrs["cell"] in self._cells}
+    def _newest(self) -> dict[str, TrialRecord]:
+        return {trial.attrs["cell"]: trial for trial in self._trial_records() if trial.attrs["cell"] in self._cells}
 
-    def _attempts(self, states: Container[TrialState] = tuple(TrialState)) -> list[Attempt]:
+    def _trial_records(self, states: Container[TrialState] = tuple(TrialState)) -> list[TrialRecord]:
         """Those that say of which cell; others can be told of, but by nobody claimed."""
-        return [trial for trial in attempts(self._storage, self._study_id, states) if "cell" in trial.attrs]
+        return [trial for trial in trial_records(self._storage, self._study_id, states) if "cell" in trial.attrs]
 
     def _add(self, key: str, history: History) -> None:
         waiting = create_trial(state=TrialState.WAITING, user_attrs={"cell": key, **asdict(history)})
@@ -283,14 +285,14 @@ def _own(claim: Claim) -> Iterator[None]:
         raise ClaimLost(claim.cell.name) from None
 
 
-def _is_open_again(trial: Attempt, retry_failed: bool) -> bool:
+def _is_open_again(trial: TrialRecord, retry_failed: bool) -> bool:
     """Complete yet not recorded (its record was lost), or ended without a successor: killed between the two."""
     if trial.state == TrialState.FAIL:
         return retry_failed or "error" not in trial.attrs
     return trial.state == TrialState.COMPLETE
 
 
-def _state(cell: Cell, trial: Attempt | None) -> CellState:
+def _state(cell: Cell, trial: TrialRecord | None) -> CellState:
     if trial is None:
         return CellState(cell, "new")
     attrs = trial.attrs
@@ -300,9 +302,9 @@ def _state(cell: Cell, trial: Attempt | None) -> CellState:
         TrialState.COMPLETE: "done",
         TrialState.FAIL: "failed" if "error" in attrs else "new",
     }
-    worker = Worker.of(attrs["worker"]) if "worker" in attrs else None
+    launcher = LauncherProcess.of(attrs["worker"]) if "worker" in attrs else None
     return CellState(
-        cell, names[trial.state], attrs.get("progress", {}), attrs.get("outcome"), attrs.get("error"), worker
+        cell, names[trial.state], attrs.get("progress", {}), attrs.get("outcome"), attrs.get("error"), launcher
     )
 
 

@@ -17,14 +17,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ablations.plan import Cell, Study
-from ablations.preflight import DEFAULT_STORE, absolute, check_shared, check_storage, check_store, shown, tracking_uri
+from ablations.preflight import (
+    DEFAULT_STORE,
+    absolute,
+    check_shared,
+    check_storage,
+    check_store,
+    tracking_uri,
+    without_password,
+)
 from sagan.config import Config
 from sagan.options import MAX_SEED, changes_of, check_folder, check_machine, escape_unprintable_output, existing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ablations.machine import Team
+    from ablations.machine import WorkerPool
 
 T = TypeVar("T")
 
@@ -166,7 +174,7 @@ def _start(
 ) -> int:
     from rich.console import Console
 
-    from ablations.machine import choose_team, devices
+    from ablations.machine import choose_worker_pool, find_devices
 
     if options.calibrate and not options.dry_run:
         raise ValueError("--calibrate: must go with --dry-run, got it alone; add --dry-run, or leave it out to train")
@@ -177,7 +185,8 @@ def _start(
     _named(store, partial(check_store, is_written=not options.dry_run), options.tracking_uri)
     if absolute(options.storage) == absolute(options.tracking_uri):
         raise ValueError(
-            f"--storage: must be another database than --tracking-uri, got {shown(options.storage)!r} for both"
+            f"--storage: must be another database than --tracking-uri, got {without_password(options.storage)!r} for "
+            f"both"
         )
     if not options.dry_run:
         check_folder(runs)
@@ -193,7 +202,7 @@ def _start(
     asked = _named("--workers", _count, options.workers)
     if elsewhere and asked is None:
         raise ValueError("--workers: must be a number of jobs with --launcher slurm, got 'auto'; write --workers 8")
-    places = ("cpu",) if elsewhere else _named("--device", devices, options.device)
+    devices = ("cpu",) if elsewhere else _named("--device", find_devices, options.device)
     console = Console()
     configs = [cell.config for _, cells in chosen for cell in cells]
     _check_data(configs, data_root)
@@ -203,14 +212,15 @@ def _start(
 
         _check_extractors(configs, runs / "cache", inception_weights)
         fingerprints = prepare_images(configs, data_root, runs / "cache", console)
-    places = _places_of_several(options, configs, places)
-    teams = [
-        choose_team(asked, [cell.config for cell in cells], places, data_root, options.threads) for _, cells in chosen
+    devices = _gpu_groups(options, configs, devices)
+    pools = [
+        choose_worker_pool(asked, [cell.config for cell in cells], devices, data_root, options.threads)
+        for _, cells in chosen
     ]
-    for note in dict.fromkeys(team.note for team in teams if team.note):
+    for note in dict.fromkeys(pool.note for pool in pools if pool.note):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
-        return _show(chosen, teams, options, data_root, inception_weights, runs / "cache", console)
+        return _show(chosen, pools, options, data_root, inception_weights, runs / "cache", console)
     from ablations.launch import run_studies, submit_studies
     from ablations.launcher import Options
 
@@ -230,7 +240,7 @@ def _start(
         most=options.most,
         until=until,
     )
-    studies = [(study, team) for (study, _), team in zip(chosen, teams, strict=True)]
+    studies = [(study, pool) for (study, _), pool in zip(chosen, pools, strict=True)]
     if elsewhere:
         # What is to be run again is put in the queue here, once, and not again by each job.
         words = [word for word in arguments if word != "--retry-failed"]
@@ -241,7 +251,7 @@ def _start(
 
 def _show(
     chosen: list[tuple[Study, list[Cell]]],
-    teams: list[Team],
+    pools: list[WorkerPool],
     options: argparse.Namespace,
     data_root: Path | None,
     inception_weights: Path | None,
@@ -254,10 +264,10 @@ def _show(
     calibration = None
     if options.calibrate:
         all_cells = [cell for _, cells in chosen for cell in cells]
-        largest = max(teams, key=lambda team: team.workers)
+        largest = max(pools, key=lambda pool: pool.workers)
         calibration = calibrate(all_cells, largest, console, data_root, inception_weights, cache_dir)
     plans, seen = [], set[tuple[str, int]]()
-    for (study, cells), team in zip(chosen, teams, strict=True):
+    for (study, cells), pool in zip(chosen, pools, strict=True):
         # What a search will train is not known, so none of it can be known to be shared.
         reuse = study.search is None and not options.no_reuse
         shared = [cell for cell in cells if reuse and (cell.config_digest, cell.seed) in seen]
@@ -265,7 +275,7 @@ def _show(
         ordered = [*shared, *(cell for cell in cells if cell not in shared)]
         uri = absolute(options.tracking_uri)
         seconds = show_plan(
-            study.outline(), ordered, len(shared), team, uri, console, calibration, data_root, options.most
+            study.outline(), ordered, len(shared), pool, uri, console, calibration, data_root, options.most
         )
         plans.append((len(cells), len(shared), seconds))
     if len(plans) > 1:
@@ -298,13 +308,11 @@ def _check_extractors(configs: Sequence[Config], cache_dir: Path, inception_weig
         load_extractor(name, device="cpu", cache_dir=cache_dir, inception_weights=inception_weights)
 
 
-def _places_of_several(
-    options: argparse.Namespace, configs: Sequence[Config], places: Sequence[str]
-) -> tuple[str, ...]:
+def _gpu_groups(options: argparse.Namespace, configs: Sequence[Config], devices: Sequence[str]) -> tuple[str, ...]:
     """The GPUs in groups of --gpus-per-cell: ("0,1", "2,3"). Raises ValueError where they cannot share a batch."""
     count = options.gpus_per_cell
     if count == 1:
-        return tuple(places)
+        return tuple(devices)
     if count < 1:
         raise ValueError(f"--gpus-per-cell: must be 1 or more, got {count}; leave it out")
     if options.launcher != "local":
@@ -320,10 +328,10 @@ def _places_of_several(
             f"--device: must be cuda with --gpus-per-cell {count}, a card for each process, got {options.device}; "
             f"CUDA_VISIBLE_DEVICES chooses among them"
         )
-    if count > len(places):
-        raise ValueError(f"--gpus-per-cell: must be the number of GPUs here at most ({len(places)}), got {count}")
+    if count > len(devices):
+        raise ValueError(f"--gpus-per-cell: must be the number of GPUs here at most ({len(devices)}), got {count}")
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    cards = names if len(names) == len(places) and all(names) else [str(index) for index in range(len(places))]
+    cards = names if len(names) == len(devices) and all(names) else [str(index) for index in range(len(devices))]
     return tuple(",".join(cards[first : first + count]) for first in range(0, len(cards) - count + 1, count))
 
 

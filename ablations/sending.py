@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-    from ablations.attempts import Attempt, Mark
+    from ablations.attempts import Attempt, UploadState
 
 _MAX_BATCH = 1000  # metrics in one call, a limit of MLflow's
 MAX_TAG = 8000  # characters; MLflow cuts off the rest
@@ -48,46 +48,46 @@ class Sender:
         What the store will never take, and files that are gone, are left out and said in the log. Where it has an
         outcome of the cell from another disk, nothing is sent. Raises what the client raises where the store is away.
         """
-        mark = attempt.mark
-        if mark.is_lost:
+        state = attempt.upload_state
+        if state.is_lost:
             return
         try:
-            if (attempt.folder, mark.run_id) not in self.opened:
-                mark = self._open_run(experiment_id, attempt, mark)
-            if mark.is_lost:
+            if (attempt.folder, state.run_id) not in self.opened:
+                state = self._open_run(experiment_id, attempt, state)
+            if state.is_lost:
                 return
-            run_id = mark.run_id
+            run_id = state.run_id
             assert run_id is not None
-            records, offset = attempt.read(mark.offset, attempt.end)
+            records, offset = attempt.read(state.offset, attempt.end)
             for points in _batches(records, _stored_names(attempt.protocol)):
                 self._send_or_leave_out(run_id, partial(self._log_batch, run_id, metrics=points))
             for record in records:
                 for name in record.files:
                     self._send_or_leave_out(run_id, partial(self._send_file, run_id, attempt, name))
-            mark = replace(mark, offset=offset)
+            state = replace(state, offset=offset)
             if records:
-                attempt.put_mark(mark)
-            if has_ended and not mark.has_end and attempt.is_newest:
+                attempt.write_upload_state(state)
+            if has_ended and not state.has_end and attempt.is_newest:
                 self._send_end(run_id, attempt)
-                attempt.put_mark(replace(mark, has_end=True))
+                attempt.write_upload_state(replace(state, has_end=True))
         except Exception:
-            self.opened.discard((attempt.folder, mark.run_id))
+            self.opened.discard((attempt.folder, state.run_id))
             raise
 
-    def _open_run(self, experiment_id: str, attempt: Attempt, mark: Mark) -> Mark:
+    def _open_run(self, experiment_id: str, attempt: Attempt, state: UploadState) -> UploadState:
         """Finds or makes the run of an attempt, and says that it is running. One that is gone (deleted, or left in
         another experiment or store) is made again, with all that the journals of the cell hold."""
-        run = self._get(mark.run_id) if mark.run_id is not None else None
+        run = self._get(state.run_id) if state.run_id is not None else None
         if run is None or str(run.info.experiment_id) != experiment_id or cell_key(run) != attempt.cell.key:
             run = find_run(self.client, experiment_id, attempt.cell, bool(attempt.copied))
-            mark = attempt.forget()
+            state = attempt.reset_upload()
         if run is None:
             run = self._create_run(experiment_id, attempt)
         if "outcome" in run.data.tags and attempt.outcome is None:
-            attempt.lose()
-            return replace(mark, is_lost=True)
+            attempt.disable_upload()
+            return replace(state, is_lost=True)
         run_id = str(run.info.run_id)
-        if mark.run_id is None:
+        if state.run_id is None:
             from mlflow.entities import Param
 
             values = flatten(attempt.cell.config)
@@ -96,13 +96,13 @@ class Sender:
                 self.client.update_run(run_id, status="RUNNING")
             if "error" in run.data.tags and attempt.is_newest:
                 self.client.delete_tag(run_id, "error")
-            attempt.put_mark(mark := replace(mark, run_id=run_id))
+            attempt.write_upload_state(state := replace(state, run_id=run_id))
         self.opened.add((attempt.folder, run_id))
         for earlier in attempt.earlier:
-            if earlier.mark.run_id not in (None, run_id) and not earlier.mark.is_lost:
-                earlier.forget()
+            if earlier.upload_state.run_id not in (None, run_id) and not earlier.upload_state.is_lost:
+                earlier.reset_upload()
                 self.send(experiment_id, earlier, True)
-        return mark
+        return state
 
     def _get(self, run_id: str) -> Run | None:
         from mlflow.exceptions import MlflowException

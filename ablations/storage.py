@@ -30,7 +30,8 @@ logging.getLogger("optuna").setLevel(logging.WARNING)
 PATIENCE_SECONDS = 300.0  # with a database that is started anew, or moves to another host
 _RETRY_SECONDS = 3.0
 _DELETE = "delete it: results are in the tracking store, and only trials of searches would be run again"
-AWAY = (sqlalchemy.exc.OperationalError, StorageInternalError)  # what comes of a database that does not answer
+# Raised where a database does not answer.
+UNREACHABLE_ERRORS = (sqlalchemy.exc.OperationalError, StorageInternalError)
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,7 +54,7 @@ _ATTRIBUTES = sqlalchemy.table(
 
 
 @dataclass(frozen=True)
-class Attempt:
+class TrialRecord:
     """A trial of Optuna as a queue sees it; `attrs` are its user attributes."""
 
     trial_id: int
@@ -85,7 +86,7 @@ def open_storage(url: sqlalchemy.URL) -> RDBStorage:
     return storage
 
 
-def outlasting(method: Callable[P, T]) -> Callable[P, T]:
+def retry_while_unreachable(method: Callable[P, T]) -> Callable[P, T]:
     """`method`, called again while the database does not answer, for some minutes; then its error is raised. That of a
     full disk is raised at once: whoever makes room starts again.
 
@@ -98,7 +99,7 @@ def outlasting(method: Callable[P, T]) -> Callable[P, T]:
         while True:
             try:
                 return method(*args, **kwargs)
-            except AWAY as error:
+            except UNREACHABLE_ERRORS as error:
                 if is_full_disk(error) or time.monotonic() > give_up:
                     raise
                 reason = str(error.__cause__ or error).splitlines()[0]
@@ -127,7 +128,9 @@ def _lock_engine(url: sqlalchemy.URL) -> sqlalchemy.Engine:
     return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
 
 
-def attempts(storage: RDBStorage, study_id: int, states: Container[TrialState] = tuple(TrialState)) -> list[Attempt]:
+def trial_records(
+    storage: RDBStorage, study_id: int, states: Container[TrialState] = tuple(TrialState)
+) -> list[TrialRecord]:
     """The trials of a study that are in one of `states`, in the order in which they were made.
 
     One query of Optuna's tables: its own reading asks seven and makes objects of all their rows, which a queue of
@@ -140,10 +143,10 @@ def attempts(storage: RDBStorage, study_id: int, states: Container[TrialState] =
         .where(_TRIALS.c.state.in_([state for state in TrialState if state in states]))
         .order_by(_TRIALS.c.trial_id)
     )
-    found: dict[int, Attempt] = {}
+    found: dict[int, TrialRecord] = {}
     with storage.engine.connect() as connection:
         for trial_id, state, key, value in connection.execute(rows):
-            found.setdefault(trial_id, Attempt(trial_id, state, {})).attrs[key] = json.loads(value)
+            found.setdefault(trial_id, TrialRecord(trial_id, state, {})).attrs[key] = json.loads(value)
     return list(found.values())
 
 

@@ -16,7 +16,7 @@ from pydantic_core import ValidationError
 from pydantic_core.core_schema import CoreSchema, no_info_wrap_validator_function
 
 from ablations.document import hint
-from ablations.plan import METRICS, OBJECTIVES, Changes, Design
+from ablations.plan import OBJECTIVES, PRIMARY_METRICS, Changes, Design
 from sagan.config import Config
 from sagan.options import MAX_SEED
 from sagan.presets import PRESETS
@@ -161,7 +161,7 @@ class StudyFile(_Block):
     question: Text
     preset: Annotated[str, _one_of(tuple(PRESETS))]
     paper: Name = ""
-    metric: Annotated[str, _one_of(METRICS)] = ""
+    metric: Annotated[str, _one_of(PRIMARY_METRICS)] = ""
     seeds: Seeds
     margin: Margin = ""
     baseline: Variant

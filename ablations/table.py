@@ -75,7 +75,7 @@ def scores_of(points: Points, last_step: int, endpoint: int) -> dict[str, float]
 
 def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> list[Row]:
     """One row per variant, in the order of the study; `results` are by the key of their cell."""
-    recorded = verdicts.ended(study, results, failed)
+    recorded = verdicts.cell_scores(study, results, failed)
     found_verdicts = {row.variant: row.verdict for row in reversed(verdicts.rows(study, recorded))}
     own = _by_variant(study, results)
     scores = {metric: _scores(own, metric) for metric in metrics_of(study)}
@@ -108,7 +108,7 @@ def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = (
 def answer(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> str:
     """What the simultaneous test of the study's comparisons shows by the primary metric, in one line."""
     if study.adaptive:
-        return _verdicts_in_words(study, verdicts.rows(study, verdicts.ended(study, results, failed)))
+        return _verdicts_in_words(study, verdicts.rows(study, verdicts.cell_scores(study, results, failed)))
     own = _by_variant(study, results)
     trials = study.search.proposed if study.search else {}  # they choose what is compared
     scores = {name: found for name, found in _scores(own, study.metric).items() if name not in trials}
@@ -134,14 +134,14 @@ def _verdicts_in_words(study: Study, rows: Sequence[verdicts.Row]) -> str:
             sentence = _sentence(metric, row.variant, row.reference, row.gap).rpartition(", n = ")[0]
             clauses.append(f"{sentence}, decided after {row.n} seeds")
     others = [row for row in rows if row.verdict in ("equivalent", "undecided")]
-    for group in dict.fromkeys((row.verdict, row.n, row.is_given_up) for row in others):
+    for group in dict.fromkeys((row.verdict, row.n, row.stopped_for_futility) for row in others):
         names = [
             row.variant if row.reference == study.baseline else f"{row.variant} against {row.reference}"
             for row in others
-            if (row.verdict, row.n, row.is_given_up) == group
+            if (row.verdict, row.n, row.stopped_for_futility) == group
         ]
-        verdict, n, is_given_up = group
-        why = ", and more would hardly decide it" if is_given_up else ""
+        verdict, n, stopped_for_futility = group
+        why = ", and more would hardly decide it" if stopped_for_futility else ""
         clauses.append(f"{' and '.join(names)} {verdict} after {n} seeds{why}")
     return f"{'; '.join(clauses)}."
 

@@ -31,7 +31,7 @@ from ablations import table
 from ablations.attempts import Attempt, all_attempts
 from ablations.disk import is_full_disk, new_database
 from ablations.plan import Cell, Study
-from ablations.preflight import shown, sqlite_path
+from ablations.preflight import sqlite_path, without_password
 from ablations.sending import MAX_TAG, Sender, cell_key, create_row, find_run, milliseconds
 from ablations.table import Result as Result  # what `recorded` returns
 from ablations.table import Row
@@ -59,7 +59,7 @@ class Source:
     tags: dict[str, str]
 
 
-class StoreAway(Exception):
+class StoreUnreachable(Exception):
     """The store stopped answering, and what is asked of it cannot wait."""
 
 
@@ -94,9 +94,11 @@ class Store:
                 reason = first_line(error)
                 if "database schema" in reason:
                     way_out = "back it up and run `mlflow db upgrade` with its URI, or name another"
-                    raise ValueError(f"was made by another version of MLflow, got {shown(uri)!r}; {way_out}") from None
+                    raise ValueError(
+                        f"was made by another version of MLflow, got {without_password(uri)!r}; {way_out}"
+                    ) from None
                 way_out = "make room on its disk" if is_full_disk(error) else "start the server or correct it"
-                raise ValueError(f"does not answer, got {shown(uri)!r} ({reason}); {way_out}") from None
+                raise ValueError(f"does not answer, got {without_password(uri)!r} ({reason}); {way_out}") from None
             if path and writes:
                 with contextlib.closing(sqlite3.connect(path)) as connection, connection:
                     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers do not block writers
@@ -120,7 +122,7 @@ class Store:
         """Where the study's table is: a fresh browser opens an experiment in a mode for traces, without a table, and
         shows a table without metrics unless it is given a view."""
         server = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{shown(server)}/#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"
+        return f"{without_password(server)}/#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"
 
     def fetch(self, run_id: str, name: str, folder: Path) -> Path:
         """An artifact of a run: where it lies, or its copy in `folder`. After a folder was moved or copied the store
@@ -139,16 +141,16 @@ class Store:
         if found is not None and found.lifecycle_stage == "deleted":
             raise ValueError(
                 f"experiment {study.name!r} is deleted in this store; bring it back with `MLFLOW_TRACKING_URI="
-                f"{shown(self.uri)} mlflow experiments restore --experiment-id {found.experiment_id}`, or rename the "
-                f"study"
+                f"{without_password(self.uri)} mlflow experiments restore --experiment-id {found.experiment_id}`, or "
+                f"rename the study"
             )
         found_all = self.client.search_experiments()
         older = [str(one.experiment_id) for one in found_all if one.tags.get("schema") != SCHEMA]
         launches = "tags.kind = 'launch' and tags.protocol LIKE '%'"
         if older and self.client.search_runs(older, launches, max_results=1):
             raise ValueError(
-                f"holds runs of the first version of this project, got {shown(self.uri)!r}; name another store "
-                f"(sqlite:///new.db), or move this one away. reports.build reads either"
+                f"holds runs of the first version of this project, got {without_password(self.uri)!r}; name another "
+                f"store (sqlite:///new.db), or move this one away. reports.build reads either"
             )
 
     def check_seeds(self, study: Study) -> None:
@@ -168,7 +170,7 @@ class Store:
     def register_seeds(self, experiment_id: str, study: Study) -> None:
         """Keeps the plan of adaptive seeds for `check_seeds`."""
         plan = json.dumps({"protocol": study.protocol, **study.plan_of_seeds()})
-        self._patiently(lambda: self.client.set_experiment_tag(experiment_id, _seeds_tag(study), plan))
+        self._call_with_retry(lambda: self.client.set_experiment_tag(experiment_id, _seeds_tag(study), plan))
 
     def check_images(self, study: Study, fingerprints: Mapping[str, str]) -> None:
         """Raises ValueError where cells of the study were trained on other images than these, by config digest."""
@@ -185,8 +187,8 @@ class Store:
                 )
 
     def open_experiment(self, study: Study) -> str:
-        """The id of the study's experiment, made now if there is none. Raises StoreAway."""
-        return self._patiently(lambda: self._open_experiment(study))
+        """The id of the study's experiment, made now if there is none. Raises StoreUnreachable."""
+        return self._call_with_retry(lambda: self._open_experiment(study))
 
     def _open_experiment(self, study: Study) -> str:
         self.check_experiment(study)
@@ -229,7 +231,7 @@ class Store:
 
         Documents are artifacts of the baseline's row. One launcher at a time may make rows (`exclusive`).
         """
-        return self._told(self._write_table, experiment_id, study, results, search, commit, failed)
+        return self._try_call(self._write_table, experiment_id, study, results, search, commit, failed)
 
     def _write_table(
         self,
@@ -326,13 +328,15 @@ class Store:
         the store is away, all journals count, beside what it said last.
         """
         last = self._last.get(experiment_id, {})
-        self._last[experiment_id] = self._ask(lambda: self._look_up_results(experiment_id, shared, metrics), last)
+        self._last[experiment_id] = self._call_or_default(
+            lambda: self._look_up_results(experiment_id, shared, metrics), last
+        )
         kept = {}
         for attempt in all_attempts(folder):
             study = attempt.copied.get("shared_study")
-            if (shared or study is None) and (self.is_away or attempt.has_unsent) and not attempt.mark.is_lost:
+            if (shared or study is None) and (self.is_away or attempt.has_unsent) and not attempt.upload_state.is_lost:
                 if (outcome := attempt.outcome) is not None:
-                    kept[attempt.cell.key] = _told_result(attempt, outcome, study)
+                    kept[attempt.cell.key] = _result_of_journal(attempt, outcome, study)
         return {**kept, **self._last[experiment_id]}
 
     def _look_up_results(self, experiment_id: str, shared: bool, metrics: Sequence[str]) -> dict[str, Result]:
@@ -360,19 +364,19 @@ class Store:
 
     def find_outcome(self, experiment_id: str, cell: Cell, shared: bool) -> str | None:
         """That of a cell, where some host has recorded it; None also while the store is away."""
-        run = self._ask(lambda: find_run(self.client, experiment_id, cell, shared), None)
+        run = self._call_or_default(lambda: find_run(self.client, experiment_id, cell, shared), None)
         return run.data.tags.get("outcome") if run is not None else None
 
     def find_shared(self, cell: Cell) -> list[tuple[str, str]]:
         """Fingerprints of data and metrics of the results that other studies have of this config and seed; none while
         the store is away: training does not depend on it."""
         nothing: list[Run] = []
-        return [_fingerprints(run) for run in self._ask(lambda: self._shareable(cell), nothing)]
+        return [_fingerprints(run) for run in self._call_or_default(lambda: self._shareable(cell), nothing)]
 
     def find_source(self, cell: Cell, fingerprints: tuple[str, str]) -> Source | None:
         """The oldest run of another study with the same config, seed, data and metrics that has ended with an outcome;
         None also while the store is away."""
-        return self._ask(lambda: self._find_source(cell, fingerprints), None)
+        return self._call_or_default(lambda: self._find_source(cell, fingerprints), None)
 
     def _find_source(self, cell: Cell, fingerprints: tuple[str, str]) -> Source | None:
         run = next((run for run in self._shareable(cell) if _fingerprints(run) == fingerprints), None)
@@ -403,7 +407,7 @@ class Store:
     def try_to_send(self, experiment_id: str, attempt: Attempt, has_ended: bool) -> bool:
         """`send`; False where the store does not take it, whatever the error: training outlives its tracker."""
         try:
-            return self._told(self.send, experiment_id, attempt, has_ended)
+            return self._try_call(self.send, experiment_id, attempt, has_ended)
         except Exception:
             _log.exception("tracking: %s is not sent", attempt.cell.name)
             return False
@@ -414,7 +418,7 @@ class Store:
         rest = [attempt for attempt in all_attempts(folder) if attempt.has_unsent and attempt.cell.key not in living]
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while rest:
-            if self._told(self.send, experiment_id, rest[0], True):
+            if self._try_call(self.send, experiment_id, rest[0], True):
                 rest = rest[1:]
             elif not wait or time.monotonic() > give_up:
                 return
@@ -422,13 +426,13 @@ class Store:
                 time.sleep(1.0)
 
     def delete_runs(self, experiment_id: str, cell: Cell) -> None:
-        """Puts the runs of this cell in MLflow's trash. Raises StoreAway."""
+        """Puts the runs of this cell in MLflow's trash. Raises StoreUnreachable."""
 
         def delete() -> None:
             while run := find_run(self.client, experiment_id, cell, shared=True):
                 self.client.delete_run(run.info.run_id)
 
-        self._patiently(delete)
+        self._call_with_retry(delete)
         self._last.get(experiment_id, {}).pop(cell.key, None)
 
     def end_abandoned(self, experiment_id: str, living: Container[str]) -> None:
@@ -436,7 +440,7 @@ class Store:
 
         A second, empty run of a cell is deleted: the store made it on a request that it answered too late.
         """
-        self._told(self._end_abandoned, experiment_id, living)
+        self._try_call(self._end_abandoned, experiment_id, living)
 
     def _end_abandoned(self, experiment_id: str, living: Container[str]) -> None:
         cells = list(self.runs(experiment_id, "tags.kind = 'cell'"))
@@ -461,7 +465,7 @@ class Store:
             yield from page
             token = page.token or ""
 
-    def _told(self, call: Callable[..., Any], *arguments: Any) -> bool:
+    def _try_call(self, call: Callable[..., Any], *arguments: Any) -> bool:
         """Calls, twice if need be; False where the store is away."""
         from mlflow.exceptions import MlflowException
 
@@ -479,25 +483,25 @@ class Store:
         self.is_away = True
         return False
 
-    def _ask(self, call: Callable[[], T], otherwise: T) -> T:
+    def _call_or_default(self, call: Callable[[], T], otherwise: T) -> T:
         """What `call` returns; `otherwise` where the store is away."""
         answers: list[T] = []
-        return answers[0] if self._told(lambda: answers.append(call())) else otherwise
+        return answers[0] if self._try_call(lambda: answers.append(call())) else otherwise
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """What `call` returns, for a launch that cannot go on without. Raises StoreAway."""
+    def _call_with_retry(self, call: Callable[[], T]) -> T:
+        """What `call` returns, for a launch that cannot go on without. Raises StoreUnreachable."""
         answers: list[T] = []
         give_up = time.monotonic() + _PATIENCE_SECONDS
-        while not self._told(lambda: answers.append(call())):
+        while not self._try_call(lambda: answers.append(call())):
             if time.monotonic() > give_up:
-                raise StoreAway(f"the tracking store does not answer ({self._reason})")
+                raise StoreUnreachable(f"the tracking store does not answer ({self._reason})")
             time.sleep(1.0)
         return answers[0]
 
 
 def first_line(error: Exception) -> str:
     """The reason of an error in a line, without the password of a URI in it."""
-    return shown((str(error).splitlines() or [type(error).__name__])[0])[:300]
+    return without_password((str(error).splitlines() or [type(error).__name__])[0])[:300]
 
 
 def _bring_artifacts_along(connection: sqlite3.Connection, artifacts: Path) -> None:
@@ -518,7 +522,7 @@ def _bring_artifacts_along(connection: sqlite3.Connection, artifacts: Path) -> N
         connection.execute(runs, (str(new), len(old) + 1, experiment_id, len(old) + 1, f"{old}/"))
 
 
-def _told_result(attempt: Attempt, outcome: str, shared_study: str | None) -> Result:
+def _result_of_journal(attempt: Attempt, outcome: str, shared_study: str | None) -> Result:
     """From the journals of the cell, of which `attempt` is the last."""
     lines = [record for one in (*attempt.earlier, attempt) for record in one.read(0, one.end)[0]]
     points: dict[str, dict[int, float]] = {}

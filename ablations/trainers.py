@@ -42,34 +42,34 @@ class Process(Protocol):
 
 
 class Trainers:
-    """`places` are devices, or with `processes` > 1 the numbers of several GPUs ("0,1"), "" for a CPU."""
+    """Each of `devices` is a device of torch, or with `processes` > 1 the numbers of GPUs ("0,1"), "" for a CPU."""
 
     def __init__(
-        self, places: Sequence[str], processes: int, threads: int, trainer: Callable[..., Any] | None = None
+        self, devices: Sequence[str], processes: int, threads: int, trainer: Callable[..., Any] | None = None
     ) -> None:
-        self._places, self._processes, self._threads, self._trainer = places, processes, threads, trainer
+        self._devices, self._processes, self._threads, self._trainer = devices, processes, threads, trainer
         self._running: dict[Path, tuple[Process, str]] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def next_place(self) -> str:
+    def next_device(self) -> str:
         """That of the fewest processes: in turn at first, and then where one has ended."""
-        return min(self._places, key=[place for _, place in self._running.values()].count)
+        return min(self._devices, key=[device for _, device in self._running.values()].count)
 
-    def device(self, place: str) -> str:
+    def device_option(self, device: str) -> str:
         """What `sagan.train` calls it."""
-        return place if self._processes == 1 else "cuda" if place else "cpu"
+        return device if self._processes == 1 else "cuda" if device else "cpu"
 
-    def start(self, folder: Path, place: str, known: Collection[Fingerprints]) -> None:
-        """Trains the run in `folder`, unless its data and metrics are those of `known` results (status NOT_BEGUN)."""
+    def start(self, folder: Path, device: str, known: Collection[Fingerprints]) -> None:
+        """Trains the run in `folder`; ends with EXIT_NOT_STARTED where its data and metrics are in `known`."""
         environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self._threads))
         if self._processes == 1:
             process = start_process(folder, known, self._trainer, environment)
         else:
-            cards = {"CUDA_VISIBLE_DEVICES": place} if place else {}
+            cards = {"CUDA_VISIBLE_DEVICES": device} if device else {}
             process = _start_torchrun(folder, self._processes, {**environment, **cards})
-        self._running[folder] = process, place
+        self._running[folder] = process, device
 
     def ended(self) -> dict[Path, int]:
         """Statuses of the processes that have ended since the last call."""

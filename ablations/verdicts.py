@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ablations.table import Result
 
 # The score by the primary metric, as in the report, of each cell that has ended, by key. None for a cell that failed,
-# collapsed or diverged: it counts as one of its variant's seeds, and has no part in means and comparisons.
-Ended = Mapping[str, float | None]
+# collapsed or diverged: it counts as one of its variant's seeds, and is left out of means and comparisons.
+CellScores = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Row:
     """A variant, and what is known of it against `reference`; None where it is compared with nothing.
 
     `verdict` is better, worse, equivalent or undecided, by `n` seeds; the gap is that of the decision, or the newest.
-    `is_given_up`: undecided for good, because more seeds would hardly decide it.
+    `stopped_for_futility`: undecided for good, because more seeds would hardly decide it.
     """
 
     variant: str
@@ -34,10 +34,10 @@ class Row:
     gap: Gap | None = None
     verdict: str = ""
     n: int = 0
-    is_given_up: bool = False
+    stopped_for_futility: bool = False
 
 
-def ended(study: Study, results: Mapping[str, Result], failed: Container[str]) -> Ended:
+def cell_scores(study: Study, results: Mapping[str, Result], failed: Container[str]) -> CellScores:
     """`results` are by the key of their cell; `failed` are the keys of cells that will have none.
 
     A cell that was not measured as most of the study's has no score: only scores of one measurement compare.
@@ -49,19 +49,19 @@ def ended(study: Study, results: Mapping[str, Result], failed: Container[str]) -
     return {key: counted.get(key, {}).get(study.metric) for key in keys}
 
 
-def progress(study: Study, ended: Ended) -> Progress:
+def progress(study: Study, recorded: CellScores) -> Progress:
     """How far a study with adaptive seeds has come: a function of its recorded cells, whoever looks and when."""
     scores: dict[str, list[float | None]] = {}
     broken = set[str]()  # variants of which an earlier seed is still to come
     for cell in study.cells():
         own = scores.setdefault(cell.variant, [])
-        if cell.key not in ended:
+        if cell.key not in recorded:
             broken.add(cell.variant)
         if cell.variant not in broken:
-            own.append(ended[cell.key])
+            own.append(recorded[cell.key])
     lower = statistics.lower_is_better(study.metric)
     assert lower is not None, "the study file is checked for it"
-    return sequential.replay(scores, rule(study, _is_log(study, ended)), lower)
+    return sequential.replay(scores, rule(study, _is_log(study, recorded)), lower)
 
 
 def rule(study: Study, log: bool) -> Rule:
@@ -70,7 +70,7 @@ def rule(study: Study, log: bool) -> Rule:
     return Rule(looks, tuple(study.pairs), study.adaptive.margin, log)
 
 
-def wanted(study: Study, ended: Ended, most: int | None = None) -> list[Cell]:
+def wanted(study: Study, recorded: CellScores, most: int | None = None) -> list[Cell]:
     """The cells that the next look lacks, seed by seed; [] when all is decided, or the look has more than `most` seeds.
 
     A variant that is compared with nothing gets the seeds of the first look.
@@ -78,26 +78,26 @@ def wanted(study: Study, ended: Ended, most: int | None = None) -> list[Cell]:
     assert study.adaptive is not None
     paired = {name for pair in study.pairs for name in pair}
     cells = {(cell.variant, study.seeds.index(cell.seed)): cell for cell in study.cells()}
-    places = progress(study, ended).wanted
+    places = progress(study, recorded).wanted
     if most is not None and any(place >= most for _, place in places):
         places = []
     places += [(name, place) for name, place in cells if name not in paired and place < study.adaptive.first]
-    return [cells[place] for place in places if cells[place].key not in ended]
+    return [cells[place] for place in places if cells[place].key not in recorded]
 
 
-def rows(study: Study, ended: Ended) -> list[Row]:
+def rows(study: Study, recorded: CellScores) -> list[Row]:
     """One per comparison, and one per variant that is compared with nothing, in plan order. No trials of a search."""
     trials = study.search.proposed if study.search else {}
     values: dict[str, list[float]] = {}
     for cell in study.cells():
         if cell.variant not in trials:
-            own, score = values.setdefault(cell.variant, []), ended.get(cell.key)
+            own, score = values.setdefault(cell.variant, []), recorded.get(cell.key)
             own += [] if score is None else [score]
-    log = _is_log(study, ended)
+    log = _is_log(study, recorded)
     pairs = [pair for pair in study.pairs if set(pair) <= values.keys()]
     found: dict[tuple[str, str], tuple[Gap | None, str, int, bool]] = {}
     if study.adaptive:
-        for pair, verdict in progress(study, ended).verdicts.items():
+        for pair, verdict in progress(study, recorded).verdicts.items():
             found[pair] = verdict.gap, verdict.label, verdict.n, verdict.stopped_for_futility
     else:
         gaps = statistics.compare(values, [statistics.pair(*pair) for pair in pairs], log)
@@ -120,6 +120,6 @@ def _label(gap: Gap | None, lower: bool | None) -> str:
     return "better" if (gap.value < 0) == lower else "worse"
 
 
-def _is_log(study: Study, ended: Ended) -> bool:
+def _is_log(study: Study, recorded: CellScores) -> bool:
     """As in the report: ratios, where the metric is compared so and no score is 0 or less."""
-    return statistics.on_log_scale(study.metric) and all(score > 0 for score in ended.values() if score is not None)
+    return statistics.on_log_scale(study.metric) and all(score > 0 for score in recorded.values() if score is not None)

@@ -51,8 +51,8 @@ from sagan.run_folder import CONFIG, GENERATOR, PROTOCOL, Run, config_yaml, read
 if TYPE_CHECKING:
     from sagan.training import Trainer
 
-NO_ROOM = 74  # EX_IOERR of sysexits.h
-NOT_BEGUN = 75  # `begin` returned False
+EXIT_DISK_FULL = 74  # EX_IOERR of sysexits.h
+EXIT_NOT_STARTED = 75  # `begin` returned False
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LEAVING_SECONDS = 8.0  # that a run has for saving a checkpoint when its parent has ended
 _QUIET_SECONDS = 10.0  # between two lines of losses without a terminal; every evaluation has a line
@@ -66,7 +66,7 @@ def main(
     """Returns the exit status; a signal that comes before training raises SystemExit with the signal's own status.
 
     `trainer` replaces sagan.training.Trainer. `begin` is asked once the run is open: if it returns False, nothing is
-    trained, and the exit status is NOT_BEGUN.
+    trained, and the exit status is EXIT_NOT_STARTED.
     """
     escape_unprintable_output()
     options = _parser().parse_args(arguments)
@@ -94,7 +94,7 @@ def main(
                     print(f"sagan.train: {error}", file=sys.stderr)
                 return 2
             if not begin(training):
-                return NOT_BEGUN
+                return EXIT_NOT_STARTED
             signals.wait = True
             return _train(training, folder, record, signals, console)
         except Exception as error:
@@ -104,7 +104,7 @@ def main(
                     f"from the last checkpoint",
                     file=sys.stderr,
                 )
-                return NO_ROOM
+                return EXIT_DISK_FULL
             if options.parent is not None and not (_is_one_of_several() and is_broken_connection(error)):
                 write_failure(folder, error, device)
             raise

@@ -96,8 +96,8 @@ def test_a_thousand_classes_cost_the_report_nothing_but_their_names(lab: tuple[t
     describe(attempt, classes=[f"class number {number}" for number in range(1000)])
     tell(attempt, 6, {"fid": 11.5}, status="finished")
     writer.send(experiment, attempt, has_ended=True)
-    assert attempt.mark.run_id is not None
-    tags = writer.client.get_run(attempt.mark.run_id).data.tags
+    assert attempt.upload_state.run_id is not None
+    tags = writer.client.get_run(attempt.upload_state.run_id).data.tags
     assert "classes" not in tags, "MLflow would cut it short, and what is left is no JSON"
     (results,) = load_results(Store(writer.client.tracking_uri))
     assert results.finished("fid")["feat16"] == {0: 11.5}

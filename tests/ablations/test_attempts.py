@@ -80,7 +80,7 @@ def test_a_damaged_journal_is_named_in_the_log_and_tells_nothing(
 def test_without_a_readable_mark_all_is_sent_again(cell: Cell, tmp_path: Path, content: str) -> None:
     attempt = begin(tmp_path, cell)
     tell(attempt, 1, {"fid": 1.0})
-    attempt.put_mark(replace(attempt.mark, offset=attempt.journal.stat().st_size))
+    attempt.write_upload_state(replace(attempt.upload_state, offset=attempt.journal.stat().st_size))
     assert not attempt.has_unsent
     (attempt.folder / "mirror.json").write_text(content)
     assert attempt.has_unsent
@@ -89,10 +89,10 @@ def test_without_a_readable_mark_all_is_sent_again(cell: Cell, tmp_path: Path, c
 def test_a_claim_that_is_lost_stays_lost_whatever_is_sent_meanwhile(cell: Cell, tmp_path: Path) -> None:
     attempt = begin(tmp_path, cell)
     tell(attempt, 1, {"fid": 1.0}, status="finished")
-    before = attempt.mark
-    attempt.lose()
-    attempt.put_mark(before)  # by the thread that was sending it
-    assert attempt.mark.is_lost and not attempt.has_unsent
+    before = attempt.upload_state
+    attempt.disable_upload()
+    attempt.write_upload_state(before)  # by the thread that was sending it
+    assert attempt.upload_state.is_lost and not attempt.has_unsent
 
 
 def test_a_note_says_all_that_a_later_launch_needs(cell: Cell, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from ablations import machine
 from ablations.calibration import EVALUATED, STEPS, Calibration, calibrate, kind, speed_of
 from ablations.dry_run import makespan
-from ablations.machine import Team
+from ablations.machine import WorkerPool
 from ablations.run import main
 from ablations.study import read_study
 from sagan.config import Config, override
@@ -131,7 +131,7 @@ def calibrated_by(program: str, num_cells: int = 3) -> Calibration:
     """Two runs of `program` at once, for `num_cells` cells of different kinds."""
     cell = read_study(SMOKE).cells()[0]
     cells = [replace(cell, config=override(cell.config, {"optim.batch_size": 4 + n})) for n in range(num_cells)]
-    return calibrate(cells, Team(2, 1, ("cpu",)), Console(quiet=True), program=program)
+    return calibrate(cells, WorkerPool(2, 1, ("cpu",)), Console(quiet=True), program=program)
 
 
 FIGURES = """

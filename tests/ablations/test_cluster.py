@@ -121,7 +121,7 @@ def test_workers_of_two_hosts_train_each_cell_once_though_one_host_and_some_work
 
 
 def _runs_on(state: CellState, host: str) -> bool:
-    return state.state == "running" and state.worker is not None and state.worker.host == host
+    return state.state == "running" and state.launcher is not None and state.launcher.host == host
 
 
 def test_a_launch_whose_queue_stays_away_says_so_and_the_same_command_finishes(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ablations import machine, trainers
-from ablations.machine import choose_team, devices, worker_memory_mib
+from ablations.machine import choose_worker_pool, find_devices, worker_memory_mib
 from ablations.trainers import Process, Trainers
 from sagan.config import override
 from sagan.presets import PRESETS
@@ -51,9 +51,9 @@ def test_workers_take_all_cores_and_the_devices_that_were_named(
     threads: int,
     places: tuple[str, ...],
 ) -> None:
-    team = choose_team(asked, [EMBEDDED] * cells, devices(device))
-    assert (team.workers, team.threads, team.places, team.note) == (workers, threads, places, None)
-    assert {team.place(member) for member in range(workers)} <= set(places)
+    team = choose_worker_pool(asked, [EMBEDDED] * cells, find_devices(device))
+    assert (team.workers, team.threads, team.devices, team.note) == (workers, threads, places, None)
+    assert {team.device_for(member) for member in range(workers)} <= set(places)
 
 
 def test_a_worker_takes_no_more_threads_than_the_user_allows_and_as_many_as_are_asked_for(
@@ -61,23 +61,23 @@ def test_a_worker_takes_no_more_threads_than_the_user_allows_and_as_many_as_are_
 ) -> None:
     for variable, asked, threads in (("2", None, 2), ("9", None, 8), ("2", 5, 5), ("2", 20, 20)):
         box.setenv("OMP_NUM_THREADS", variable)
-        assert choose_team(2, [EMBEDDED] * 60, ("cpu",), threads=asked).threads == threads
+        assert choose_worker_pool(2, [EMBEDDED] * 60, ("cpu",), threads=asked).threads == threads
 
 
 def test_a_gpu_that_is_not_there_is_refused(box: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="has cuda:0 to cuda:1, got 'cuda:2'"):
-        devices("cuda:2")
+        find_devices("cuda:2")
 
 
 def test_auto_takes_no_more_workers_than_memory_holds_and_says_so(box: pytest.MonkeyPatch) -> None:
     need = worker_memory_mib([EMBEDDED], on_cpu=True)
     box.setattr(machine, "free_memory_mib", lambda: 5.5 * need)
-    team = choose_team(None, [EMBEDDED] * 60, ("cpu",))
+    team = choose_worker_pool(None, [EMBEDDED] * 60, ("cpu",))
     assert (team.workers, team.threads) == (5, 3)
     assert team.note is not None and "auto takes 5, not 16" in team.note
     box.setattr(machine, "free_memory_mib", lambda: MIB["none"])
-    assert choose_team(None, [EMBEDDED] * 60, ("cpu",)).workers == 1
-    assert choose_team(7, [EMBEDDED] * 60, ("cpu",)).workers == 7, "who asks for seven gets seven"
+    assert choose_worker_pool(None, [EMBEDDED] * 60, ("cpu",)).workers == 1
+    assert choose_worker_pool(7, [EMBEDDED] * 60, ("cpu",)).workers == 7, "who asks for seven gets seven"
 
 
 def test_the_cell_that_needs_most_decides_how_many_fit(box: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_training_processes_share_the_devices_evenly_also_after_one_has_died(
     places: dict[Path, str] = {}
 
     def start(name: str) -> None:
-        places[tmp_path / name] = team.next_place()
+        places[tmp_path / name] = team.next_device()
         team.start(tmp_path / name, places[tmp_path / name], ())
 
     try:

@@ -21,7 +21,7 @@ from lab import sittings
 from told import begin, tell
 
 from ablations.plan import Cell
-from ablations.queue import CellQueue, Worker
+from ablations.queue import CellQueue, LauncherProcess
 from ablations.run import main
 from ablations.sending import Sender
 from ablations.study import read_study
@@ -130,7 +130,7 @@ def test_points_and_ends_come_one_after_another_whatever_the_clock_does(
         tell(attempt, 1, {"loss_d": value})
         tell(attempt, 2, {"loss_d": value + 10})
         store.send(experiment, attempt, has_ended=True)
-    run_id = attempt.mark.run_id
+    run_id = attempt.upload_state.run_id
     assert run_id is not None and not attempt.has_unsent
     points = store.client.get_metric_history(run_id, "loss_d")
     stamps = [point.timestamp for point in sorted(points, key=lambda point: (point.value % 10, point.step))]
@@ -167,7 +167,7 @@ def test_a_queue_of_an_older_version_is_worked_off(tmp_path: Path) -> None:
     url, cells = f"sqlite:///{tmp_path}/optuna.db", read_study(STUDY).cells()
     with contextlib.closing(CellQueue(url, "smoke", cells, grace=-1.0)) as queue:
         assert queue.enqueue({}) == 2
-        claim = queue.claim(Worker.here())
+        claim = queue.claim(LauncherProcess.here())
         assert claim is not None
         with sqlite3.connect(tmp_path / "optuna.db") as connection:
             connection.execute("delete from trial_user_attributes where key = 'deaths'")
@@ -177,7 +177,7 @@ def test_a_queue_of_an_older_version_is_worked_off(tmp_path: Path) -> None:
         with sqlite3.connect(tmp_path / "optuna.db") as connection:
             connection.execute("delete from trial_user_attributes where key = 'worker'")
         claimed: list[Cell] = []
-        while again := queue.claim(Worker.here()):
+        while again := queue.claim(LauncherProcess.here()):
             claimed.append(again.cell)
             queue.complete(again, "finished")
         assert {cell.key for cell in claimed} == {cell.key for cell in cells}

@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 from postgres import postgres_server
 
 from ablations.plan import Cell
-from ablations.queue import MAX_DEATHS, CellQueue, Claim, ClaimLost, Worker
-from ablations.storage import attempts, open_storage, waiting
+from ablations.queue import MAX_DEATHS, CellQueue, Claim, ClaimLost, LauncherProcess
+from ablations.storage import open_storage, trial_records, waiting
 from ablations.study import read_study
 
 WriteStudy = Callable[..., Path]
@@ -40,20 +40,20 @@ def queue(open_queue: Callable[..., CellQueue]) -> CellQueue:
     return queue
 
 
-def dead_worker() -> Worker:
+def dead_worker() -> LauncherProcess:
     """Our own process id, as a worker would have had it that is gone and whose id was given out again."""
-    return replace(Worker.here(), token="an earlier start")
+    return replace(LauncherProcess.here(), token="an earlier start")
 
 
-def claim(queue: CellQueue, worker: Worker | None = None) -> Claim:
-    found = queue.claim(worker or Worker.here())
+def claim(queue: CellQueue, worker: LauncherProcess | None = None) -> Claim:
+    found = queue.claim(worker or LauncherProcess.here())
     assert found is not None
     return found
 
 
 def test_cells_are_claimed_in_the_order_of_the_plan(queue: CellQueue, cells: list[Cell]) -> None:
     assert [claim(queue).cell for _ in cells] == cells
-    assert queue.claim(Worker.here()) is None
+    assert queue.claim(LauncherProcess.here()) is None
 
 
 def test_enqueueing_twice_adds_nothing(open_queue: Callable[..., CellQueue], cells: list[Cell]) -> None:
@@ -74,7 +74,7 @@ def test_a_recorded_cell_is_not_enqueued_and_a_lost_record_is(
 
 def test_a_dead_workers_cell_waits_again_at_once(queue: CellQueue, cells: list[Cell]) -> None:
     lost = claim(queue, dead_worker())
-    kept = claim(queue, Worker.here())
+    kept = claim(queue, LauncherProcess.here())
     assert queue.reap() == [lost.cell]
     states = {state.cell.name: state.state for state in queue.states()}
     assert (states[lost.cell.name], states[kept.cell.name]) == ("waiting", "running")
@@ -83,7 +83,7 @@ def test_a_dead_workers_cell_waits_again_at_once(queue: CellQueue, cells: list[C
 def test_a_silent_worker_elsewhere_loses_its_cell_after_the_grace_period(open_queue: Callable[..., CellQueue]) -> None:
     patient, hasty = open_queue(grace=1000.0), open_queue(grace=0.0)
     patient.enqueue(recorded=set())
-    lost = claim(patient, replace(Worker.here(), host="another host"))
+    lost = claim(patient, replace(LauncherProcess.here(), host="another host"))
     assert patient.reap() == []
     assert hasty.reap() == []  # seen for the first time
     assert hasty.reap() == [lost.cell]
@@ -97,7 +97,7 @@ def test_workers_that_nobody_could_hear_are_given_the_grace_period_again(
     monkeypatch.setattr("ablations.queue.time.monotonic", lambda: now)
     queue = open_queue(grace=100.0)
     queue.enqueue(recorded=set())
-    lost = claim(queue, replace(Worker.here(), host="another host"))
+    lost = claim(queue, replace(LauncherProcess.here(), host="another host"))
     for seconds, taken_back in ((0, []), (500, []), (50, []), (49, []), (2, [lost.cell])):
         now += seconds
         assert queue.reap() == taken_back
@@ -157,7 +157,7 @@ def test_a_launch_claims_only_its_own_cells(
     open_queue().enqueue(recorded=set())
     only = CellQueue(f"sqlite:///{tmp_path}/optuna.db", "position", cells[2:3])
     assert claim(only).cell == cells[2]
-    assert only.claim(Worker.here()) is None
+    assert only.claim(LauncherProcess.here()) is None
 
 
 @pytest.mark.slow
@@ -183,9 +183,9 @@ def test_our_reading_of_trials_equals_optunas(queue: CellQueue, tmp_path: Path, 
     study_id = storage.get_study_id_from_name("position")
     trials = storage.get_all_trials(study_id)
     expected = [(trial._trial_id, trial.state, trial.user_attrs) for trial in trials]
-    assert [(found.trial_id, found.state, found.attrs) for found in attempts(storage, study_id)] == expected
+    assert [(found.trial_id, found.state, found.attrs) for found in trial_records(storage, study_id)] == expected
     wait = {trial.user_attrs["cell"]: trial._trial_id for trial in trials if trial.state == TrialState.WAITING}
-    assert [found.trial_id for found in attempts(storage, study_id, {TrialState.WAITING})] == list(wait.values())
+    assert [found.trial_id for found in trial_records(storage, study_id, {TrialState.WAITING})] == list(wait.values())
     assert waiting(storage, study_id) == wait and wait
 
 
@@ -202,12 +202,12 @@ def test_processes_of_two_containers_are_never_taken_for_neighbours(monkeypatch:
     """Their numbers of processes mean nothing to each other, though name and number of namespace may be the same."""
     monkeypatch.setattr("ablations.queue.os.readlink", lambda _path: "pid:[4026532299]")
     monkeypatch.setattr("ablations.queue.Path.is_symlink", lambda _path: True)
-    here, read_text = Worker.here(), Path.read_text
+    here, read_text = LauncherProcess.here(), Path.read_text
     monkeypatch.setattr(
         "ablations.queue.Path.read_text",
         lambda path: "another boot" if path.name == "boot_id" else read_text(path),
     )
-    assert Worker.here().host != here.host
+    assert LauncherProcess.here().host != here.host
 
 
 @pytest.mark.slow
@@ -221,7 +221,10 @@ def test_a_queue_outlasts_a_database_that_is_started_anew(
         claimed = claim(queue)
         server.stop()
         with ThreadPoolExecutor() as pool:
-            answers = [pool.submit(queue.complete, claimed, "finished"), pool.submit(queue.claim, Worker.here())]
+            answers = [
+                pool.submit(queue.complete, claimed, "finished"),
+                pool.submit(queue.claim, LauncherProcess.here()),
+            ]
             wait(answers, timeout=0.5)
             assert not any(answer.done() for answer in answers)
             server.start()

@@ -17,7 +17,7 @@ from ablations.study import read_study
 from ablations.table import Result
 from ablations.tracking import Store
 from reports.comparison import compare, estimates
-from reports.load import load_results
+from reports.loading import load_results
 from reports.store import Store as Reader
 
 SHOWN = ("relation_error", "fid", "is")

@@ -18,10 +18,10 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from told import begin, describe, tell
 
-from ablations.attempts import Attempt, Mark, all_attempts
-from ablations.mirror import Mirror
+from ablations.attempts import Attempt, UploadState, all_attempts
 from ablations.plan import Study
-from ablations.tracking import Store, StoreAway
+from ablations.tracking import Store, StoreUnreachable
+from ablations.uploader import Uploader
 
 
 class Unreliable:
@@ -58,7 +58,7 @@ def send(store: Store, attempt: Attempt, has_ended: bool = False) -> Any:
     experiment_id = store.find_experiment(_Named(attempt.cell.study))  # type: ignore[arg-type]
     assert experiment_id is not None
     store.send(experiment_id, attempt, has_ended)
-    run_id = attempt.mark.run_id
+    run_id = attempt.upload_state.run_id
     return store.client.get_run(run_id) if run_id is not None else None
 
 
@@ -111,7 +111,7 @@ def test_a_cell_is_stored_with_everything_that_a_report_reads(store: Store, stud
     assert [(one.dataset.name, one.dataset.digest) for one in stored.inputs.dataset_inputs] == [("embedded 64 px", "d")]
     row = client.get_run(stored.data.tags["mlflow.parentRunId"])
     assert (row.info.run_name, row.data.tags["kind"]) == ("feat32", "variant")
-    attempt.put_mark(Mark())
+    attempt.write_upload_state(UploadState())
     send(store, attempt, has_ended=True)
     images = [Path(file.path).name for file in client.list_artifacts(run_id, "images")]
     assert [name.split("+")[:3] for name in images] == [["samples", "step", "5"]] * 2, "as it is, and compressed, once"
@@ -132,7 +132,7 @@ def test_whatever_fails_every_point_is_stored_once_in_one_run(
         for step in range(30):
             tell(attempt, step, {"loss_g": float(step), "loss_d": 1.0})
             if chance.random() < 0.1:
-                attempt.put_mark(Mark())  # as if a process died before it was written
+                attempt.write_upload_state(UploadState())  # as if a process died before it was written
             store.try_to_send(experiment_id, attempt, False)
         with attempt.journal.open("ab") as file:
             file.write(b'{"time": 17, "st')  # a process that died while it wrote
@@ -292,7 +292,7 @@ def test_a_shared_cell_holds_every_point_of_its_source_once(
     copy = attempt.become_copy(found.records, found.tags)
     stored = send(store, copy, has_ended=True)
     store.client.delete_tag(stored.info.run_id, "outcome")
-    copy.put_mark(Mark())  # whoever comes after a crash does it over
+    copy.write_upload_state(UploadState())  # whoever comes after a crash does it over
     stored = send(store, copy, has_ended=True)
 
     expected = {
@@ -418,7 +418,7 @@ def test_a_launch_survives_a_store_that_goes_away(
         assert not store.write_table(experiment_id, study, before, {"trials": 3})
         store.end_abandoned(experiment_id, set())
         assert store.find_shared(cell) == [] and store.find_outcome(experiment_id, cell, True) is None
-        with pytest.raises(StoreAway, match="does not answer .*away"):
+        with pytest.raises(StoreUnreachable, match="does not answer .*away"):
             store.open_experiment(study)
     assert store.write_table(experiment_id, study, before, {"trials": 3}) and not store.is_away
 
@@ -426,25 +426,25 @@ def test_a_launch_survives_a_store_that_goes_away(
 def test_the_mirror_sends_beside_its_caller_and_nothing_of_a_lost_cell(
     store: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.mirror._SECONDS", 0.01)
+    monkeypatch.setattr("ablations.uploader._SECONDS", 0.01)
     experiment_id = store.open_experiment(study)
     done, lost = (begin(tmp_path, cell) for cell in study.cells()[:2])
     has_claims = False
     tables: list[int] = []
-    mirror = Mirror(store, experiment_id, lambda: has_claims, lambda: tables.append(1))
+    uploader = Uploader(store, experiment_id, lambda: has_claims, lambda: tables.append(1))
     for attempt in (done, lost):
-        mirror.follow(attempt)
+        uploader.follow(attempt)
         tell(attempt, 1, {"fid": 3.0}, status="finished")
-    mirror.finish(done)
-    assert mirror.take_ended() == [], "a launcher that was stopped for long sends nothing"
-    mirror.drop(lost)
+    uploader.finish(done)
+    assert uploader.take_ended() == [], "a launcher that was stopped for long sends nothing"
+    uploader.drop(lost)
     has_claims = True
-    while not (ended := mirror.take_ended()):
+    while not (ended := uploader.take_ended()):
         pass
-    assert ended == [done] and mirror.take_ended() == []
-    mirror.close(10.0)
+    assert ended == [done] and uploader.take_ended() == []
+    uploader.close(10.0)
     assert tables == [1], "the table is written after a cell has ended"
     assert store.recorded(experiment_id, tmp_path).keys() == {done.cell.key}
-    assert lost.mark.is_lost and not lost.has_unsent
+    assert lost.upload_state.is_lost and not lost.has_unsent
     store.send_rest(experiment_id, tmp_path / study.name, living=())
     assert store.recorded(experiment_id, tmp_path / study.name).keys() == {done.cell.key}

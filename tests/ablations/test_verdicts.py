@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from ablations.display import headline, verdict_table
-from ablations.plan import METRICS, UNDIRECTED, Study
+from ablations.plan import PRIMARY_METRICS, UNDIRECTED, Study
 from ablations.queue import CellState
 from ablations.study import read_study
 from ablations.table import Result, answer
-from ablations.verdicts import Ended, ended, rows, wanted
+from ablations.verdicts import CellScores, cell_scores, rows, wanted
 from reports import statistics
 
 WriteStudy = Callable[..., Path]
@@ -30,7 +30,7 @@ def study(write_study: WriteStudy) -> Study:
     return read_study(write_study(ADAPTIVE))
 
 
-def scored(study: Study, scores: Mapping[str, Sequence[float | None]]) -> Ended:
+def scored(study: Study, scores: Mapping[str, Sequence[float | None]]) -> CellScores:
     """`scores` are by variant, in the order of seeds."""
     cells = {(cell.variant, cell.seed): cell.key for cell in study.cells()}
     return {
@@ -38,7 +38,7 @@ def scored(study: Study, scores: Mapping[str, Sequence[float | None]]) -> Ended:
     }
 
 
-def names(study: Study, recorded: Ended, most: int | None = None) -> list[str]:
+def names(study: Study, recorded: CellScores, most: int | None = None) -> list[str]:
     return [cell.name for cell in wanted(study, recorded, most)]
 
 
@@ -71,7 +71,7 @@ def test_cells_that_failed_or_collapsed_have_no_score_and_hold_up_no_look(study:
     results = {cells[f"none/seed{seed}"]: Result("finished", {}, scores={"fid": 9.0 + seed}) for seed in (20, 21, 22)}
     results |= {cells[f"feat32/seed{seed}"]: Result("collapsed", {}) for seed in (20, 21, 22)}
     failed = {cells[f"feat16/seed{seed}"] for seed in (20, 21, 22)}
-    recorded = ended(study, results, failed)
+    recorded = cell_scores(study, results, failed)
     assert len(recorded) == 9 and sum(score is None for score in recorded.values()) == 6
     assert {name.partition("/")[2] for name in names(study, recorded)} == {"seed23"}
     assert answer(study, results, failed) == "feat32 and feat16 undecided after 0 seeds."
@@ -98,7 +98,7 @@ def test_a_study_with_a_list_of_seeds_has_the_verdicts_of_its_one_test(write_stu
 
 
 def test_metrics_without_a_better_direction_are_those_of_the_report() -> None:
-    assert UNDIRECTED == tuple(name for name in METRICS if statistics.lower_is_better(name) is None)
+    assert UNDIRECTED == tuple(name for name in PRIMARY_METRICS if statistics.lower_is_better(name) is None)
 
 
 def test_the_live_table_shows_verdicts_and_what_runs(study: Study) -> None:

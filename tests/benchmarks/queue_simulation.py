@@ -18,7 +18,7 @@ from statistics import mean, median, quantiles
 from postgres import postgres_server
 
 from ablations.plan import Cell
-from ablations.queue import CellQueue, Worker
+from ablations.queue import CellQueue, LauncherProcess
 from ablations.study import read_study
 
 STUDY = Path(__file__).parents[2] / "studies" / "smoke.yaml"
@@ -79,7 +79,7 @@ def _claim_all(
     url: str, study: str, cells: list[Cell], seconds: float, times: multiprocessing.Queue[tuple[str, float, float]]
 ) -> None:
     queue = CellQueue(url, study, cells)
-    me = Worker.here()
+    me = LauncherProcess.here()
     while True:
         asked = time.perf_counter()
         claim = queue.claim(me)

@@ -21,7 +21,7 @@ from sagan.run_folder import PROTOCOL
 
 
 @dataclass(frozen=True)
-class Beginning:
+class ShorterRun:
     """The first steps of a cell, as a shorter one made them. `folders` are those of its attempts, oldest first."""
 
     step: int
@@ -61,15 +61,15 @@ class Beginning:
         journal.write(folder / journal.NAME, records)
 
 
-def find_beginning(runs: Path, cell: Cell, images: str | None) -> Beginning | None:
+def find_shorter_run(runs: Path, cell: Cell, images: str | None) -> ShorterRun | None:
     """Of all shorter cells the one that has come furthest. `images` is the fingerprint of those that `cell` is trained
     on, where it is known."""
     from sagan.checkpoint import read_checkpoint
 
-    found: list[Beginning] = []
+    found: list[ShorterRun] = []
     for directory in cell.directory(runs).parent.glob(f"seed{cell.seed}-*"):
         tried = [each for each in attempts(directory) if is_prefix_of(each.cell.config, cell.config)]
-        tried = [each for each in tried if not each.mark.is_lost]
+        tried = [each for each in tried if not each.upload_state.is_lost]
         checkpoint = None
         while tried and (checkpoint := read_checkpoint(tried[-1].folder)) is None:
             tried.pop()
@@ -81,5 +81,5 @@ def find_beginning(runs: Path, cell: Cell, images: str | None) -> Beginning | No
         told = [one for one in told if one.step <= state.get("since", state["step"]) and one.status is None]
         protocol, is_whole = tried[-1].protocol, bool(told) and told[0].step == 0
         if protocol is not None and is_whole and images in (None, state.get("images", images)):
-            found.append(Beginning(state["step"], content, told, [each.folder for each in tried], protocol))
-    return max(found, key=lambda beginning: beginning.step, default=None)
+            found.append(ShorterRun(state["step"], content, told, [each.folder for each in tried], protocol))
+    return max(found, key=lambda shorter: shorter.step, default=None)

@@ -28,7 +28,7 @@ class _Followed:
     is_taken: bool = False  # by `take_ended`
 
 
-class Mirror:
+class Uploader:
     """Follows the attempts of one launcher at the cells of one study.
 
     Nothing is sent while `may_send` says False: a launcher that was stopped for long may have lost its cells. After
@@ -76,7 +76,7 @@ class Mirror:
         """The claim to its cell is lost: nothing more of it is ever sent."""
         with self._lock:
             self._followed.pop(attempt.folder, None)
-        attempt.lose()
+        attempt.disable_upload()
 
     def close(self, patience: float) -> None:
         """Sends what is left, if the store takes it."""

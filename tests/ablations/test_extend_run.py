@@ -16,7 +16,7 @@ from test_kills import STUDY
 from told import begin, describe, tell
 
 from ablations.attempts import Attempt, attempts, begin_attempt
-from ablations.longer import find_beginning
+from ablations.extend_run import find_shorter_run
 from ablations.plan import Cell
 from ablations.run import main
 from ablations.study import read_study
@@ -45,7 +45,7 @@ def longer(cell: Cell, **changes: Any) -> Cell:
 
 def go_on(runs: Path, cell: Cell, images: str | None = None) -> Attempt:
     machine = {"device": "cpu", "threads": 1, "data_root": None, "inception_weights": None, "cache_dir": "cache"}
-    return begin_attempt(runs, cell, "parent", {}, machine, lambda: find_beginning(runs, cell, images))
+    return begin_attempt(runs, cell, {}, machine, lambda: find_shorter_run(runs, cell, images))
 
 
 def test_a_longer_cell_begins_with_all_that_the_shorter_one_told_up_to_its_checkpoint(
@@ -61,7 +61,7 @@ def test_a_longer_cell_begins_with_all_that_the_shorter_one_told_up_to_its_check
     assert records == journal.read(attempt.journal)[0], "as it stands there, it is after all that was told before"
     assert records[0].time == attempt.started > wanted[0].time
     assert records[-1].time - records[0].time == pytest.approx(wanted[2].time - wanted[0].time)
-    assert attempt.tags["goes_on_from"].endswith("/attempt-1 at step 800")
+    assert attempt.tags["resumed_from"].endswith("/attempt-1 at step 800")
     again = go_on(tmp_path, attempt.cell)
     assert (load_checkpoint(again.folder) or {})["step"] == 800 and not again.journal.exists(), "from its own attempt"
 
@@ -91,7 +91,7 @@ def test_a_launcher_that_dies_while_it_copies_leaves_a_cell_that_begins_with_its
     shorter: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = longer(shorter.cell)
-    for place in ("journal.write", "attempts.config_yaml", "longer.Beginning.copy_checkpoint"):
+    for place in ("journal.write", "attempts.config_yaml", "extend_run.ShorterRun.copy_checkpoint"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(f"ablations.{place}" if place[0] != "j" else f"sagan.{place}", interrupt)
             go_on(tmp_path, cell)
@@ -128,7 +128,7 @@ def test_cells_that_go_on_end_in_the_bits_of_cells_that_had_their_steps_from_the
     assert parts.run(study, *ONE)[0] == 0
     assert points(parts, study, 8) == points(whole, study, 8)
     begun = {run.data.params["optim.steps"]: run for run in parts.runs(study, "cell")}
-    assert "goes_on_from" not in begun["3"].data.tags and begun["8"].data.tags["goes_on_from"].endswith("at step 6")
+    assert "resumed_from" not in begun["3"].data.tags and begun["8"].data.tags["resumed_from"].endswith("at step 6")
     (scored,) = {run.data.tags["metric_fingerprint"] for run in whole.runs(study, "cell")}
     assert begun["8"].data.tags["metric_fingerprint"] == scored
 
@@ -164,7 +164,7 @@ def test_a_finished_cell_is_trained_again_and_an_interrupted_one_goes_on(
     assert again.info.run_id != first.info.run_id and again.data.tags["outcome"] == "finished"
     assert "Nothing to run." in lab.run(study, *ONE)[1]
     folder = lab.folder / "runs" / "position" / "none"
-    assert [one.mark.is_lost for one in attempts(next(folder.iterdir()))] == [True, False, False]
+    assert [one.upload_state.is_lost for one in attempts(next(folder.iterdir()))] == [True, False, False]
 
 
 @pytest.mark.slow
