@@ -1,8 +1,8 @@
 """The folder of a cell: one folder per attempt at it, `attempt-N`, the folder of a run (sagan/run_folder.py).
 
-Beside the run's own files a launcher keeps there `attempt.json`, which says of what cell it is, `log.txt`, what the
-training process printed, and `mirror.json`: how far the tracking store has the journal. An attempt whose launcher lost
-the claim has a file `lost` and writes to its own folder alone, so it can harm no other.
+Beside the run's own files a launcher writes there `attempt.json`, which names the cell, `log.txt`, what the training
+process printed, and `mirror.json`: how much of the journal MLflow has (`UploadState`). An attempt whose launcher lost
+the claim has a file `lost`; it writes to its own folder only, so it cannot damage another.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UploadState:
-    """How much of an attempt the tracking store has: `offset` bytes of its journal, in the run `run_id`; whether it
-    knows how the attempt ended. An attempt that lost its claim, or was set aside, is never sent."""
+    """How much of an attempt MLflow has: `offset` bytes of its journal, in run `run_id`; `has_end`: how it ended, too.
+    `is_lost`: its launcher lost the claim, or it was set aside; it is never uploaded."""
 
     run_id: str | None = None
     offset: int = 0
@@ -44,14 +44,14 @@ class UploadState:
 class Attempt:
     """`tags` are those that its run in the tracking store has from the start; `copied` those that it ends with where
     its journal is a copy of another study's run: "shared_run", "shared_study" and others.
-    `ends` are the sizes of the journals of earlier attempts, by folder, when this one began: what they tell later is
-    of a launcher that had lost its claim, and does not count.
+    `ends`: size in bytes of each earlier attempt's journal, by folder, when this attempt started. Later lines come from
+    a launcher that lost its claim and are ignored.
     """
 
     folder: Path
     cell: Cell
     tags: dict[str, str]
-    started: float  # seconds since 1970, after all that earlier attempts told
+    started: float  # seconds since 1970, later than all records of earlier attempts
     ends: dict[str, int] = field(default_factory=dict)
     copied: dict[str, str] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class Attempt:
         """Lines of the journal between these bytes, and the offset after them, with times from `started` on, whatever
         the clock did meanwhile: of two points at one step the newer one counts.
 
-        A damaged journal has no lines, which is said in the log.
+        A damaged journal has no lines; the log says so.
         """
         try:
             records, after = journal.read(self.journal, offset, end)
@@ -124,7 +124,7 @@ class Attempt:
     def upload_state(self) -> UploadState:
         try:
             found = UploadState(**json.loads((self.folder / _UPLOAD_STATE).read_text()))
-        except (OSError, ValueError, TypeError):  # all is sent again then, which harms nothing
+        except (OSError, ValueError, TypeError):  # then all is uploaded again, which is safe
             found = UploadState()
         return replace(found, is_lost=found.is_lost or (self.folder / _LOST).exists())
 
@@ -132,7 +132,7 @@ class Attempt:
         _write(self.folder / _UPLOAD_STATE, asdict(state))
 
     def reset_upload(self) -> UploadState:
-        """All of it is to be sent again, to the run that its cell has then."""
+        """All of it is uploaded again, to the run that its cell has then."""
         self.write_upload_state(UploadState())
         return UploadState()
 
@@ -140,7 +140,7 @@ class Attempt:
         (self.folder / _LOST).touch()  # not in that file, which another thread may be about to write
 
     def set_aside(self) -> None:
-        """Its result counts no more, and nothing goes on from it."""
+        """Its result no longer counts, and nothing is resumed from it."""
         from sagan.checkpoint import remove_checkpoints
 
         self.disable_upload()
@@ -196,17 +196,17 @@ def begin_attempt(
     shorter = None if _take_newest_checkpoint(before, folder) else find()
     tags = {**tags, **({"resumed_from": shorter.origin} if shorter is not None else {})}
     (folder / CONFIG).write_bytes(config_yaml(Run(cell.config, cell.seed, machine)))
-    told, ends = 0.0, {}
+    latest, ends = 0.0, {}
     for earlier in attempts(directory):
         records, ends[earlier.folder.name] = earlier.read()
-        told = max([told, *(record.time for record in records)])
-    started = max(time.time(), told + 1e-3)
+        latest = max([latest, *(record.time for record in records)])
+    started = max(time.time(), latest + 1e-3)
     if shorter is not None:
         started -= shorter.seconds
         shorter.copy(folder, started)
     attempt = Attempt(folder, cell, dict(tags), started, ends)
     attempt.write()
-    if shorter is not None:  # last: an attempt that has a checkpoint has what was told before, too
+    if shorter is not None:  # last: an attempt that has a checkpoint has the records before it, too
         shorter.copy_checkpoint(folder)
     return attempt
 
@@ -218,7 +218,7 @@ def attempts(directory: Path, key: str | None = None) -> list[Attempt]:
     for folder in _folders(directory):
         try:
             values = json.loads((folder / _NOTE).read_text())
-        except (FileNotFoundError, ValueError):  # whoever made it was killed, or is making it
+        except (FileNotFoundError, ValueError):  # the launcher that made it was killed, or is making it
             continue
         values.pop("parent", None)  # the first version named the run of a launch
         attempt = Attempt(folder, **{**values, "cell": Cell.from_json(values["cell"])})

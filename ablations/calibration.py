@@ -109,7 +109,7 @@ def calibrate(
 ) -> Calibration:
     """Measures each kind of config among `cells`. `program` is the Python code that trains.
 
-    Prepared images and registered extractors are taken from `cache_dir`; statistics of real images are computed anew.
+    Prepared images and registered extractors are taken from `cache_dir`; statistics of real images are computed again.
     Raises ValueError where a run fails, with its message, and SystemExit (130) on Ctrl-C.
     """
     kinds = list({kind(cell.config): cell.config for cell in cells}.values())
@@ -119,7 +119,7 @@ def calibrate(
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     # Kinds are repeated to fill the last round: all workers are busy to the end, as they will be in the study.
     measured = [kinds[number % len(kinds)] for number in range(rounds * pool.workers)]
-    # First each worker trains one step, which tells what only its first cell takes.
+    # First each worker trains one step, to measure what only its first cell takes.
     runs = [*((config, 1, 1) for config in measured[: pool.workers]), *((c, STEPS, EVALUATED) for c in measured)]
     processes: list[subprocess.Popen[str]] = []
 

@@ -1,4 +1,4 @@
-"""A full disk is no cell's fault, passes when there is room again, and leaves no database that is half made."""
+"""Detects full-disk errors and creates SQLite files atomically."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fullest(folders: Iterable[Path]) -> Path:
 def new_database(path: Path) -> Iterator[Path]:
     """Where to make the tables of a new SQLite file, which is at `path` once they are all there.
 
-    Neither MLflow nor Optuna can go on with some of them, which is what a full disk or a process that is killed leaves.
+    Neither MLflow nor Optuna can use a file with only some of them, as a full disk or a killed process leaves it.
     """
     draft, copy = (path.with_name(f"{path.name}.{name}") for name in ("draft", "copy"))
     for rest in ("", "-journal"):  # of an attempt that ended early

@@ -1,7 +1,7 @@
-"""A cell of more steps goes on from the last checkpoint of one that differs in its number of steps alone.
+"""A cell of more steps is resumed from the last checkpoint of a shorter one that differs only in its number of steps.
 
-What the shorter one told up to that checkpoint, and its pictures, are copied to the longer one's folder: so the store
-has its whole history. The shorter cell stays as it was.
+The shorter cell's records up to that checkpoint, and its pictures, are copied to the longer one's folder, so that the
+store has the complete history. The shorter cell stays as it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sagan.run_folder import PROTOCOL
 
 @dataclass(frozen=True)
 class ShorterRun:
-    """The first steps of a cell, as a shorter one made them. `folders` are those of its attempts, oldest first."""
+    """A shorter run with the same first steps. `folders` are those of its attempts, oldest first."""
 
     step: int
     checkpoint: bytes
@@ -36,7 +36,7 @@ class ShorterRun:
 
     @property
     def origin(self) -> str:
-        """As its tag says: "attention_position/none/seed20-1a2b3c4d5e6f7081/attempt-1 at step 800"."""
+        """The tag `resumed_from`: "attention_position/none/seed20-1a2b3c4d5e6f7081/attempt-1 at step 800"."""
         return f"{'/'.join(self.folders[-1].parts[-4:])} at step {self.step}"
 
     def copy_checkpoint(self, folder: Path) -> None:
@@ -53,7 +53,7 @@ class ShorterRun:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, folder / name)
         (folder / PROTOCOL).write_text(json.dumps({**self.protocol, "step": self.step}))
-        # How the longer run is scored is known, and told, at its end: eval.endpoint may be another.
+        # Without PROTOCOL: the longer run uploads its own at its end, because eval.endpoint may differ.
         records = [
             replace(one, time=one.time + late, files=tuple(name for name in one.files if name != PROTOCOL))
             for one in self.records
@@ -62,8 +62,8 @@ class ShorterRun:
 
 
 def find_shorter_run(runs: Path, cell: Cell, images: str | None) -> ShorterRun | None:
-    """Of all shorter cells the one that has come furthest. `images` is the fingerprint of those that `cell` is trained
-    on, where it is known."""
+    """The shorter cell with the most steps; None where there is none. `images` is the fingerprint of those that `cell`
+    is trained on, where it is known."""
     from sagan.checkpoint import read_checkpoint
 
     found: list[ShorterRun] = []
@@ -76,10 +76,10 @@ def find_shorter_run(runs: Path, cell: Cell, images: str | None) -> ShorterRun |
         if checkpoint is None:
             continue
         content, state = checkpoint
-        # What it told after the last event of the checkpoint it tells again, and the longer run may not.
-        told = journal.current(record for each in tried for record in each.read(0, each.end)[0])
-        told = [one for one in told if one.step <= state.get("since", state["step"]) and one.status is None]
-        protocol, is_whole = tried[-1].protocol, bool(told) and told[0].step == 0
-        if protocol is not None and is_whole and images in (None, state.get("images", images)):
-            found.append(ShorterRun(state["step"], content, told, [each.folder for each in tried], protocol))
+        # Drop journal lines after the checkpoint: the resumed run writes them again, possibly with other values.
+        records = journal.current(record for each in tried for record in each.read(0, each.end)[0])
+        records = [one for one in records if one.step <= state.get("since", state["step"]) and one.status is None]
+        protocol, is_complete = tried[-1].protocol, bool(records) and records[0].step == 0
+        if protocol is not None and is_complete and images in (None, state.get("images", images)):
+            found.append(ShorterRun(state["step"], content, records, [each.folder for each in tried], protocol))
     return max(found, key=lambda shorter: shorter.step, default=None)

@@ -1,4 +1,4 @@
-"""Runs studies one after another, searches their best trial where they ask for it, and says how all ended."""
+"""Runs studies one after another, including searches, and prints a summary."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def run_studies(
     console: Console,
     trainer: Callable[..., Any] | None = None,
 ) -> int:
-    """Exit status: 0 every cell has a result; 1 some cell failed; 130 or 143 interrupted, with everything saved. Where
-    only work is asked for: 0 no cell waits any more.
+    """Exit status: 0 every cell has a result; 1 some cell failed; 130 or 143 interrupted, with everything saved. With
+    --worker-only: 0 no cell waits any more.
 
     A failed cell stops neither its study nor the next one; an interrupt stops all. `trainer` stands for
     sagan.training.Trainer. Raises ValueError, naming the option, where queue or store cannot be opened; nothing is
@@ -78,8 +78,8 @@ def run_studies(
     unsent = {attempt.cell.key for folder in folders for attempt in all_attempts(folder) if attempt.has_unsent}
     if unsent:
         say(
-            f"The tracking store lacks something of {len(unsent)} cells, which is safe in {options.runs}. "
-            f"When it takes it, the same command sends it, and trains nothing that is trained."
+            f"{len(unsent)} cells are not fully uploaded to MLflow; their data is in {options.runs}. "
+            f"Run the same command again to upload it; no finished cell is trained again."
         )
         worst = 1
     if interrupt.status is not None:
@@ -153,7 +153,7 @@ def _unless_default(options: Options, option: str) -> str:
 
 
 def _passing_reason(error: Exception, options: Options) -> str | None:
-    """What keeps the launch from going on for now; None for other errors."""
+    """Why the launch cannot continue until the user acts (disk, database, store); None for other errors."""
     if is_full_disk(error):
         files = (sqlite_path(url) for url in (options.storage, options.tracking_uri))
         folders = [options.runs, *(file.parent for file in files if file is not None)]
@@ -182,18 +182,21 @@ def _run(launcher: Launcher, console: Console) -> None:
 
 
 def _run_looks(launcher: Launcher, console: Console) -> None:
-    """Runs the cells that the next look lacks until every comparison is decided, or the study's or launch's most seeds
-    have run. Other launchers and hosts that share the study do the same: a look is a function of the recorded cells."""
+    """Runs the cells that the next look needs until every comparison is decided or stopped for futility, or the most
+    seeds of the study or the launch have run. Other launchers and hosts that share the study do the same: a look
+    is a function of the recorded cells."""
     study = launcher.study
     launcher.register_seeds()
-    launcher.run([])  # sends what a launcher left that was killed before it could
+    launcher.run([])  # uploads what a killed launcher left
     while launcher.have_all_ended and (cells := _wanted(launcher)):
-        if all(cell.key in launcher.states for cell in cells):  # ended, and the store has lost the record
+        if all(cell.key in launcher.states for cell in cells):  # ended, but the store has lost the record
             break
         seeds = study.seeds.index(cells[-1].seed) + 1
         counts = Counter(cell.variant for cell in cells)
         listed = ", ".join(f"{count} of {variant}" for variant, count in counts.items())
-        console.print(f"For a look at {seeds} seeds: cells {listed}.", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"Next look at {seeds} seeds; cells to train: {listed}.", markup=False, highlight=False, soft_wrap=True
+        )
         launcher.run(cells)
     if launcher.have_all_ended:
         recorded = launcher.cell_scores()
@@ -201,7 +204,7 @@ def _run_looks(launcher: Launcher, console: Console) -> None:
 
 
 def _wanted(launcher: Launcher) -> list[Cell]:
-    """The cells that the next look lacks and that were asked for."""
+    """The cells that the next look needs and that were asked for."""
     study, options = launcher.study, launcher.options
     asked = {cell.key for cell in study.cells(options.only)}
     return [cell for cell in wanted(study, launcher.cell_scores(), options.most) if cell.key in asked]

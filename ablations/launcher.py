@@ -37,12 +37,12 @@ from ablations.verdicts import CellScores, Row, cell_scores, rows
 from sagan.train import EXIT_DISK_FULL, EXIT_NOT_STARTED
 
 BEAT_SECONDS = 2.0
-TICK_SECONDS = 1.0  # between two looks at the queue
+TICK_SECONDS = 1.0  # between two reads of the queue
 STOP_SECONDS = 60.0  # for training processes to finish a step or an evaluation, and save
-_LONGEST_TICK = 15.0  # where looking at all cells takes long
+_LONGEST_TICK = 15.0  # where reading all cells takes long
 _POLL_SECONDS = 0.1
-_SENDING_SECONDS = 5.0  # for the mirror to send the rest when all processes have ended
-_MOST_RECORDS = 2  # of one cell by one launch: a result that is then not in the store never will be
+_SENDING_SECONDS = 5.0  # for the uploader to send the rest when all processes have ended
+_MOST_RECORDS = 2  # give up on a cell after uploading its result this often without finding it in MLflow
 _log = logging.getLogger(__name__)
 
 
@@ -68,7 +68,7 @@ class Options:
 
 @dataclass
 class _Claimed:
-    """A cell of this launcher. `end` is what the queue is to be told once the store knows how the attempt ended."""
+    """A cell of this launcher. `end` is recorded in the queue once MLflow has how the attempt ended."""
 
     claim: Claim
     attempt: Attempt
@@ -88,7 +88,7 @@ class _Claimed:
         return protocol["data_fingerprint"], protocol["metric_fingerprint"]
 
     def read_progress(self) -> dict[str, Any]:
-        """What the queue is told of its progress, from the lines that the journal has by now."""
+        """The progress for the queue, from the lines that the journal currently has."""
         if self._began is None:
             if (protocol := self.attempt.protocol) is None:
                 return self.progress
@@ -187,7 +187,7 @@ class Launcher:
         return cell_scores(self.study, self.results(), self.failed)
 
     def _rows(self, states: Sequence[CellState]) -> list[Row]:
-        """The table of verdicts by now, `states` being those of the cells that are run."""
+        """The current table of verdicts; `states` are those of the cells that are run."""
         failed = self.failed | {state.cell.key for state in states if state.state == "failed"}
         return rows(self.study, cell_scores(self.study, self.results(), failed))
 
@@ -223,7 +223,7 @@ class Launcher:
         return contextlib.closing(CellQueue(self.options.storage, self.study.name, cells))
 
     def _prepare(self) -> None:
-        """Makes the rows of the table, clears up behind the dead, and puts what has no result in the queue."""
+        """Makes the rows of the table, releases the cells of dead launchers, and queues the cells without a result."""
         self._bring_table_up_to_date()
         self._clear_up()
         self._queue.enqueue(self.results(), self.options.retry_failed)
@@ -238,8 +238,8 @@ class Launcher:
             self._store.write_table(
                 self._experiment_id, self.study, self.results(), self._search, self._commit, self.failed
             )
-        except Exception:  # training outlives its tracker
-            _log.exception("tracking: the table of %s is not sent", self.study.name)
+        except Exception:  # training does not depend on MLflow
+            _log.exception("tracking: the table of %s is not uploaded", self.study.name)
 
     def _train(self) -> None:
         self._trainers = Trainers(self.pool.devices, self.options.processes, self.pool.threads, self._trainer)
@@ -256,7 +256,7 @@ class Launcher:
         self._bring_table_up_to_date()
 
     def _watch(self) -> None:
-        """Until all cells have ended: claim and train, give signs of life, take cells back from the dead, show."""
+        """Until all cells have ended: claim and train, send heartbeats, release cells of dead launchers, display."""
         display: LiveTable | PlainLines = PlainLines(self._console, self.study)
         if self._console.is_terminal and not self.options.worker_only:
             display = LiveTable(self._console, self.study, self._rows)
@@ -266,7 +266,7 @@ class Launcher:
                 if time.monotonic() - self._beat_at > BEAT_SECONDS:
                     self._beat()
                     for cell in self._claimed.values():
-                        # torchrun's processes are not told of `known`, and begin.
+                        # `known` cannot be passed through torchrun, so these processes begin to train.
                         if self.options.processes > 1 and cell.end is None and cell.fingerprints in cell.known:
                             self._trainers.kill(cell.attempt.folder)
                             self._copy(cell)
@@ -303,14 +303,14 @@ class Launcher:
             return True
         if self._must_stay(states):
             return True
-        # A launcher may have died between telling the queue and telling the store. What other hosts have trained
-        # cannot be known while the store is away.
+        # A launcher may have died between its write to the queue and that to the store. What other hosts have trained
+        # cannot be known while the store is unreachable.
         recorded = self.results()
         return not self._store.is_away and bool(self._queue.enqueue(recorded))
 
     def _must_stay(self, states: Sequence[CellState]) -> bool:
-        """Whether cells that run elsewhere may come back. A launcher stays until they have ended; one that only works,
-        until each has shown that it is alive: so the cells of the dead wait for somebody."""
+        """A launcher waits until all running cells end. With `--worker-only` it exits once every remaining cell has
+        sent a heartbeat: cells of dead launchers send none, and this launcher can still train them."""
         beats = {state.cell.key: state.progress.get("beat") for state in states if state.state == "running"}
         # Adaptive seeds go on where all cells of a look have ended: then there is more to claim.
         if self._others is None or not self.options.worker_only or self.study.adaptive:
@@ -319,17 +319,15 @@ class Launcher:
         return any(beats[key] == self._others[key] for key in beats.keys() & self._others.keys())
 
     def _begin(self, claim: Claim) -> None:
-        """Trains a cell that was claimed, or finds that it has a result: one that was recorded by a launcher that died
-        before it told the queue, or one that the store lacks, or has lost, and that its folder holds."""
+        """Trains a cell that was claimed, unless it has a result: in the store, from a launcher that died before it
+        updated the queue, or only in its folder, where the store has lost it or never had it."""
         cell, options = claim.cell, self.options
         if outcome := self._store.find_outcome(self._experiment_id, cell, options.reuse):
             self._queue.complete(claim, outcome)
             return
         if self._records[cell.key] >= _MOST_RECORDS:
-            where = f"which is safe in {cell.directory(options.runs)}; see its run in MLflow"
-            self._queue.fail(
-                claim, f"its result was sent {_MOST_RECORDS} times and the tracking store lacks it, {where}"
-            )
+            where = f"it is safe in {cell.directory(options.runs)}; see the cell's run in MLflow"
+            self._queue.fail(claim, f"its result was uploaded {_MOST_RECORDS} times but is not in MLflow; {where}")
             return
         for attempt in attempts(cell.directory(options.runs), cell.key):
             if attempt.outcome is not None and not attempt.copied and not attempt.upload_state.is_lost:
@@ -351,7 +349,7 @@ class Launcher:
             **({"git_commit": self._commit} if self._commit else {}),
         }
         known = self._store.find_shared(cell) if options.reuse and cell.key not in self._again else []
-        # A copy is cheaper than going on, and who wants a cell trained again wants it from its first step.
+        # A copy is cheaper than resuming, and --rerun trains from the first step.
         may_go_on = options.reuse and cell.key not in self._again and not known
         find = partial(find_shorter_run, options.runs, cell, options.fingerprints.get(cell.config_digest))
         attempt = begin_attempt(options.runs, cell, tags, machine, find if may_go_on else lambda: None)
@@ -361,7 +359,7 @@ class Launcher:
         _log.info("%s: claimed", cell.name)
 
     def _beat(self) -> None:
-        """A sign of life for all cells; those that were taken over by others are left, and nothing of them recorded."""
+        """Sends a heartbeat for all cells; drops those that another launcher took over, without recording anything."""
         claimed = {cell.claim: cell for cell in self._claimed.values()}
         for claim in self._queue.beat({claim: cell.read_progress() for claim, cell in claimed.items()}):
             self._lose(claimed[claim])
@@ -374,7 +372,7 @@ class Launcher:
         del self._claimed[cell.attempt.folder]
 
     def _collect(self, is_leaving: bool = False) -> bool:
-        """Follows up on processes that have ended and on ends that the store knows; whether there was one."""
+        """Handles processes that have ended and uploads that are complete; whether there was one."""
         ended = self._trainers.ended()
         full = False
         for folder, status in ended.items():
@@ -383,12 +381,12 @@ class Launcher:
                 full |= self._end(ended_cell, status, is_leaving)
             except ClaimLost:
                 self._lose(ended_cell)
-        told = self._uploader.take_ended()
-        for attempt in told:
+        uploaded = self._uploader.take_ended()
+        for attempt in uploaded:
             cell = self._claimed.pop(attempt.folder, None)
             if cell is None:  # it failed, which the queue knows
                 continue
-            with contextlib.suppress(ClaimLost):  # then its end is another launcher's to tell
+            with contextlib.suppress(ClaimLost):  # then another launcher records the result
                 if cell.end == "done":
                     self._records[cell.claim.cell.key] += 1
                     self._queue.complete(cell.claim, attempt.outcome or "")
@@ -398,7 +396,7 @@ class Launcher:
                     self._queue.give_back_dead(cell.claim)
         if full and not is_leaving:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return bool(ended or told)
+        return bool(ended or uploaded)
 
     def _end(self, cell: _Claimed, status: int, is_leaving: bool) -> bool:
         """What follows from the exit status of a training process; True where a disk was full. Raises ClaimLost."""
@@ -417,15 +415,15 @@ class Launcher:
         else:
             was_told_to = is_leaving or status in (130, 143, EXIT_DISK_FULL)
             cell.end = "stopped" if was_told_to else "died"
-        # The status of torchrun says nothing of its processes'.
+        # The exit status of torchrun does not contain those of its processes.
         if self.options.processes > 1 and cell.end == "died" and shutil.disk_usage(attempt.folder).free < 2**20:
             cell.end, status = "stopped", EXIT_DISK_FULL
-        # The store first: a cell that the queue calls done and the store does not know looks like a lost record.
+        # The store first: a cell that is done in the queue and missing in the store looks like a lost record.
         self._uploader.finish(attempt)
         return status == EXIT_DISK_FULL
 
     def _copy(self, cell: _Claimed) -> None:
-        """Ends as a copy of another study's result, or trains where that cannot be had any more."""
+        """Ends as a copy of another study's result, or trains where that result is gone."""
         attempt, fingerprints = cell.attempt, cell.fingerprints
         source = self._store.find_source(cell.claim.cell, fingerprints) if fingerprints is not None else None
         cell.known = []
@@ -438,8 +436,8 @@ class Launcher:
         self._uploader.finish(cell.attempt)
 
     def _leave(self) -> None:
-        """Lets all processes save, sends what they told, and gives their cells back; where the queue does not answer,
-        the next launcher takes them back."""
+        """Lets all processes save, uploads their records, and releases their cells; where the queue does not answer,
+        the next launcher releases them."""
         self._trainers.stop(STOP_SECONDS)
         with contextlib.suppress(*UNREACHABLE_ERRORS, OSError):
             self._beat()
@@ -455,7 +453,7 @@ class Launcher:
         self._claimed.clear()
 
     def _clear_up(self) -> None:
-        """Takes the cells of dead launchers back, sends what they left, and ends the runs that they left running."""
+        """Releases the cells of dead launchers, uploads what they left, and ends their runs that are still RUNNING."""
         self._queue.reap()
         living = self._queue.living()
         self._store.send_rest(self._experiment_id, self.folder, living, wait=self._interrupt.status is None)

@@ -10,9 +10,9 @@ from pathlib import Path
 from sagan.config import Config
 from sagan.limits import free_memory_mib, threads_of_user, usable_cores
 
-# Environment of processes that train. glibc gives freed memory at the heap's end back to the kernel; a step frees and
-# takes the same memory again, and some workers came into a state where they fetched all of it anew, zeroed, at each
-# step: half as fast.
+# Environment of processes that train. glibc returns freed memory at the heap's end to the kernel. Each step frees and
+# allocates the same memory again, and some workers got all of it from the kernel again, zeroed, at each step: half as
+# fast.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 # Peak of a worker of the embedded preset without its networks: Python, torch, MLflow, images, an evaluation.
@@ -63,7 +63,7 @@ def choose_worker_pool(
     """Workers for one cell per config: at most one per cell; by default one per core or GPU, as memory allows.
 
     On a CPU each worker then has one thread, which gives the most cells per hour (tests/benchmarks/test_studies.py).
-    Without `threads`, workers share the cores evenly, and OMP_NUM_THREADS is the most that one takes.
+    Without `threads`, workers share the cores evenly, and a worker takes OMP_NUM_THREADS threads at most.
     """
     cores = usable_cores()
     on_cpu = devices == ("cpu",)

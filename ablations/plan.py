@@ -134,7 +134,8 @@ class Search:
 class Adaptive:
     """Seeds that are added until each comparison of the study is decided: `first` at least, `most` at most.
 
-    A ratio within 1 +- `margin` (0.1 for 10 %) is no difference that matters; None where every difference does.
+    A ratio from 1 / (1 + `margin`) to 1 + `margin` (0.1 for 10 %) is a difference that does not matter; None where
+    every difference matters.
     """
 
     first: int

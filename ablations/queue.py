@@ -1,4 +1,4 @@
-"""The queue, kept in Optuna: cells claimed exactly once by any number of launchers, and taken back from dead ones.
+"""The queue, kept in Optuna: cells claimed exactly once by any number of launchers, and released when a launcher dies.
 
 A trial is one attempt at a cell, and the newest trial of a cell decides its state. Optuna moves a trial from WAITING
 to RUNNING and from RUNNING to COMPLETE or FAIL by compare-and-set (see storage.py). What takes more than one step
@@ -28,10 +28,12 @@ from optuna.trial import TrialState, create_trial
 from ablations.plan import Cell
 from ablations.storage import TrialRecord, exclusive, open_storage, retry_while_unreachable, trial_records, waiting
 
-GRACE = 120.0  # seconds without a sign of life; only for launchers whose process cannot be looked up from here
-_BLIND = 60.0  # seconds between two looks, after which it may be we who were away, and not the silent launchers
+GRACE = 120.0  # seconds without a heartbeat; only for launchers whose process cannot be looked up from here
+# If this process has not polled for longer than this many seconds, it restarts its heartbeat timers instead of
+# declaring other launchers dead: it may have been stopped itself, or the database was unreachable.
+_BLIND = 60.0
 _BATCH = 100  # cells that are put in the queue under one lock; others may claim between two batches
-MAX_DEATHS = 3  # of processes at one cell that comes no further; then it counts as failed: it is what kills them
+MAX_DEATHS = 3  # after this many crashes without a new checkpoint the cell is marked as failed
 _FIRST_NAMESPACE = "pid:[4026531836]"  # Linux: of processes in no container
 
 State = Literal["new", "waiting", "running", "done", "failed"]
@@ -39,7 +41,7 @@ State = Literal["new", "waiting", "running", "done", "failed"]
 
 @dataclass(frozen=True)
 class LauncherProcess:
-    """A launcher that claims. `token` tells its process from a later one of the same pid."""
+    """The process of a launcher. `token` is when it started, which differs for a later process of the same pid."""
 
     host: str
     pid: int
@@ -51,7 +53,7 @@ class LauncherProcess:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> LauncherProcess:
-        """As it was written. Where an earlier version wrote less, nobody is named: its silence alone counts."""
+        """Read from a stored attribute. Those of older versions have no host; only their heartbeat timeout applies."""
         names = ("host", "pid", "token")
         return cls(*(stored[name] for name in names)) if stored.keys() >= set(names) else cls("", 0, "")
 
@@ -74,15 +76,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class History:
-    """Of a cell, carried from trial to trial: how many processes died at it one after another that all began at step
-    `reached`, and so came to no newer checkpoint. A week's run may well lose three."""
+    """Number of consecutive process crashes of a cell since its last new checkpoint (at step `reached`).
+
+    Copied from trial to trial. Crashes before that checkpoint do not count: a run of a week may well have three.
+    """
 
     deaths: int = 0
     reached: int = 0
 
     @classmethod
     def of(cls, attrs: Mapping[str, Any]) -> History:
-        return cls(attrs.get("deaths", 0), attrs.get("reached", 0))  # queues of earlier versions do not say it
+        return cls(attrs.get("deaths", 0), attrs.get("reached", 0))  # absent in queues of earlier versions
 
     def and_a_death(self, began: int) -> History:
         return History(1, began) if began > self.reached else History(self.deaths + 1, self.reached)
@@ -90,7 +94,7 @@ class History:
 
 @dataclass(frozen=True)
 class CellState:
-    """A cell as the display shows it. `progress` is what its launcher last said: step, images_per_sec, fid."""
+    """A cell as the display shows it. `progress` is what its launcher last recorded: step, images_per_sec, fid."""
 
     cell: Cell
     state: State
@@ -101,14 +105,14 @@ class CellState:
 
 
 class ClaimLost(Exception):
-    """The cell was taken from this launcher, which had given no sign of life for too long."""
+    """Another launcher has taken the cell over, because this one sent no heartbeat for too long."""
 
 
 class CellQueue:
     """The cells of one study in an Optuna storage; `cells` are those that this launch asks for, in that order.
 
-    All wait for a database that is away. What it did without an answer is done again, which harms nothing: a
-    cell that waits twice is found to be recorded, and one claimed by nobody comes back when its launcher leaves.
+    Every method retries while the database is unreachable. Repeating an operation is safe: a duplicate waiting trial is
+    skipped, and a claim that nobody holds is released when its launcher exits.
     """
 
     def __init__(self, url: str, study: str, cells: Sequence[Cell], grace: float = GRACE) -> None:
@@ -137,7 +141,7 @@ class CellQueue:
         added = 0
         missing = list(self._missing(recorded, retry_failed))
         for start in range(0, len(missing), _BATCH):
-            with self._exclusive():  # another launcher may have been here since we looked
+            with self._exclusive():  # another launcher may have added some since the list was made
                 still = self._missing(recorded, retry_failed)
                 for key in filter(still.__contains__, missing[start : start + _BATCH]):
                     self._add(key, still[key])
@@ -159,7 +163,7 @@ class CellQueue:
 
     @retry_while_unreachable
     def beat(self, progress: Mapping[Claim, Mapping[str, Any]]) -> list[Claim]:
-        """A sign of life for all cells of this launcher; returns those that are not its own any more."""
+        """Records a heartbeat for all cells of this launcher; returns those that are no longer its own."""
         lost = []
         for claim, values in progress.items():
             try:
@@ -171,7 +175,7 @@ class CellQueue:
 
     @retry_while_unreachable
     def complete(self, claim: Claim, outcome: str) -> None:
-        """Raises ClaimLost: then the result is another launcher's to record."""
+        """Raises ClaimLost; then another launcher records the result."""
         with _own(claim):
             self._storage.set_trial_user_attr(claim.trial_id, "outcome", outcome)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.COMPLETE)
@@ -184,7 +188,7 @@ class CellQueue:
 
     @retry_while_unreachable
     def release(self, claim: Claim) -> None:
-        """Gives a cell back, to be resumed by whoever claims it next."""
+        """Puts a cell back in the queue; whoever claims it next resumes it."""
         with self._exclusive(), _own(claim):
             trial = self._storage.get_trial(claim.trial_id)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
@@ -192,15 +196,15 @@ class CellQueue:
 
     @retry_while_unreachable
     def give_back_dead(self, claim: Claim) -> None:
-        """Gives a cell back whose process died, or fails it where too many have."""
+        """Releases a cell whose process died, or marks it as failed after MAX_DEATHS."""
         with self._exclusive(), _own(claim):
             trial = self._storage.get_trial(claim.trial_id)
             self._take_back(TrialRecord(claim.trial_id, trial.state, trial.user_attrs))
 
     @retry_while_unreachable
     def reap(self) -> list[Cell]:
-        """Takes cells back from dead launchers, and from silent ones after the grace period; returns these cells."""
-        if time.monotonic() - self._looked > _BLIND:  # the database was away, or we were: nobody could be heard
+        """Releases the cells of launchers that are dead, or without a heartbeat for `grace` seconds; returns them."""
+        if time.monotonic() - self._looked > _BLIND:  # see _BLIND
             self._beats.clear()
         self._looked = time.monotonic()
         suspects = [trial for trial in self._running() if trial.attrs["cell"] in self._cells and self._is_stale(trial)]
@@ -243,7 +247,7 @@ class CellQueue:
     def _is_stale(self, trial: TrialRecord) -> bool:
         if LauncherProcess.of(trial.attrs.get("worker", {})).is_dead():
             return True
-        # Our own monotonic clock times the silence: clocks of hosts differ, and wall clocks jump.
+        # Timed by the monotonic clock of this process: clocks of hosts differ, and wall clocks jump.
         beat, now = trial.attrs.get("progress", {}).get("beat"), time.monotonic()
         if self._beats.get(trial.trial_id, (None, 0.0))[0] != beat or trial.trial_id not in self._beats:
             self._beats[trial.trial_id] = (beat, now)
@@ -266,7 +270,7 @@ class CellQueue:
         return {trial.attrs["cell"]: trial for trial in self._trial_records() if trial.attrs["cell"] in self._cells}
 
     def _trial_records(self, states: Container[TrialState] = tuple(TrialState)) -> list[TrialRecord]:
-        """Those that say of which cell; others can be told of, but by nobody claimed."""
+        """Trials with a `cell` attribute. Trials without it can be listed but not claimed."""
         return [trial for trial in trial_records(self._storage, self._study_id, states) if "cell" in trial.attrs]
 
     def _add(self, key: str, history: History) -> None:
@@ -310,7 +314,7 @@ def _state(cell: Cell, trial: TrialRecord | None) -> CellState:
 
 def _started(pid: int) -> str | None:
     """When a process of this host started, in a form that no change of the clock alters; None where it has ended, and
-    "" where that cannot be told."""
+    "" where that cannot be known."""
     if Path("/proc/self/stat").exists():
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,8 +1,8 @@
 """The command line: `python -m ablations.run studies/attention_position.yaml`.
 
-Exit status: 0 every cell has a result; 1 some cell failed, or store, queue or disk gave out; 2 bad input; 130
+Exit status: 0 every cell has a result; 1 some cell, or the store, queue or disk failed; 2 bad input; 130
 interrupted, 143 terminated (state saved).
-Bad input is told before torch, MLflow or Optuna is imported, and with nothing written.
+Bad input is reported before torch, MLflow or Optuna is imported, and before anything is written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def main(arguments: Sequence[str], trainer: Callable[..., Any] | None = None) -> int:
-    """`trainer` is called in the place of sagan.training.Trainer, in processes that import it anew."""
+    """`trainer` is called in the place of sagan.training.Trainer, in processes that import it again."""
     escape_unprintable_output()
     options = _parser().parse_intermixed_args(arguments)
     try:
@@ -64,19 +64,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--most", type=int, metavar="N", help="adaptive seeds: stop at N per variant; the study goes on later")
     add("--until", metavar="TIME", help="save and stop after 45min, 2h or 90s; the same command goes on")
     add("--only", default="*", metavar="GLOB", help="cells whose variant, or variant/seedK, matches")
-    add("--workers", default="auto", metavar="N", help="processes; auto: one a core, or one a GPU")
-    add("--threads", type=int, metavar="N", help="CPU threads of each worker (default: OMP_NUM_THREADS, or its share)")
+    add("--workers", default="auto", metavar="N", help="processes; auto: one per core, or one per GPU")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads per worker (default: its share, or OMP_NUM_THREADS if less)",
+    )
     add("--device", default="cpu", help="cpu, cuda (all GPUs) or cuda:N")
     add("--gpus-per-cell", type=int, default=1, metavar="N", help="train each cell on N GPUs, or in N CPU processes")
     add("--data-root", type=Path, help="where data sets are, or are downloaded to (default: data)")
     add("--inception-weights", type=Path, metavar="FILE", help="for machines without a network")
     add("--storage", default="sqlite:///optuna.db", metavar="URL", help="the queue (default %(default)s)")
     add("--tracking-uri", metavar="URI", help=f"the MLflow store (default: MLFLOW_TRACKING_URI, else {DEFAULT_STORE})")
-    add("--worker-only", action="store_true", help="work on what is queued, here, until no cell waits")
-    add("--launcher", choices=["local", "slurm"], default="local", help="slurm: submit --workers N jobs that do so")
+    add("--worker-only", action="store_true", help="only train queued cells, then exit")
+    add("--launcher", choices=["local", "slurm"], default="local", help="slurm: submit N jobs, each with --worker-only")
     add("--retry-failed", action="store_true", help="run cells again that failed before")
     add("--rerun", default="", metavar="GLOB", help="cells, as in --only, that are trained again, though finished")
-    add("--no-reuse", action="store_true", help="train from the first step what another study, or a shorter run, has")
+    add("--no-reuse", action="store_true", help="do not reuse results of other studies, or shorter runs")
     add("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
     add("--calibrate", action="store_true", help="with --dry-run: measure time and memory here, for a minute or two")
     return parser
@@ -123,7 +128,7 @@ def _seeds(text: str) -> list[int]:
 
 def _wrong_most(study: Study, most: int) -> str:
     if study.adaptive is None:
-        return f"bounds adaptive seeds, and those of {study.path} are a list; leave it out, or give fewer --seeds"
+        return f"needs adaptive seeds, but {study.path} lists its seeds; remove --most or shorten --seeds"
     first, last = study.adaptive.first, study.adaptive.most
     if first <= most <= last:
         return ""
@@ -242,7 +247,7 @@ def _start(
     )
     studies = [(study, pool) for (study, _), pool in zip(chosen, pools, strict=True)]
     if elsewhere:
-        # What is to be run again is put in the queue here, once, and not again by each job.
+        # Cells that are run again are queued here, once, and not again by each job.
         words = [word for word in arguments if word != "--retry-failed"]
         words += ["--rerun=", "--no-reuse"] if options.rerun else []
         return submit_studies(studies, asked_for, words, options.device != "cpu", console)
@@ -293,7 +298,7 @@ def _check_workers_alone(studies: Sequence[Study], option: str) -> None:
 
 
 def _check_data(configs: Sequence[Config], data_root: Path | None) -> None:
-    """Raises ValueError for data that no name or no folder gives; nothing is downloaded or decoded."""
+    """Raises ValueError for an unknown data set or a missing folder; nothing is downloaded or decoded."""
     from sagan.data import num_classes
 
     for data in dict.fromkeys(config.data for config in configs):
@@ -301,7 +306,7 @@ def _check_data(configs: Sequence[Config], data_root: Path | None) -> None:
 
 
 def _check_extractors(configs: Sequence[Config], cache_dir: Path, inception_weights: Path | None) -> None:
-    """Opens each once, so that weights are downloaded by one process, and what cannot be had is told now."""
+    """Opens each once: so one process downloads the weights, and an extractor that is unavailable is reported now."""
     for name in sorted({config.eval.extractor for config in configs} - {"embedded-v2"}):
         from sagan.metrics.extractor import load_extractor
 

@@ -1,7 +1,6 @@
-"""From the journal of an attempt to the run of its cell in MLflow.
+"""Uploads the journal of an attempt to the run of its cell in MLflow.
 
-To send something twice is to send it once: points carry the time at which they were told, tags and artifacts replace
-what was there.
+Uploads are idempotent: a metric point is identified by its timestamp; tags and artifacts are overwritten.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sender:
-    """`opened` are the attempts whose run is known to be there, by folder and run."""
+    """`opened` are the attempts whose run is known to exist, by folder and run."""
 
     client: MlflowClient
     opened: set[tuple[Path, str | None]]
 
     def send(self, experiment_id: str, attempt: Attempt, has_ended: bool) -> None:
-        """Brings to the store what it lacks of an attempt, and where it `has_ended`, how.
+        """Uploads what the store lacks of an attempt, and how it ended if it `has_ended`.
 
-        What the store will never take, and files that are gone, are left out and said in the log. Where it has an
-        outcome of the cell from another disk, nothing is sent. Raises what the client raises where the store is away.
+        What the store refuses, and files that are gone, are left out with an error in the log. Where it has an outcome
+        of the cell from another disk, nothing is uploaded. Raises the client's error where the store is unreachable.
         """
         state = attempt.upload_state
         if state.is_lost:
@@ -209,7 +208,7 @@ class Sender:
         ended = milliseconds(records[-1].time if records else attempt.started)
         if (outcome := attempt.outcome) is not None:
             # In one call: half a copy has no outcome.
-            about = _protocol_tags(attempt.protocol) if attempt.protocol else {}  # not told by a run that went on
+            about = _protocol_tags(attempt.protocol) if attempt.protocol else {}  # a resumed run records none
             self._set_tags(run_id, {"last_step": str(records[-1].step), **about, **attempt.copied, "outcome": outcome})
             self.client.set_terminated(run_id, "FINISHED", ended)
         elif (failure := attempt.failure) is not None:
@@ -285,14 +284,14 @@ def _protocol_tags(protocol: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _batches(records: Sequence[Record], stored: Mapping[str, str]) -> Iterator[list[Metric]]:
-    """Metrics of as many records as one call may bring. Only finite values are stored."""
+    """Metrics of as many records as one call may contain. Only finite values are stored."""
     from mlflow.entities import Metric
 
     batch: list[Metric] = []
     for record in records:
-        told = milliseconds(record.time)
+        timestamp = milliseconds(record.time)
         points = [
-            Metric(stored.get(key, key), value, told, record.step)
+            Metric(stored.get(key, key), value, timestamp, record.step)
             for key, value in record.metrics.items()
             if math.isfinite(value)
         ]

@@ -27,7 +27,7 @@ from ablations.disk import is_full_disk, new_database
 
 logging.getLogger("optuna").setLevel(logging.WARNING)
 
-PATIENCE_SECONDS = 300.0  # with a database that is started anew, or moves to another host
+PATIENCE_SECONDS = 300.0  # for a database that is restarted, or moves to another host
 _RETRY_SECONDS = 3.0
 _DELETE = "delete it: results are in the tracking store, and only trials of searches would be run again"
 # Raised where a database does not answer.
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# A server has about a hundred connections to give: a worker keeps one, and takes more only while it needs them.
+# A server accepts about a hundred connections: a launcher keeps one, and opens more only while it needs them.
 _POOL: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}
 
 _TRIALS = sqlalchemy.table(
@@ -87,10 +87,10 @@ def open_storage(url: sqlalchemy.URL) -> RDBStorage:
 
 
 def retry_while_unreachable(method: Callable[P, T]) -> Callable[P, T]:
-    """`method`, called again while the database does not answer, for some minutes; then its error is raised. That of a
-    full disk is raised at once: whoever makes room starts again.
+    """Retry `method` for up to PATIENCE_SECONDS while the database is unreachable; raise full-disk errors at once.
 
-    For what may be done twice: a database that goes away may have done it, and its answer is lost.
+    Use only for idempotent methods: a database that becomes unreachable may have done the operation, and its answer is
+    lost.
     """
 
     @functools.wraps(method)
@@ -111,7 +111,7 @@ def retry_while_unreachable(method: Callable[P, T]) -> Callable[P, T]:
 
 @contextlib.contextmanager
 def exclusive(url: sqlalchemy.URL | str, name: str) -> Iterator[None]:
-    """One process at a time in all that is kept under `name`. The lock falls with the process that holds it."""
+    """One process at a time per `name`. The lock is released when the process that holds it ends."""
     url = sqlalchemy.make_url(url)
     if url.get_backend_name() == "sqlite":
         with filelock.FileLock(f"{url.database}.lock"):

@@ -36,9 +36,9 @@ from ablations.study_file import KINDS, NAME, NAME_RULE, AdaptiveBlock, RangeBlo
 from sagan.config import Config, field_names, flatten, override
 from sagan.presets import PRESETS
 
-_MAX_NAME = 200  # of a variant of several factors; a file's name has 255
+_MAX_NAME = 200  # characters of a variant of several factors; file names may have 255
 _MAX_CELLS = 20_000
-_CHANGED_TWICE = "is changed by {} already; a field belongs to one factor, to search or to --set, drop one"
+_CHANGED_TWICE = "is changed by {} already; change each field in one factor only, or in search or --set only"
 _ENDPOINT = ("eval.endpoint", "eval.every", "optim.steps")  # the fields that Config.check_endpoint compares
 # Values for required fields that are missing or wrong, so that the others can be checked.
 _PLACEHOLDERS = {"name": "x", "question": "x", "preset": next(iter(PRESETS)), "seeds": [0], "baseline": "x"}

@@ -83,7 +83,7 @@ Text = Annotated[
     str,
     Field(min_length=1, max_length=1_000, pattern=r"\S"),
     AfterValidator(_printable),
-    Must("be a text of 1 to 1000 characters with no control characters nor half ones", "write it in quotes"),
+    Must("be a text of 1 to 1000 characters with no control characters or unpaired surrogates", "write it in quotes"),
 ]
 Variant = Annotated[str, Field(min_length=1), Must("name a variant", "put the name in quotes")]
 Pair = Annotated[
@@ -97,7 +97,7 @@ Margin = Annotated[
     Must("be a percentage above 0 and below 100", "write 10 %"),
 ]
 Level = Annotated[Changes, Must("map fields to values", "write {} for no change")]
-Levels = Annotated[dict[Name, Level], Field(min_length=1), Must("have a level or more", "write none: {}")]
+Levels = Annotated[dict[Name, Level], Field(min_length=1), Must("have at least one level", "write none: {}")]
 
 
 class _Block(BaseModel):
@@ -129,7 +129,9 @@ class AdaptiveBlock(_Block):
     first: Annotated[
         int,
         Field(ge=3, le=MAX_ADAPTIVE),
-        Must(f"be a whole number in 3..{MAX_ADAPTIVE}, because two seeds hardly tell their spread", "write 3"),
+        Must(
+            f"be a whole number in 3..{MAX_ADAPTIVE}, because estimating a spread needs at least three seeds", "write 3"
+        ),
     ]
     most: Annotated[int, Field(ge=3, le=MAX_ADAPTIVE), Must(f"be a whole number in 3..{MAX_ADAPTIVE}", "write 12")]
 
@@ -137,7 +139,7 @@ class AdaptiveBlock(_Block):
 SeedList = Annotated[
     list[Seed],
     Field(min_length=1),
-    Must("be a list with a whole number or more, or adaptive", "write [20, 21, 22] or {first: 3, most: 12}"),
+    Must("be a list of at least one whole number, or adaptive", "write [20, 21, 22] or {first: 3, most: 12}"),
 ]
 Seeds = Annotated[
     Annotated[AdaptiveBlock, Tag(KINDS[2])] | Annotated[SeedList, Tag(KINDS[3])],

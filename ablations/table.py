@@ -1,4 +1,4 @@
-"""The table of a study: what its recorded cells say of each variant, by the statistics of the report.
+"""The table of a study: the results of each variant, by the statistics of the report.
 
 Pure: the tracking store keeps the rows (tracking.py), and a row equals that of the report's table.
 """
@@ -37,7 +37,7 @@ class Row:
     """One variant: the mean of each metric over its finished cells with the 95 % interval, the primary metric first.
 
     `planned` cells of it belong to the study (with adaptive seeds, as far as is known) and `ended` have an outcome.
-    `note` says what the numbers do not: why it cannot be built, or how many of its runs collapsed. `verdict` is that
+    `note`: why it cannot be built, or how many of its runs collapsed. `verdict` is that
     against its first reference; "" where it has none.
     """
 
@@ -63,7 +63,7 @@ def metrics_of(study: Study) -> list[str]:
 def scores_of(points: Points, last_step: int, endpoint: int) -> dict[str, float]:
     """The scores of a finished run: of each metric the mean over its last `endpoint` evaluations.
 
-    As in reports/load.py, a metric has no score where the evaluation at `last_step` gave no value, or too few did.
+    As in reports/loading.py, a metric has no score where the evaluation at `last_step` gave no value, or too few did.
     """
     found = {}
     for name, values in points.items():
@@ -141,7 +141,7 @@ def _verdicts_in_words(study: Study, rows: Sequence[verdicts.Row]) -> str:
             if (row.verdict, row.n, row.stopped_for_futility) == group
         ]
         verdict, n, stopped_for_futility = group
-        why = ", and more would hardly decide it" if stopped_for_futility else ""
+        why = ", stopped for futility: more seeds are unlikely to decide it" if stopped_for_futility else ""
         clauses.append(f"{' and '.join(names)} {verdict} after {n} seeds{why}")
     return f"{'; '.join(clauses)}."
 

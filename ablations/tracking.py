@@ -1,10 +1,9 @@
-"""All that is told to MLflow and asked of it.
+"""All MLflow reads and writes of a launcher.
 
 An experiment is a study. It has one run per variant, the rows of the study's table (kind "variant"), and beneath each
-row one run per seed, the cells (kind "cell"). The run of a cell is found again by its tags, so whoever goes on with the
-cell goes on with its run. What an attempt has to tell is in its journal; `Store.send` brings it to the store from a
-mark on. To send something twice is to send it once: points carry the time at which they were told, tags and artifacts
-replace what was there. A launch that has begun goes on while the store is away.
+row one run per seed, the cells (kind "cell"). The run of a cell is found by its tags, so a launcher that resumes the
+cell adds to the same run. What an attempt records is in its journal first; `Store.send` uploads what the store lacks
+(sending.py). A launch that has begun continues while the store is unreachable.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-SCHEMA = "2"  # of what stands in an experiment; the first version had a run per launch and no such tag
-_PATIENCE_SECONDS = 60.0  # with a store that stops answering
+SCHEMA = "2"  # of what is in an experiment; the first version had a run per launch and no such tag
+_PATIENCE_SECONDS = 60.0  # for a store that stops answering
 _VIEW = "table"  # the key of the view that shows its columns
 _MAX_DESCRIPTION = 5000  # characters of a tag of an experiment, a limit of MLflow's
 _ABOUT = ("last_step", "device", "git_commit", "tile_px")  # tags that say how and where a run was trained
@@ -52,7 +51,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """A finished run of another study that stands for a cell, too: records of its metrics, and the tags of the copy."""
+    """A finished run of another study with the same result: records of its metrics, and the tags of its copy."""
 
     study: str
     records: list[Record]
@@ -60,14 +59,14 @@ class Source:
 
 
 class StoreUnreachable(Exception):
-    """The store stopped answering, and what is asked of it cannot wait."""
+    """The store stopped answering, and the launch cannot continue without it."""
 
 
 class Store:
     """An MLflow store that answers. Creates the tables of a new SQLite file; raises ValueError where it cannot.
 
-    Should it stop answering later, what only informs it is left out, and `is_away` says so. `read_only` writes nothing,
-    neither to a SQLite file nor beside it: a folder that cannot be written is read, too.
+    If MLflow becomes unreachable, optional uploads are skipped and `is_away` is True. `read_only` writes nothing,
+    neither to a SQLite file nor beside it, so that a folder without write permission can be read, too.
     """
 
     def __init__(self, uri: str, read_only: bool = False) -> None:
@@ -125,7 +124,7 @@ class Store:
         return f"{without_password(server)}/#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"
 
     def fetch(self, run_id: str, name: str, folder: Path) -> Path:
-        """An artifact of a run: where it lies, or its copy in `folder`. After a folder was moved or copied the store
+        """The path of an artifact of a run, or of its copy in `folder`. After a folder was moved or copied the store
         names the old place until the next launch, so the files beside a SQLite file come first."""
         path = sqlite_path(self.uri)
         if path is not None:
@@ -154,7 +153,7 @@ class Store:
             )
 
     def check_seeds(self, study: Study) -> None:
-        """Raises ValueError where the adaptive seeds of the study were begun by another plan."""
+        """Raises ValueError where the study started with another plan of adaptive seeds."""
         experiment_id = self.find_experiment(study)
         if study.adaptive is None or experiment_id is None:
             return
@@ -163,12 +162,13 @@ class Store:
         if changed := [name for name in plan if before[name] != plan[name]]:
             listed = ", ".join(f"{name} was {before[name]}, now {plan[name]}" for name in changed)
             raise ValueError(
-                f"{study.path}: adaptive seeds must keep the plan that they began with, but {listed}; give the old one "
-                f"back, or rename the study, because looks under two plans have no error rate (--most bounds a launch)"
+                f"{study.path}: the plan of adaptive seeds changed after the study started ({listed}); "
+                f"restore the old values or rename the study, because the error rate is valid for one plan only. "
+                f"To stop a launch early use --most."
             )
 
     def register_seeds(self, experiment_id: str, study: Study) -> None:
-        """Keeps the plan of adaptive seeds for `check_seeds`."""
+        """Stores the plan of adaptive seeds for `check_seeds`."""
         plan = json.dumps({"protocol": study.protocol, **study.plan_of_seeds()})
         self._call_with_retry(lambda: self.client.set_experiment_tag(experiment_id, _seeds_tag(study), plan))
 
@@ -227,7 +227,7 @@ class Store:
     ) -> bool:
         """Brings the rows of the study's variants, its documents and the description of its experiment up to date with
         `results`, which are by the key of their cell; `failed` are keys of cells that will have none, `search` is the
-        report of a search. False where it is away.
+        report of a search. False where the store is unreachable.
 
         Documents are artifacts of the baseline's row. One launcher at a time may make rows (`exclusive`).
         """
@@ -322,10 +322,10 @@ class Store:
     def recorded(
         self, experiment_id: str, folder: Path, shared: bool = True, metrics: Sequence[str] = ()
     ) -> dict[str, Result]:
-        """{cell's key: result} of the cells whose outcome stands in the store, or in a journal that is not sent.
+        """{cell's key: result} of the cells whose outcome is in the store, or in a journal that is not uploaded.
 
         `folder` is runs/STUDY; `shared` counts copies of other runs; `metrics` are those whose scores are needed. While
-        the store is away, all journals count, beside what it said last.
+        the store is unreachable, all journals count, beside its last answer.
         """
         last = self._last.get(experiment_id, {})
         self._last[experiment_id] = self._call_or_default(
@@ -363,19 +363,19 @@ class Store:
         return self._scores[place]
 
     def find_outcome(self, experiment_id: str, cell: Cell, shared: bool) -> str | None:
-        """That of a cell, where some host has recorded it; None also while the store is away."""
+        """That of a cell, where some host has recorded it; None also while the store is unreachable."""
         run = self._call_or_default(lambda: find_run(self.client, experiment_id, cell, shared), None)
         return run.data.tags.get("outcome") if run is not None else None
 
     def find_shared(self, cell: Cell) -> list[tuple[str, str]]:
         """Fingerprints of data and metrics of the results that other studies have of this config and seed; none while
-        the store is away: training does not depend on it."""
+        the store is unreachable: training does not depend on it."""
         nothing: list[Run] = []
         return [_fingerprints(run) for run in self._call_or_default(lambda: self._shareable(cell), nothing)]
 
     def find_source(self, cell: Cell, fingerprints: tuple[str, str]) -> Source | None:
         """The oldest run of another study with the same config, seed, data and metrics that has ended with an outcome;
-        None also while the store is away."""
+        None also while the store is unreachable."""
         return self._call_or_default(lambda: self._find_source(cell, fingerprints), None)
 
     def _find_source(self, cell: Cell, fingerprints: tuple[str, str]) -> Source | None:
@@ -386,7 +386,7 @@ class Store:
         return _source(run, [point for points in histories for point in points])
 
     def _shareable(self, cell: Cell) -> list[Run]:
-        """Copies are passed over: they have no pictures, and the run that they were copied from is found itself."""
+        """Copies are left out: they have no pictures, and the run that they were copied from is listed itself."""
         experiments = [str(found.experiment_id) for found in self.client.search_experiments()]
         condition = (
             f"tags.kind = 'cell' and tags.config_digest = '{cell.config_digest}' and tags.seed = '{cell.seed}' "
@@ -405,7 +405,7 @@ class Store:
         Sender(self.client, self._opened).send(experiment_id, attempt, has_ended)
 
     def try_to_send(self, experiment_id: str, attempt: Attempt, has_ended: bool) -> bool:
-        """`send`; False where the store does not take it, whatever the error: training outlives its tracker."""
+        """`send`; False where it fails, whatever the error: training does not depend on MLflow."""
         try:
             return self._try_call(self.send, experiment_id, attempt, has_ended)
         except Exception:
@@ -413,8 +413,8 @@ class Store:
             return False
 
     def send_rest(self, experiment_id: str, folder: Path, living: Container[str], wait: bool = True) -> None:
-        """Sends what processes that are gone left below `folder`, runs/STUDY, unless somebody trains the cell now;
-        `wait`s a minute at most for the store."""
+        """Uploads what earlier launches left below `folder`, runs/STUDY, except of `living` cells (by key), which some
+        launcher trains now. `wait`: for the store, a minute at most."""
         rest = [attempt for attempt in all_attempts(folder) if attempt.has_unsent and attempt.cell.key not in living]
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while rest:
@@ -436,7 +436,7 @@ class Store:
         self._last.get(experiment_id, {}).pop(cell.key, None)
 
     def end_abandoned(self, experiment_id: str, living: Container[str]) -> None:
-        """Ends the runs still marked RUNNING whose cell (by key) nobody trains: their process died.
+        """Ends the runs still marked RUNNING of cells that are not `living` (by key): their launcher died.
 
         A second, empty run of a cell is deleted: the store made it on a request that it answered too late.
         """
@@ -466,7 +466,7 @@ class Store:
             token = page.token or ""
 
     def _try_call(self, call: Callable[..., Any], *arguments: Any) -> bool:
-        """Calls, twice if need be; False where the store is away."""
+        """Calls, twice if the first call fails; False where the store is unreachable."""
         from mlflow.exceptions import MlflowException
 
         for pause in (0.0,) if self.is_away else (0.0, 1.0):
@@ -484,12 +484,12 @@ class Store:
         return False
 
     def _call_or_default(self, call: Callable[[], T], otherwise: T) -> T:
-        """What `call` returns; `otherwise` where the store is away."""
+        """What `call` returns; `otherwise` where the store is unreachable."""
         answers: list[T] = []
         return answers[0] if self._try_call(lambda: answers.append(call())) else otherwise
 
     def _call_with_retry(self, call: Callable[[], T]) -> T:
-        """What `call` returns, for a launch that cannot go on without. Raises StoreUnreachable."""
+        """What `call` returns, retried for _PATIENCE_SECONDS. Raises StoreUnreachable."""
         answers: list[T] = []
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while not self._try_call(lambda: answers.append(call())):
@@ -568,9 +568,9 @@ def open_client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     # Whatever the user's environment says, these decide what a call means.
-    os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # a call that returns has stored what it brought
+    os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # a call returns when its data are stored
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # what fails is sent again later; two creations are two runs
-    os.environ["MLFLOW_TRUNCATE_LONG_VALUES"] = "true"  # a long value is cut, not refused for good
+    os.environ["MLFLOW_TRUNCATE_LONG_VALUES"] = "true"  # a long value is cut, not refused
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic", "urllib3"):

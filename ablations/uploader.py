@@ -1,4 +1,4 @@
-"""A thread that brings what attempts have to tell to the tracking store, about once a second, beside training."""
+"""A thread that uploads the journals of attempts to MLflow, about once a second, during training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ablations.attempts import Attempt
 if TYPE_CHECKING:
     from ablations.tracking import Store
 
-_SECONDS = 1.0  # between two looks at the journals
+_SECONDS = 1.0  # between two reads of the journals
 _RETRY_SECONDS = 10.0  # while the store does not answer
 _log = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ class _Followed:
 
 
 class Uploader:
-    """Follows the attempts of one launcher at the cells of one study.
+    """Uploads the attempts of one launcher at the cells of one study.
 
-    Nothing is sent while `may_send` says False: a launcher that was stopped for long may have lost its cells. After
-    attempts have ended `write_table` is called, again where the store was away.
+    Nothing is uploaded while `may_send` returns False: a launcher that was stopped for long may have lost its cells.
+    After attempts have ended `write_table` is called, and again if the store was unreachable.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Uploader:
         self._thread.start()
 
     def follow(self, attempt: Attempt) -> None:
-        """What earlier attempts at the cell told is sent before."""
+        """Begins to upload an attempt, after the rest of earlier attempts at its cell."""
         self._drop_sent()
         with self._lock:
             for earlier in attempt.earlier:
@@ -57,14 +57,14 @@ class Uploader:
             self._followed[attempt.folder] = _Followed(attempt)
 
     def finish(self, attempt: Attempt) -> None:
-        """The process of this attempt has ended: the rest of its journal is sent at once, with its end."""
+        """The process of this attempt has ended: the rest of its journal is uploaded at once, with how it ended."""
         with self._lock:
             self._followed[attempt.folder] = _Followed(attempt, has_ended=True)
         self._wake.set()
 
     def take_ended(self) -> list[Attempt]:
-        """Attempts that have ended and are told, each once; while the store is away those that could not be told, too,
-        which are told later."""
+        """Ended attempts whose upload is complete, each returned once. While MLflow is unreachable, also those still
+        to be uploaded."""
         with self._lock:
             is_away = time.monotonic() < self._quiet_until
             found = [f for f in self._followed.values() if f.has_ended and not f.is_taken and (f.is_sent or is_away)]
@@ -73,13 +73,13 @@ class Uploader:
             return [followed.attempt for followed in found]
 
     def drop(self, attempt: Attempt) -> None:
-        """The claim to its cell is lost: nothing more of it is ever sent."""
+        """The claim to its cell is lost: nothing more of it is ever uploaded."""
         with self._lock:
             self._followed.pop(attempt.folder, None)
         attempt.disable_upload()
 
     def close(self, patience: float) -> None:
-        """Sends what is left, if the store takes it."""
+        """Uploads what is left, for `patience` seconds at most."""
         self._closing = True
         self._wake.set()
         self._thread.join(patience)

@@ -24,8 +24,9 @@ CellScores = Mapping[str, float | None]
 class Row:
     """A variant, and what is known of it against `reference`; None where it is compared with nothing.
 
-    `verdict` is better, worse, equivalent or undecided, by `n` seeds; the gap is that of the decision, or the newest.
-    `stopped_for_futility`: undecided for good, because more seeds would hardly decide it.
+    `verdict` is better, worse, equivalent or undecided, by `n` seeds; for a metric of which neither more nor less is
+    better, "lower" or "higher". The gap is that of the decision, or the newest. `stopped_for_futility`: undecided, and
+    more seeds are unlikely to decide it.
     """
 
     variant: str
@@ -71,7 +72,7 @@ def rule(study: Study, log: bool) -> Rule:
 
 
 def wanted(study: Study, recorded: CellScores, most: int | None = None) -> list[Cell]:
-    """The cells that the next look lacks, seed by seed; [] when all is decided, or the look has more than `most` seeds.
+    """The cells that the next look needs, seed by seed; [] when all is decided, or the look has more than `most` seeds.
 
     A variant that is compared with nothing gets the seeds of the first look.
     """

@@ -106,7 +106,7 @@ def test_what_one_disk_had_no_room_for_is_told_later_and_not_trained_again(
     if place == "the queue":
         assert f"there is no room left on the disk of {disk.folder}" in said and "The same command goes on" in said
     else:
-        assert f"lacks something of 2 cells, which is safe in {lab.folder}/runs" in said
+        assert f"2 cells are not fully uploaded to MLflow; their data is in {lab.folder}/runs" in said
         assert "Nothing to run." in lab.said.read_text()
     assert "Traceback" not in said
     assert {cell: points["loss_g", 39] for cell, (_, points, _) in lab.results(study).items()} == {

@@ -61,7 +61,7 @@ def test_a_made_effect_is_found_early_and_what_stays_undecided_runs_to_the_most_
     assert status == 0, said
     assert trained(lab) == ALL
     assert verdicts(lab, study) == {"none": "", "small": "undecided", "rate": "worse"}
-    assert "For a look at 4 seeds: cells 1 of none, 1 of small." in said
+    assert "Next look at 4 seeds; cells to train: 1 of none, 1 of small." in said
     assert "rate raises" in said and "decided after 3 seeds; small undecided after 6 seeds." in said
     assert "15 cells: 15 finished." in said
     status, said = lab.run(study, "--workers", "2")

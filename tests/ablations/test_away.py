@@ -117,7 +117,7 @@ def test_results_are_kept_while_the_server_is_gone_and_the_same_command_sends_th
     with meanwhile(die):
         status, said = launch(tmp_path, study, server)
     assert (status, "2 cells: 2 finished." in said) == (1, True), said
-    assert f"lacks something of 2 cells, which is safe in {tmp_path}/runs" in said
+    assert f"2 cells are not fully uploaded to MLflow; their data is in {tmp_path}/runs" in said
     assert list(sittings(tmp_path).values()) == START
 
     assert launch(tmp_path, study, server)[0] == 2, "a launch does not begin without its store"

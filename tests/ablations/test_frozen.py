@@ -109,7 +109,9 @@ def test_a_run_that_fails_after_its_launcher_has_lost_the_cell_leaves_it_to_the_
         claim = elsewhere.claim(another)
         assert claim is not None
         (tmp_path / "late").touch()
-        wait_until(lambda: any(attempt.upload_state.is_lost for attempt in all_attempts(tmp_path / "runs" / study.name)))
+        wait_until(
+            lambda: any(attempt.upload_state.is_lost for attempt in all_attempts(tmp_path / "runs" / study.name))
+        )
         elsewhere.fail(claim, "of the other one")
 
     thread = threading.Thread(target=take_over)

@@ -267,7 +267,7 @@ def test_a_launch_ends_though_the_store_keeps_no_result(old: Path, monkeypatch: 
     monkeypatch.setattr(Sender, "_set_tags", without_outcome)
     status, said = launch(old)
     assert status == 1
-    assert said.count("/seed0 failed: its result was sent 2 times and the tracking store lacks it, which is safe") == 2
+    assert said.count("/seed0 failed: its result was uploaded 2 times but is not in MLflow; it is safe") == 2
 
 
 def test_another_store_gets_what_the_folder_holds_and_hints_name_it(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ BAD = {
     "a time of nothing": (["--until", "0h"], "--until: must be a time above 0, got '0h'"),
     "a bound on a list of seeds": (
         ["--most", "8"],
-        "--most: bounds adaptive seeds, and those of .*study.yaml are a list",
+        "--most: needs adaptive seeds, but .*study.yaml lists its seeds",
     ),
     "a glob that matches nothing": (
         ["--only", "feat9"],

@@ -129,7 +129,7 @@ MISTAKES = {
     "a duplicate key": ({"seeds: [0, 1]": "seeds: [0]\nseeds: [1]"}, "6:1: seeds: is on line 5 already"),
     "a duplicate level": ({"feat64:": "feat32:"}, "11:5: factors.attention.feat32: is on line 10 already"),
     "an unknown baseline": ({"baseline: none": "baseline: non"}, "6:11: baseline: .*did you mean 'none'?"),
-    "an empty factor": ({"factors:\n": "factors:\n  other: {}\n"}, "8:10: factors.other: must have a level or more"),
+    "an empty factor": ({"factors:\n": "factors:\n  other: {}\n"}, "8:10: factors.other: must have at least one level"),
     "a level without a mapping": ({"none:   {}": "none:"}, "9:10: factors.attention.none: must map fields"),
     "a key that is a list": ({"none:   {}": "[1]: {}\n    none: {}"}, "9:5: factors.attention: a key must be a text"),
     "a baseline that YAML reads as false": (
@@ -154,7 +154,7 @@ MISTAKES = {
     ),
     "half a character": (
         {"Where should": '"\\ud800" #'},
-        r"2:11: question: .*no control characters nor half ones, got .*\\ud800",
+        r"2:11: question: .*no control characters or unpaired surrogates, got .*\\ud800",
     ),
     "a question like a book": ({"Where should": "x" * 2000}, "2:11: question: must be a text of 1 to 1000 characters"),
     "a key with a line end": ({"paper: table1": '"a\\nb\\e[2J": 1'}, r"4:1: a\\nb\\x1b\[2J: no such field"),

@@ -120,4 +120,6 @@ def test_a_variant_that_more_seeds_would_hardly_decide_gets_none(study: Study) -
     recorded = scored(study, scores)
     assert names(study, recorded) == []
     results = {key: Result("finished", {}, scores={"fid": score}) for key, score in recorded.items() if score}
-    assert answer(study, results).endswith("; feat32 undecided after 3 seeds, and more would hardly decide it.")
+    assert answer(study, results).endswith(
+        "; feat32 undecided after 3 seeds, stopped for futility: more seeds are unlikely to decide it."
+    )
