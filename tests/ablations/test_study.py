@@ -111,7 +111,11 @@ MISTAKES = {
         "6:9: metric: must have a better direction with adaptive seeds, got relation_spread",
     ),
     "adaptive seeds with nothing to compare": (
-        {"[0, 1]": "{first: 3, most: 4}", "    feat32: {model.attention.at: [32]}\n": ""},
+        {
+            "[0, 1]": "{first: 3, most: 4}",
+            "    feat32: {model.attention.at: [32]}\n": "",
+            "    feat64: {model.attention.at: [64]}\n": "",
+        },
         "5:8: seeds: must be a list, because no comparison of the study can be made at this preset",
     ),
     "a seed twice": ({"[0, 1]": "[0, 1, 0]"}, "5:15: seeds.2: each once, got 0 again"),
