@@ -61,16 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", help="scale, in place of the study's own: embedded, cifar10, imagenette64, ...")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field in every variant; repeatable")
     add("--seeds", metavar="0,1,2", help="in place of the study's own, adaptive or not")
-    add("--most", type=int, metavar="N", help="adaptive seeds: stop at N per variant; the study goes on later")
-    add("--until", metavar="TIME", help="save and stop after 45min, 2h or 90s; the same command goes on")
+    add("--most", type=int, metavar="N", help="adaptive seeds: stop at N per variant; a later launch continues")
+    add("--until", metavar="TIME", help="save and stop after 45min, 2h or 90s; the same command resumes")
     add("--only", default="*", metavar="GLOB", help="cells whose variant, or variant/seedK, matches")
     add("--workers", default="auto", metavar="N", help="processes; auto: one per core, or one per GPU")
-    add(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="CPU threads per worker (default: its share, or OMP_NUM_THREADS if less)",
-    )
+    add("--threads", type=int, metavar="N", help="CPU threads per worker (default: its share; at most OMP_NUM_THREADS)")
     add("--device", default="cpu", help="cpu, cuda (all GPUs) or cuda:N")
     add("--gpus-per-cell", type=int, default=1, metavar="N", help="train each cell on N GPUs, or in N CPU processes")
     add("--data-root", type=Path, help="where data sets are, or are downloaded to (default: data)")

@@ -423,7 +423,7 @@ def test_a_launch_survives_a_store_that_goes_away(
     assert store.write_table(experiment_id, study, before, {"trials": 3}) and not store.is_away
 
 
-def test_the_mirror_sends_beside_its_caller_and_nothing_of_a_lost_cell(
+def test_the_uploader_sends_beside_its_caller_and_nothing_of_a_lost_cell(
     store: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ablations.uploader._SECONDS", 0.01)
