@@ -239,11 +239,11 @@ def _folders(directory: Path) -> list[Path]:
 
 
 def _take_newest_checkpoint(folders: list[Path], folder: Path) -> bool:
-    """Checkpoints are moved: so a cell has those of one attempt, and one that is still running misses nothing."""
+    """Moves checkpoints, so that only one attempt of a cell has them; one that is still running does not need them."""
     from sagan.checkpoint import has_checkpoint, has_undamaged_checkpoint, take_checkpoints
 
     having = [earlier for earlier in reversed(folders) if has_checkpoint(earlier)]
-    # Where all are damaged, the training process says so in its log.
+    # Where all are damaged, the log of the training process says so.
     source = next(filter(has_undamaged_checkpoint, having), having[0] if having else None)
     if source is not None:
         take_checkpoints(source, folder)

@@ -24,7 +24,7 @@ _LINE_SECONDS = 10.0
 
 
 class LiveTable:
-    """A row per variant, redrawn in place until `close`. `rows` looks up scores: when a cell has ended."""
+    """A row per variant, redrawn in place until `close`. `rows` reads scores; it is called when a cell has ended."""
 
     def __init__(self, console: Console, study: Study, rows: Callable[[Sequence[CellState]], Sequence[Row]]) -> None:
         self._study, self._look = study, rows

@@ -52,7 +52,7 @@ def show_plan(
     """Prints what each variant changes and costs, then the cells, and about how long they take on this machine.
 
     Returns that time in seconds. The first `shared` of the cells take none, because another study has trained them. The
-    trials of a search are not known ahead: give its outline.
+    trials of a search are not known in advance: pass `study.outline()`.
     """
     path = sqlite_path(tracking_uri)
     store = None

@@ -38,7 +38,7 @@ def run_studies(
     """Exit status: 0 every cell has a result; 1 some cell failed; 130 or 143 interrupted, with everything saved. With
     --worker-only: 0 no cell waits any more.
 
-    A failed cell stops neither its study nor the next one; an interrupt stops all. `trainer` stands for
+    A failed cell stops neither its study nor the next one; an interrupt stops all. `trainer` replaces
     sagan.training.Trainer. Raises ValueError, naming the option, where queue or store cannot be opened; nothing is
     written then.
     """

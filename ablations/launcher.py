@@ -105,7 +105,7 @@ class _Claimed:
 class Launcher:
     """Runs cells of one study, as often as asked, and keeps its table in the tracking store.
 
-    `trainer` stands for sagan.training.Trainer in the training processes.
+    `trainer` replaces sagan.training.Trainer in the training processes.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Launcher:
             self._store.register_seeds(self._experiment_id, self.study)
 
     def cell_scores(self) -> CellScores:
-        """The scores of the study's cells that have ended, whoever ran them.
+        """The scores of the study's cells that have ended, on any host.
 
         Cells that failed before this launch are left out where they are to be run again.
         """
@@ -207,13 +207,13 @@ class Launcher:
         return self.refresh_states(cells)
 
     def enqueue(self, cells: Sequence[Cell]) -> int:
-        """Puts those of these cells in the queue that have no result; returns how many of them wait."""
+        """Queues those of these cells that have no result; returns how many of them wait."""
         with self._open_queue(cells) as self._queue:
             self._prepare()
             return sum(state.state == "waiting" for state in self._queue.states())
 
     def refresh_states(self, cells: Sequence[Cell]) -> list[CellState]:
-        """How these cells stand, without running them."""
+        """The current states of these cells, without running them."""
         with self._open_queue(cells) as queue:
             states = _with_results(queue.states(), self.results())
         self.states.update({state.cell.key: state for state in states})

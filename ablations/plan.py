@@ -229,7 +229,7 @@ class Study:
         return self.proposing({name: {} for name in names}, best=names[0])
 
     def plan_of_seeds(self) -> dict[str, Any]:
-        """What decides when adaptive seeds end, by the names that a study file has for it, as JSON would give it."""
+        """The rule of adaptive seeds as JSON values, with the names of the study file."""
         assert self.adaptive is not None
         seeds = {"first": self.adaptive.first, "most": self.adaptive.most, "margin": self.adaptive.margin}
         return {**seeds, "metric": self.metric, "contrasts": [list(pair) for pair in self.pairs]}

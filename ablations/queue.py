@@ -2,7 +2,7 @@
 
 A trial is one attempt at a cell, and the newest trial of a cell decides its state. Optuna moves a trial from WAITING
 to RUNNING and from RUNNING to COMPLETE or FAIL by compare-and-set (see storage.py). What takes more than one step
-(look, then add or claim) runs under `exclusive`. Optuna's own `ask` and heartbeats are not used here: `ask` invents a
+(read, then add or claim) runs under `exclusive`. Optuna's own `ask` and heartbeats are not used here: `ask` invents a
 trial when none waits, and its heartbeats miss a process that dies before the first of them.
 """
 
@@ -134,9 +134,9 @@ class CellQueue:
 
     @retry_while_unreachable
     def enqueue(self, recorded: Container[str], retry_failed: bool = False) -> int:
-        """Puts every cell in the queue that has no result yet; returns how many.
+        """Queues every cell that has no result yet; returns how many.
 
-        `recorded` holds the keys of the cells whose outcome is in the tracking store: it, not the queue, is the truth.
+        `recorded` holds the keys of the cells whose outcome is in the tracking store, which decides, not the queue.
         """
         added = 0
         missing = list(self._missing(recorded, retry_failed))

@@ -118,8 +118,8 @@ class Store:
         return client
 
     def link(self, experiment_id: str) -> str:
-        """Where the study's table is: a fresh browser opens an experiment in a mode for traces, without a table, and
-        shows a table without metrics unless it is given a view."""
+        """The URL of the study's table, with a view: a new browser opens an experiment in a mode for traces, without a
+        table, and shows a table without metrics unless the URL names a view."""
         server = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
         return f"{without_password(server)}/#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"
 
@@ -505,8 +505,8 @@ def first_line(error: Exception) -> str:
 
 
 def _bring_artifacts_along(connection: sqlite3.Connection, artifacts: Path) -> None:
-    """Puts the present place of artifacts in the database after its folder was moved or copied: MLflow keeps absolute
-    paths. `artifacts` is the folder beside the database. A place elsewhere that exists is left where none is here."""
+    """Updates the paths of artifacts in the database after its folder was moved or copied: MLflow stores absolute
+    paths. `artifacts` is the folder beside the database; where it does not exist, an old path that exists is kept."""
     ours = "SELECT experiment_id FROM experiment_tags WHERE key = 'schema'"
     experiments = f"SELECT experiment_id, artifact_location FROM experiments WHERE experiment_id IN ({ours})"
     for experiment_id, old in connection.execute(experiments).fetchall():

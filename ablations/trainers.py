@@ -54,7 +54,7 @@ class Trainers:
         return len(self._running)
 
     def next_device(self) -> str:
-        """That of the fewest processes: in turn at first, and then where one has ended."""
+        """The device with the fewest processes: in turn at first, then where one has ended."""
         return min(self._devices, key=[device for _, device in self._running.values()].count)
 
     def device_option(self, device: str) -> str:
@@ -162,7 +162,7 @@ def train(
     os.dup2(log, 2)
 
     def begin(training: Any) -> bool:
-        # Half of one run and half of another would be neither.
+        # A run that is resumed is not replaced by a copy, which would be half of one run and half of another.
         return training.step > 0 or (training.data_fingerprint, training.metric_fingerprint) not in known
 
     sys.exit(main([str(folder), "--parent", str(launcher)], trainer, begin))
@@ -184,7 +184,7 @@ def _start_torchrun(folder: Path, processes: int, environment: dict[str, str]) -
 
 
 class Interrupt:
-    """Remembers the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt, for those in a hurry.
+    """Remembers the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
 
     `status` is None while the launch may go on, 0 from `seconds` after the start on.
     """

@@ -1,4 +1,4 @@
-"""What the recorded cells of a study say, and which cells adaptive seeds need next. Pure functions of scores."""
+"""Verdicts from the recorded cells of a study, and the cells that adaptive seeds need next. Pure functions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def cell_scores(study: Study, results: Mapping[str, Result], failed: Container[s
 
 
 def progress(study: Study, recorded: CellScores) -> Progress:
-    """How far a study with adaptive seeds has come: a function of its recorded cells, whoever looks and when."""
+    """The looks of a study with adaptive seeds so far: a function of its recorded cells only."""
     scores: dict[str, list[float | None]] = {}
     broken = set[str]()  # variants of which an earlier seed is still to come
     for cell in study.cells():
