@@ -1,4 +1,4 @@
-"""One machine as several: FAKE_HOST names the host that a process takes itself to be on, with a short grace period."""
+"""One machine as several: FAKE_HOST is the simulated host name of a process, with a short grace period."""
 
 import os
 from functools import partial

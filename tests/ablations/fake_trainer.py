@@ -1,4 +1,4 @@
-"""A Trainer in name: it counts steps and keeps the count in a checkpoint.
+"""A fake Trainer: it counts steps and keeps the count in a checkpoint.
 
 `optim.d_steps` chooses its fate: 7 raises, 9 collapses at half way. `fid` rises with the distance of `optim.lr_g` from
 that of the embedded preset. Where FAKE_GATE is set, no step after FAKE_GATE_STEP (0 by default) is made before that

@@ -1,4 +1,4 @@
-"""Launches with adaptive seeds: what they find, when they stop, and that nothing that befalls them changes it."""
+"""Launches with adaptive seeds: what they find, when they stop, and that interrupts and kills do not change it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A launcher that stands still for longer than the grace period (SIGSTOP), and goes on (SIGCONT)."""
+"""A launcher that is stopped for longer than the grace period (SIGSTOP), and continues (SIGCONT)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kill -9` of training processes, launchers and both, at moments that are seen to come, and at random soon after."""
+"""`kill -9` of training processes, launchers and both, at chosen moments, and at random soon after."""
 
 from __future__ import annotations
 

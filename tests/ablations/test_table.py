@@ -1,4 +1,4 @@
-"""The rows of a study's table in the tracking store: what the report says of the same cells is the judge."""
+"""The rows of a study's table in the tracking store: they must equal what the report says of the same cells."""
 
 from __future__ import annotations
 

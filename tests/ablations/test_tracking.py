@@ -1,4 +1,4 @@
-"""What the store has of a cell, sent from the journals of attempts: once, whatever fails on the way."""
+"""What the store has of a cell, uploaded from the journals of attempts: each point once, whatever fails meanwhile."""
 
 from __future__ import annotations
 

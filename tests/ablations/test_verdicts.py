@@ -1,4 +1,4 @@
-"""What recorded cells say and which are needed next, without a launch."""
+"""Verdicts of recorded cells, and which cells are needed next, without a launch."""
 
 from __future__ import annotations
 
