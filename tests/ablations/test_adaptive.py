@@ -82,7 +82,9 @@ def test_a_plan_that_was_changed_is_refused_and_nothing_is_written(lab: Lab, stu
     study.write_text(study.read_text().replace("most: 6", "most: 8").replace("metric: fid", "metric: kid"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(lab.folder)
-        with pytest.raises(ValueError, match="most was 6, now 8, metric was fid, now kid; give the old one back, or r"):
+        with pytest.raises(
+            ValueError, match=r"most was 6, now 8, metric was fid, now kid\); restore the old values or rename"
+        ):
             lab.store().check_seeds(read_study(study))
     assert lab.run(study)[0] == 2
     after = {path: path.stat().st_mtime for path in lab.folder.rglob("*") if path.is_file() and path != lab.said}
