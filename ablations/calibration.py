@@ -31,13 +31,13 @@ STEPS, EVALUATED = 40, 20  # of a measured run, which is scored at both
 _COLD_STEPS = 5  # the first, which load kernels and fill caches; on a GPU one of them is recorded as a CUDA graph
 _MAX_SAMPLES = 2000  # scored in a measured run; the time for more is taken to grow with their number
 
-# The process of a run. The cells of a study are forked from a process that has imported torch: so time begins here.
+# The program of a run. Time counts from after the imports: a study forks its cells from a process that has made them.
 _PROGRAM = (
     "import sys, time, sagan.training; from sagan.train import main; print(time.time()); sys.exit(main(sys.argv[1:]))"
 )
 
 # Fields that change numbers and not operations: configs that differ in these alone take equally long per step.
-_FREE = (
+_SAME_SPEED_FIELDS = (
     *("optim.steps", "optim.ttur", "optim.lr_g", "optim.lr_d", "optim.lr_equal", "optim.ema_start", "optim.streams"),
     *("optim.beta1", "optim.beta2", "optim.adam_eps", "eval.every", "eval.endpoint", "data.h_flip", "model.init"),
     *("model.bn_momentum", "model.final_bn_momentum", "model.bn_eps", "model.attention.gamma", "model.sn.eps"),
@@ -70,7 +70,7 @@ class Calibration:
 def kind(config: Config) -> str:
     """Equal for configs that take equally long, but for the number of their steps and evaluations."""
     defaults = flatten(Config())
-    return digest(override(config, {name: defaults[name] for name in _FREE}))
+    return digest(override(config, {name: defaults[name] for name in _SAME_SPEED_FIELDS}))
 
 
 def speed_of(config: Config, started: float, records: Sequence[Record]) -> Speed:

@@ -23,7 +23,7 @@ def is_full_disk(error: BaseException) -> bool:
     )
 
 
-def fullest(folders: Iterable[Path]) -> Path:
+def folder_with_least_room(folders: Iterable[Path]) -> Path:
     """The one of these folders whose disk has the least room."""
     return min(folders, key=lambda folder: shutil.disk_usage(folder).free)
 

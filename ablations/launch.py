@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from ablations.attempts import all_attempts
-from ablations.disk import fullest, is_full_disk
+from ablations.disk import folder_with_least_room, is_full_disk
 from ablations.display import row_texts, verdict_table
 from ablations.launcher import Launcher, Options
 from ablations.machine import WorkerPool
@@ -157,7 +157,7 @@ def _passing_reason(error: Exception, options: Options) -> str | None:
     if is_full_disk(error):
         files = (sqlite_path(url) for url in (options.storage, options.tracking_uri))
         folders = [options.runs, *(file.parent for file in files if file is not None)]
-        return f"there is no room left on the disk of {fullest(filter(Path.exists, folders))}; make some"
+        return f"there is no room left on the disk of {folder_with_least_room(filter(Path.exists, folders))}; make some"
     if isinstance(error, UNREACHABLE_ERRORS):
         return f"the queue's database does not answer ({str(error.__cause__ or error).splitlines()[0][:300]})"
     return str(error) if isinstance(error, StoreUnreachable) else None

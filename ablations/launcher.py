@@ -229,7 +229,7 @@ class Launcher:
         self._queue.enqueue(self.results(), self.options.retry_failed)
 
     def _bring_table_up_to_date(self) -> None:
-        """One launcher at a time: so no row is made twice, and the last one to write knows all results."""
+        """Only one launcher at a time writes, so no row is created twice and the last writer has all results."""
         with exclusive(self.options.storage, f"{self.study.name}/table"):
             self._write_table()
 
@@ -279,14 +279,14 @@ class Launcher:
                     shown = [s for s in states if not self.options.worker_only or s.launcher == self._me]
                     if shown:
                         display.update(shown, self.pool.workers)
-                    if not self._go_on(states):
+                    if not self._claim_waiting(states):
                         return
                     looked = time.monotonic()
                 time.sleep(_POLL_SECONDS)
         finally:
             display.close()
 
-    def _go_on(self, states: Sequence[CellState]) -> bool:
+    def _claim_waiting(self, states: Sequence[CellState]) -> bool:
         """Claims as many waiting cells as there are processes free; False where there is nothing left to do."""
         counts = Counter(state.state for state in states)
         for _ in range(min(self.pool.workers - len(self._trainers), counts["waiting"])):
@@ -393,7 +393,7 @@ class Launcher:
                 elif cell.end == "stopped":
                     self._queue.release(cell.claim)
                 elif cell.end == "died":
-                    self._queue.give_back_dead(cell.claim)
+                    self._queue.release_crashed(cell.claim)
         if full and not is_leaving:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return bool(ended or uploaded)

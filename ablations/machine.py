@@ -11,8 +11,8 @@ from sagan.config import Config
 from sagan.limits import free_memory_mib, threads_of_user, usable_cores
 
 # Environment of processes that train. glibc returns freed memory at the heap's end to the kernel. Each step frees and
-# allocates the same memory again, and some workers got all of it from the kernel again, zeroed, at each step: half as
-# fast.
+# allocates the same memory again, and with glibc's defaults some workers returned it to the kernel and got zeroed pages
+# back at each step, which halved their speed.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 # Peak of a worker of the embedded preset without its networks: Python, torch, MLflow, images, an evaluation.

@@ -195,7 +195,7 @@ class CellQueue:
             self._add(claim.cell.key, History.of(trial.user_attrs))
 
     @retry_while_unreachable
-    def give_back_dead(self, claim: Claim) -> None:
+    def release_crashed(self, claim: Claim) -> None:
         """Releases a cell whose process died, or marks it as failed after MAX_DEATHS."""
         with self._exclusive(), _own(claim):
             trial = self._storage.get_trial(claim.trial_id)
@@ -290,7 +290,8 @@ def _own(claim: Claim) -> Iterator[None]:
 
 
 def _is_open_again(trial: TrialRecord, retry_failed: bool) -> bool:
-    """Complete yet not recorded (its record was lost), or ended without a successor: killed between the two."""
+    """Whether a cell without a result is queued again: its trial is complete but the record was lost, or a launcher was
+    killed after it ended the trial and before it added the next one. Failed cells are, with `retry_failed`."""
     if trial.state == TrialState.FAIL:
         return retry_failed or "error" not in trial.attrs
     return trial.state == TrialState.COMPLETE

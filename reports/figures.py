@@ -175,7 +175,7 @@ def difference_row(axes: Axes, results: Results, row: Comparison, place: float, 
 
 
 def difference_axis(axes: Axes, results: Results, key: str, reference: str, measure: str = "") -> None:
-    """Where the reference stands among what is compared with it, and what the axis is in.
+    """Draws the line of no difference from the reference, and labels the axis with what it shows.
 
     `measure` names what is shown where that is more than one metric, all compared as `key` is.
     """

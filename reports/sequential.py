@@ -33,7 +33,7 @@ from reports.statistics import SIGNIFICANT, Array, Gap, standard_errors
 LOOKS = (3, 4, 5, 6, 8, 10, 12)
 FEWEST = 3  # scores of a variant that are tested: estimating a spread needs at least three
 _LEVEL = 0.045  # chance of any false claim with equal sds; with unequal ones it is up to half as much more
-_SPENDING_EXPONENT = 2  # the share that may exceed at a look is as seeds ** 2: by simulation, for power at 1.5 to 2 sd
+_SPENDING_EXPONENT = 2  # error spent by a look ~ seeds ** 2; chosen by simulation, for power at 1.5 to 2 sd
 _MIN_PREDICTIVE_POWER = 0.1  # below this probability of being decided by the last look, a pair gets no more seeds
 _DRAWS = 50_000  # the error rate is then known to 0.1 %
 
@@ -205,8 +205,9 @@ def _hold_looks(
         value = means @ weights.T
         fewest = np.where(weights != 0, sizes[:, None], n).min(2)
         tested = is_open & (fewest >= rule.looks[0])
-        row = np.maximum(np.searchsorted(rule.looks, fewest, side="right") - 1, 0)  # cells without a score make a look
-        half_width = boundary.critical[row] * error  # count as the last for which both sides have enough
+        # Where cells have no score, the critical value is that of the last look for which both sides have enough.
+        row = np.maximum(np.searchsorted(rule.looks, fewest, side="right") - 1, 0)
+        half_width = boundary.critical[row] * error
         margin = _margin(rule, means @ (weights < 0).T)
         equivalent, shown = np.abs(value) + half_width <= margin, np.abs(value) > half_width
         direction = np.where((value < 0) == lower_is_better, 1, 2)
@@ -244,15 +245,15 @@ class _Boundary:
 
     null: Array  # [looks, studies], each row sorted
     shares: Array  # [looks]: which share of the studies may exceed the critical value, in proportion to the last look's
-    rarest: Array  # [studies], sorted: smallest over looks of (share of studies with as large a statistic) / `shares`
+    min_scaled_share: Array  # [studies], sorted: min over looks of (share with a statistic as large) / `shares`
     critical: Array  # [looks]: _LEVEL of the studies exceed one of them
 
     def p(self, value: float, error: float, row: int) -> float:
         """Below SIGNIFICANT where the interval excludes 0, and never 0: the share of studies as remarkable as this."""
         statistic = abs(value) / error if error > 0 else (0.0 if value == 0 else math.inf)
         beyond = _DRAWS - int(np.searchsorted(self.null[row], statistic, side="left"))
-        rarer = int(np.searchsorted(self.rarest, beyond / _DRAWS / self.shares[row], side="right"))
-        return min(1.0, (rarer + 1) / (_DRAWS + 1) * SIGNIFICANT / _LEVEL)
+        fewer = int(np.searchsorted(self.min_scaled_share, beyond / _DRAWS / self.shares[row], side="right"))
+        return min(1.0, (fewer + 1) / (_DRAWS + 1) * SIGNIFICANT / _LEVEL)
 
 
 @lru_cache(maxsize=64)
@@ -269,7 +270,7 @@ def _boundary(looks: tuple[int, ...], key: tuple[tuple[float, ...], ...]) -> _Bo
         null[row] = (np.abs(sums / n @ weights.T) / errors).max(1)
     shares = (np.array(looks) / looks[-1]) ** _SPENDING_EXPONENT
     exceeding = (_DRAWS - null.argsort(1).argsort(1)) / _DRAWS  # share of studies with as large a statistic
-    rarest = np.sort((exceeding / shares[:, None]).min(0))
+    min_scaled_share = np.sort((exceeding / shares[:, None]).min(0))
     null.sort(1)
-    counts = np.ceil(rarest[round(_LEVEL * _DRAWS) - 1] * shares * _DRAWS - 1e-6).astype(int)  # less rounding
-    return _Boundary(null, shares, rarest, null[np.arange(len(looks)), -counts])
+    counts = np.ceil(min_scaled_share[round(_LEVEL * _DRAWS) - 1] * shares * _DRAWS - 1e-6).astype(int)  # less rounding
+    return _Boundary(null, shares, min_scaled_share, null[np.arange(len(looks)), -counts])

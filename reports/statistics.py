@@ -23,8 +23,9 @@ one true effect of 2 and of 3 sd over seeds.
     8, 8             4.6    2.9 (21.2)    2.5 (10.6)   86.4 (90.0)  99.8 (99.9)
     4, 2             5.2    9.9 (12.5)    6.6  (9.1)   16.0 (19.2)  32.8 (41.8)
 
-So with three seeds or more the error is 5 % +- 1, and at most 7 % with unequal sds; with two it is not. With three
-this costs power, from five on little. An interval misses as often as the test makes a false claim.
+So with three seeds or more the chance of a false claim is 5 % +- 1 with equal sds and at most 7 % with unequal ones;
+with two it is up to 9.9 %. With three seeds the correction costs much power, from five on little. An interval misses as
+often as the test makes a false claim.
 """
 
 from __future__ import annotations
