@@ -461,5 +461,7 @@ class Launcher:
 
 
 def _with_results(states: Sequence[CellState], recorded: Container[str]) -> list[CellState]:
-    """A cell whose outcome is in the store is done, whatever the queue knows of it."""
-    return [replace(state, state="done") if state.cell.key in recorded else state for state in states]
+    """A cell that has an outcome is done, unless a launcher still holds it: it, or whoever takes the cell over from it,
+    has yet to upload what the journal says."""
+    is_done = [state.cell.key in recorded and state.state != "running" for state in states]
+    return [replace(state, state="done") if done else state for state, done in zip(states, is_done, strict=True)]
