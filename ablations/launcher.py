@@ -200,8 +200,11 @@ class Launcher:
         """Until each of these cells has a result or has failed, or the launch is interrupted."""
         with self._open_queue(cells) as self._queue:
             self._prepare()
-            states = _with_results(self._queue.states(), self.results())
-            if self._interrupt.status is None and any(state.state in ("waiting", "running") for state in states):
+            states, recorded = self._queue.states(), self.results()
+            # A cell that a launcher holds has work left even with an outcome: it, or whoever takes the cell over,
+            # has yet to upload what the journal says.
+            left = [s for s in states if s.state == "running" or s.state == "waiting" and s.cell.key not in recorded]
+            if self._interrupt.status is None and left:
                 self.has_run = True
                 self._train()
         return self.refresh_states(cells)
@@ -461,7 +464,5 @@ class Launcher:
 
 
 def _with_results(states: Sequence[CellState], recorded: Container[str]) -> list[CellState]:
-    """A cell that has an outcome is done, unless a launcher still holds it: it, or whoever takes the cell over from it,
-    has yet to upload what the journal says."""
-    is_done = [state.cell.key in recorded and state.state != "running" for state in states]
-    return [replace(state, state="done") if done else state for state, done in zip(states, is_done, strict=True)]
+    """A cell that has an outcome is done, whatever the queue knows of it."""
+    return [replace(state, state="done") if state.cell.key in recorded else state for state in states]
