@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import reports
 from reports import statistics
 from reports.build import main as build
 from reports.build import write_study
