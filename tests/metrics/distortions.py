@@ -1,20 +1,23 @@
 """What each metric sees: fresh built-in pictures, damaged in one way each, scored as a generator's samples are.
 
 `python tests/metrics/distortions.py` prints a Markdown table: a row per metric that a damage moves, a column per
-damage, and in each cell how far it moves the metric, in units of the metric's sd over redraws of intact pictures.
+damage, and in each cell how far it moves the metric, in units of the metric's sd over training seeds, of the published
+runs of the embedded preset.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reports import load
 from sagan.data import embedded, open_dataset
 from sagan.metrics.evaluation import Evaluator
 from sagan.presets import PRESETS
@@ -23,6 +26,8 @@ _FIRST_SEED = 1000  # neither the data set's nor the extractor's
 _PRESET = PRESETS["embedded"]
 _REDRAWS = 8
 _MANY = 9999  # sds
+_PUBLISHED = Path(__file__).parents[2] / "reports" / "published" / "embedded"
+_NOT_DAMAGES = ("intact", "sd of draws", "sd of seeds")
 Damage = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W], labels [N]
 
 
@@ -85,12 +90,27 @@ DAMAGES: dict[str, Damage] = {
 _BROKEN: dict[str, Literal["size", "height"]] = {"twins of two sizes": "size", "twins at two heights": "height"}
 
 
-def effects(
-    evaluate: Callable[[Tensor, Tensor], dict[str, float]], n: int, redraws: int
-) -> dict[str, dict[str, float]]:
-    """{metric: {"intact": mean, "sd": sd, damage: shift in sds}}, where an sd of 0 gives inf.
+def sds_of_seeds(cells: pd.DataFrame) -> dict[str, float]:
+    """{metric: its sd over training seeds within a variant, pooled over the variants} of finished cells.
 
-    `redraws` (2 or more) sets of `n` intact pictures are scored; the first of them is damaged.
+    `cells` are those of reports.load. Each run counts once, though several studies may show it. Variants of fewer steps
+    are left out.
+    """
+    cells = cells[(cells["state"] == "finished") & (cells["steps"] == cells["steps"].max())]
+    cells = cells.drop_duplicates(["config_digest", "seed"])
+    scores = cells.select_dtypes("number").drop(columns=["seed", "step", "steps", "endpoint"])
+    variances, n = scores.groupby(cells["config_digest"]).var(), cells.groupby("config_digest").size()
+    pooled = variances.mul(n - 1, axis=0).sum(min_count=1) / (n - 1).sum()
+    return {str(name): float(value) for name, value in (pooled**0.5).dropna().items()}
+
+
+def effects(
+    evaluate: Callable[[Tensor, Tensor], dict[str, float]], n: int, redraws: int, sds: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """{metric: {"intact": mean, "sd of draws": sd, "sd of seeds": sd, damage: shift}} of the metrics in `sds`.
+
+    `redraws` (2 or more) sets of `n` intact pictures are scored; the first of them is damaged. Shifts are in units of
+    `sds`, the sds of seeds; an sd of 0 gives inf.
     """
     data, labels = _PRESET.data, torch.arange(n) % len(embedded.CLASSES)
     sets = [embedded.draw(labels, _FIRST_SEED + i, data.resolution) for i in range(redraws)]
@@ -102,11 +122,11 @@ def effects(
     for column, broken in _BROKEN.items():
         damaged[column] = evaluate(embedded.draw(labels, _FIRST_SEED, data.resolution, broken), labels)
     found = {}
-    for key in intact[0]:
+    for key in [key for key in intact[0] if key in sds]:
         values = torch.tensor([scores[key] for scores in intact], dtype=torch.float64)
-        sd = float(values.std())
-        found[key] = {"intact": float(values.mean()), "sd": sd} | {
-            name: _in_units(scores[key] - intact[0][key], sd) for name, scores in damaged.items() if key in scores
+        about = float(values.mean()), float(values.std()), sds[key]
+        found[key] = dict(zip(_NOT_DAMAGES, about, strict=True)) | {
+            name: _in_units(scores[key] - intact[0][key], sds[key]) for name, scores in damaged.items() if key in scores
         }
     return found
 
@@ -116,7 +136,7 @@ def _in_units(shift: float, sd: float) -> float:
 
 
 def _cell(shift: float) -> str:
-    """Far beyond what noise does, how far says nothing: a metric that is the same for all real pictures has no sd."""
+    """Far beyond what noise does, how far says nothing."""
     if abs(shift) > _MANY:
         return f"> {_MANY}" if shift > 0 else f"< -{_MANY}"
     return f"{shift:+.1f}"
@@ -127,11 +147,9 @@ def markdown(found: dict[str, dict[str, float]]) -> str:
     columns = list(dict.fromkeys(name for row in found.values() for name in row))
     lines = ["| metric | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
     for key, row in found.items():
-        if not any(row[name] for name in row if name not in ("intact", "sd")):
+        if not any(row[name] for name in row if name not in _NOT_DAMAGES):
             continue
-        shown = [
-            f"{row[name]:.4g}" if name in ("intact", "sd") else _cell(row[name]) for name in columns if name in row
-        ]
+        shown = [f"{row[name]:.4g}" if name in _NOT_DAMAGES else _cell(row[name]) for name in columns if name in row]
         lines.append(f"| `{key}` | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
@@ -141,5 +159,10 @@ if __name__ == "__main__":
         evaluator = Evaluator(
             open_dataset(_PRESET.data), _PRESET.eval, device=torch.device("cpu"), cache_dir=Path(cache)
         )
-        found = effects(lambda images, labels: evaluator(images.split(100), labels), _PRESET.eval.num_samples, _REDRAWS)
+        found = effects(
+            lambda images, labels: evaluator(images.split(100), labels),
+            _PRESET.eval.num_samples,
+            _REDRAWS,
+            sds_of_seeds(load(source=_PUBLISHED).cells),
+        )
     print(markdown(found), end="")
