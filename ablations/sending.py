@@ -5,11 +5,9 @@ Uploads are idempotent: a metric point is identified by its timestamp; tags and 
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.plan import Cell, show
+from ablations.mlflow_runs import MAX_TAG, cell_key, create_row, find_run, milliseconds, origin_tags
+from ablations.plan import show
 from sagan.config import flatten
 from sagan.journal import Record
 from sagan.run_folder import CONFIG, PROTOCOL
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from ablations.attempts import Attempt, UploadState
 
 _MAX_BATCH = 1000  # metrics in one call, a limit of MLflow's
-MAX_TAG = 8000  # characters; MLflow cuts off the rest
 _MAX_DIGEST = 36  # characters of the digest of a data set, a limit of MLflow's
 _log = logging.getLogger(__name__)
 
@@ -219,43 +217,6 @@ class Sender:
             self.client.set_terminated(run_id, "KILLED", ended)
 
 
-def find_run(client: MlflowClient, experiment_id: str, cell: Cell, shared: bool) -> Run | None:
-    """The run of this cell; a copy of another run is taken for it only if `shared`.
-
-    A store that was too slow to answer may have made two. The one that holds something counts, then the older one.
-    """
-    condition = (
-        f"tags.kind = 'cell' and tags.variant = '{cell.variant}' and tags.seed = '{cell.seed}' "
-        f"and tags.config_digest = '{cell.config_digest}'"
-    )
-    runs = client.search_runs([experiment_id], condition, order_by=["attributes.start_time ASC"])
-    same = [run for run in runs if cell_key(run) == cell.key and (shared or "shared_run" not in run.data.tags)]
-    return max(same, key=lambda run: ("outcome" in run.data.tags, bool(run.data.metrics)), default=None)
-
-
-def create_row(
-    client: MlflowClient,
-    experiment_id: str,
-    variant: str,
-    about: Mapping[str, str],
-    commit: str | None,
-    started: int | None = None,
-) -> Run:
-    tags = {"kind": "variant", "variant": variant, **about, **origin_tags(about["study"], commit)}
-    run: Run = client.create_run(experiment_id, started, tags=tags, run_name=variant)
-    return run
-
-
-def origin_tags(study: str, commit: str | None) -> dict[str, str]:
-    """Tags that MLflow shows as columns: who made a run, by which program and of which version."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number without a name
-        user = str(os.getuid())
-    tags = {"mlflow.user": user, "mlflow.source.type": "LOCAL", "mlflow.source.name": f"ablations.run {study}"}
-    return {**tags, **({"mlflow.source.git.commit": commit} if commit else {})}
-
-
 def storable(names: Sequence[str]) -> list[str]:
     """`names` as keys of MLflow take them, each still different: one refused key would lose all scores of its step."""
     found: list[str] = []
@@ -301,13 +262,3 @@ def _batches(records: Sequence[Record], stored: Mapping[str, str]) -> Iterator[l
         batch += points
     if batch:
         yield batch
-
-
-def milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def cell_key(run: Run) -> str:
-    """Cell.key, from the tags of a run."""
-    tags = run.data.tags
-    return "|".join(tags.get(name, "") for name in ("study", "protocol", "variant", "seed", "config_digest"))

@@ -11,7 +11,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ablations import verdicts
-from ablations.plan import Study, Variant, show
+from ablations.plan import Study, Variant
 from reports import statistics
 from sagan.config import digest
 
@@ -173,11 +173,6 @@ def label(study: Study, metric: str) -> str:
         {"fid": "FID", "is": "IS"} if extractor == "inception" else {"fid": f"FD {extractor}", "is": f"IS {extractor}"}
     )
     return names.get(metric, metric.replace("_", " "))
-
-
-def changes_of(variant: Variant) -> str:
-    """ "model.attention.at=[32]"; "" for the preset as it is."""
-    return ", ".join(f"{name}={show(value)}" for name, value in variant.changes.items())
 
 
 def _by_variant(study: Study, results: Mapping[str, Result]) -> dict[str, list[Result]]:

@@ -29,11 +29,12 @@ from filelock import FileLock
 from ablations import table
 from ablations.attempts import Attempt, all_attempts
 from ablations.disk import is_full_disk, new_database
+from ablations.mlflow_runs import cell_key, find_run
 from ablations.plan import Cell, Study
 from ablations.preflight import sqlite_path, without_password
-from ablations.sending import MAX_TAG, Sender, cell_key, create_row, find_run, milliseconds
+from ablations.sending import Sender
 from ablations.table import Result as Result  # what `recorded` returns
-from ablations.table import Row
+from ablations.table_writer import VIEW, TableWriter
 from sagan.journal import Record, current
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "2"  # of what is in an experiment; the first version had a run per launch and no such tag
 _PATIENCE_SECONDS = 60.0  # for a store that stops answering
-_VIEW = "table"  # the key of the view that shows its columns
-_MAX_DESCRIPTION = 5000  # characters of a tag of an experiment, a limit of MLflow's
 _ABOUT = ("last_step", "device", "git_commit", "tile_px")  # tags that say how and where a run was trained
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,7 +75,6 @@ class Store:
         self._last: dict[str, dict[str, Result]] = {}  # by experiment
         self._scores: dict[tuple[str, str], dict[str, float]] = {}  # of finished runs, by id and metric
         self._opened: set[tuple[Path, str | None]] = set()  # attempts whose run is known to be there
-        self._texts: dict[tuple[str, str], str] = {}  # documents and tags that it has, by run or experiment and name
         writes = path is not None and not read_only
         # Two launchers that make the tables of one new file at once would both fail.
         with FileLock(f"{path}.lock") if writes else contextlib.nullcontext():
@@ -102,6 +100,7 @@ class Store:
                 with contextlib.closing(sqlite3.connect(path)) as connection, connection:
                     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers do not block writers
                     _bring_artifacts_along(connection, path.resolve().parent / "mlruns")
+        self._table = TableWriter(self.client)
 
     def _open_copy(self, path: Path) -> MlflowClient:
         """A client of a copy of the file where the file or its folder cannot be written: SQLite reads a database in WAL
@@ -121,7 +120,7 @@ class Store:
         """The URL of the study's table, with a view: a new browser opens an experiment in a mode for traces, without a
         table, and shows a table without metrics unless the URL names a view."""
         server = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{without_password(server)}/#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"
+        return f"{without_password(server)}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
 
     def fetch(self, run_id: str, name: str, folder: Path) -> Path:
         """The path of an artifact of a run, or of its copy in `folder`. After a folder was moved or copied the store
@@ -225,99 +224,19 @@ class Store:
         commit: str | None = None,
         failed: Container[str] = (),
     ) -> bool:
-        """Brings the rows of the study's variants, its documents and the description of its experiment up to date with
-        `results`, which are by the key of their cell; `failed` are keys of cells that will have none, `search` is the
-        report of a search. False where the store is unreachable.
+        """Brings the study's table up to date with `results`, which are by the key of their cell.
 
-        Documents are artifacts of the baseline's row. One launcher at a time may make rows (`exclusive`).
+        `failed` are keys of cells that will have no result; `search` is the report of a search. False where the store
+        is unreachable. One launcher at a time may make rows (`exclusive`).
         """
-        return self._try_call(self._write_table, experiment_id, study, results, search, commit, failed)
-
-    def _write_table(
-        self,
-        experiment_id: str,
-        study: Study,
-        results: Mapping[str, Result],
-        search: Any,
-        commit: str | None,
-        failed: Container[str],
-    ) -> None:
         rows = table.rows(study, results, failed)
-        stored = {
-            run.data.tags.get("variant", ""): run
-            for run in reversed(list(self.runs(experiment_id, "tags.kind = 'variant'")))  # the oldest counts
-            if run.data.tags.get("protocol") == study.protocol
-        }
-        now = milliseconds(time.time())
-        for place, row in enumerate(rows):
-            name = row.variant.name
-            if name not in stored:
-                about = {"study": study.name, "protocol": study.protocol, "preset": study.preset}
-                about["baseline"] = study.baseline
-                # MLflow shows the newest run first.
-                stored[name] = create_row(self.client, experiment_id, name, about, commit, now - place)
-            self._write_row(stored[name], study, row)
-        documents = {"study.yaml": study.text, "plan.json": json.dumps(study.plan(), indent=1)}
-        if search is not None:
-            documents["search.json"] = json.dumps(search, indent=1)
-        baseline = str(stored[study.baseline].info.run_id)
-        for name, text in documents.items():
-            if self._texts.get((baseline, name)) != text:
-                self.client.log_text(baseline, text, name)
-                self._texts[baseline, name] = text
-        found = [metric for metric in table.metrics_of(study) if any(metric in row.estimates for row in rows)]
-        columns = [f"metrics.`{name}`" for name in (*found, "half_width", "n")] + ["tags.`verdict`", "tags.`note`"]
-        tags = {
-            "mlflow.note.content": table.markdown(study, rows, table.answer(study, results, failed))[:_MAX_DESCRIPTION],
-            # As MLflow's own button "Share" stores a view of the table.
-            f"mlflow.sharedViewState.{_VIEW}": json.dumps({"selectedColumns": columns}),
-        }
-        for name, text in tags.items():
-            if self._texts.get((experiment_id, name)) != text:
-                self.client.set_experiment_tag(experiment_id, name, text)
-                self._texts[experiment_id, name] = text
+        description = table.markdown(study, rows, table.answer(study, results, failed))
 
-    def _write_row(self, run: Run, study: Study, row: Row) -> None:
-        """What one variant's row shows. A figure that is no longer there becomes NaN: MLflow deletes none."""
-        from mlflow.entities import Metric, RunTag
+        def write() -> None:
+            stored = self.runs(experiment_id, "tags.kind = 'variant'")
+            self._table.write(experiment_id, stored, study, rows, description, search, commit)
 
-        variant, primary = row.variant, row.estimates.get(study.metric)
-        numbers = {metric: found.mean for metric, found in row.estimates.items()}
-        numbers["n"] = float(primary.n if primary else 0)
-        if primary and primary.low is not None and primary.high is not None:
-            numbers |= {"low": primary.low, "high": primary.high, "half_width": (primary.high - primary.low) / 2}
-        # MLflow's table shows all digits of a number.
-        numbers = {
-            **dict.fromkeys(run.data.metrics, math.nan),
-            **{name: float(f"{x:.5g}") for name, x in numbers.items()},
-        }
-        tags = {
-            "baseline": study.baseline,
-            "metric": study.metric,
-            "paper": study.paper or "",
-            "changes": table.changes_of(variant)[:MAX_TAG],
-            "note": row.note,
-            "verdict": row.verdict,
-            **{f"factor.{name}": level for name, level in variant.factors.items()},
-        }
-        before = run.data
-        is_same = numbers.keys() == before.metrics.keys() and all(
-            before.metrics[name] == value or (math.isnan(value) and math.isnan(before.metrics[name]))
-            for name, value in numbers.items()
-        )
-        if not is_same or not tags.items() <= before.tags.items():
-            # The step counts the updates: whatever the clock does, the newest is the last.
-            step = 1 + int(before.tags.get("updates", "0"))
-            now = milliseconds(time.time())
-            self.client.log_batch(
-                str(run.info.run_id),
-                metrics=[Metric(name, value, now, step) for name, value in numbers.items()],
-                tags=[RunTag(key, value) for key, value in {**tags, "updates": str(step)}.items()],
-                synchronous=True,
-            )
-        status = "FINISHED" if row.ended >= row.planned else "SCHEDULED"
-        if run.info.status != status:
-            self.client.update_run(run.info.run_id, status=status)
+        return self._try_call(write)
 
     def recorded(
         self, experiment_id: str, folder: Path, shared: bool = True, metrics: Sequence[str] = ()

@@ -27,7 +27,13 @@ ONLY_IN = {
     "ruamel": ("ablations/document.py", "reports/paper.py", "reports/statistics.py"),
     "yaml": (),
     "pydantic": ("ablations/study.py", "ablations/study_file.py"),
-    "mlflow": ("ablations/tracking.py", "ablations/sending.py", "reports/store.py"),
+    "mlflow": (
+        "ablations/tracking.py",
+        "ablations/sending.py",
+        "ablations/table_writer.py",
+        "ablations/mlflow_runs.py",
+        "reports/store.py",
+    ),
 }
 # Imported while a bad study file or --help is answered, which takes under a second.
 QUICK = ("document", "machine", "plan", "preflight", "run", "study", "study_file")
