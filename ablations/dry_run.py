@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,15 +74,15 @@ def show_plan(
         start = calibration.start
         seconds = {cell.variant: calibration.cell_seconds(cell.config) for cell in cells}
     else:
-        rates = _measured_rates(study, store)
-        missing = planned.keys() - rates.keys()
-        flops = _flops_per_second(pool.devices[0], pool.threads) if missing else 0.0
-        seconds = {
-            name: optim.steps * costs[name].flops_per_step / flops
-            if name in missing
-            else optim.steps * optim.batch_size * optim.d_steps / rates[name]
-            for name, optim in planned.items()
-        }
+        seconds, speed = _seconds_of_earlier_runs(study, cells, store)
+        basis = "at the speed of earlier runs in the store"
+        if (missing := planned.keys() - seconds.keys()) and speed is None:
+            basis = "at the speed of one large convolution; at small widths expect several times that"
+            convolution = _flops_per_second(pool.devices[0], pool.threads)
+            seconds |= {name: planned[name].steps * costs[name].flops_per_step / convolution for name in missing}
+        elif speed is not None:
+            images = {name: o.steps * o.batch_size * o.d_steps for name, o in planned.items()}
+            seconds |= {name: images[name] * costs[name].flops_per_image / speed for name in missing}
     total = start + makespan([seconds[cell.variant] for cell in cells[shared:]], pool.workers)
 
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -104,8 +104,8 @@ def show_plan(
             continue
         cost = costs[variant.name]
         numbers = (f"{cost.num_params_g:,}", f"{cost.num_params_d:,}", f"{cost.flops_per_image / 1e9:.3g}")
-        each = duration(seconds[variant.name]) if variant.name in seconds else ""
-        table.add_row(variant.name, *numbers, f"{cost.memory_mib:,.0f}", each)
+        per_cell = duration(seconds[variant.name]) if variant.name in seconds else ""
+        table.add_row(variant.name, *numbers, f"{cost.memory_mib:,.0f}", per_cell)
     console.print(table)
 
     names = ", ".join(cell.name for cell in cells)
@@ -117,14 +117,14 @@ def show_plan(
         memory = f"memory each, {gib * pool.workers:.1f} GiB in all" if on_cpu else "GPU memory each"
         say(f"About {duration(total)}{most_of} on {pool}, {gib:.1f} GiB of {memory}: measured just now.")
     else:
-        basis = "at the speed of one large convolution; at small widths expect several times that"
-        basis = basis if missing else "at the speed of earlier runs in the store"
         say(f"About {duration(total)}{most_of} of training on {pool}, {basis}. --calibrate does better: it measures.")
     noise = _noise(study, store)
     if study.adaptive:
         size = f" within {study.adaptive.margin:.0%}" if study.adaptive.margin else ""
         say(f"Adaptive seeds, {study.adaptive.first} to {most or study.adaptive.most} per variant{size}; {noise}:")
-        console.print(_adaptive_cost(study, cells, most, seconds, pool.workers, noise))
+        copied = {cell.variant for cell in cells[:shared]} - {cell.variant for cell in cells[shared:]}
+        each = seconds | dict.fromkeys(copied, 0.0)
+        console.print(_adaptive_cost(study, cells, most, each, pool.workers, noise))
     else:
         say(_power(study, cells, noise))
     return total
@@ -248,17 +248,27 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
     return max(free_at)
 
 
-def _measured_rates(study: Study, store: Store | None) -> dict[str, float]:
-    """{variant: images per second} of runs of this protocol in the store."""
-    if store is None:
-        return {}
-    experiment_id = store.find_experiment(study)
-    rates: dict[str, float] = {}
-    for run in store.runs(experiment_id, "tags.kind = 'cell'") if experiment_id else ():
-        tags, metrics = run.data.tags, run.data.metrics
-        if tags.get("protocol") == study.protocol and "variant" in tags and "images_per_sec" in metrics:
-            rates[tags["variant"]] = metrics["images_per_sec"]
-    return rates
+def _seconds_of_earlier_runs(
+    study: Study, cells: Sequence[Cell], store: Store | None
+) -> tuple[dict[str, float], float | None]:
+    """({variant: seconds of a cell}, operations of forward passes per second), as measured by runs of the store.
+
+    A variant has the median of the finished runs with its config, in any study. The speed, for variants without such a
+    run, is the median over all finished runs of the preset; None if there are none.
+    """
+    variants = {cell.config_digest: cell.variant for cell in cells}
+    seconds: dict[str, list[float]] = {}
+    speeds: list[float] = []
+    for run in store.runs_of_all("tags.kind = 'cell' and tags.outcome = 'finished'") if store else ():
+        tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+        if tags.get("preset") != study.preset or "shared_run" in tags or not run.info.end_time:
+            continue
+        took = max(run.info.end_time - run.info.start_time, 1) / 1000
+        if variant := variants.get(tags.get("config_digest", "")):
+            seconds.setdefault(variant, []).append(took)
+        images = math.prod(int(params[f"optim.{name}"]) for name in ("steps", "batch_size", "d_steps"))
+        speeds.append(images * metrics["flops_per_image"] / took)
+    return {name: median(own) for name, own in seconds.items()}, median(speeds) if speeds else None
 
 
 def _flops_per_second(place: str, threads: int) -> float:

@@ -23,7 +23,7 @@ from sagan.passes import discriminator_pass, generator_pass
 from sagan.precision import autocast
 
 CARD = torch.device("cuda", 0)
-STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
+STUDIES = sorted((Path(__file__).parents[1] / "studies").rglob("*.yaml"))
 PRESET = "imagenet128"  # every variant of every study can be built
 BATCH = 8
 FAKE = FakeTensorMode()

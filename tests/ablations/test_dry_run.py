@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -78,6 +80,32 @@ def test_the_noise_of_the_store_is_that_of_runs_as_long_and_scored_alike_in_any_
         train(shorter, cell, {200: 1.0 + cell.seed, 400: 100.0**cell.seed})
     sd = np.std(np.log([2.0, 8.0]), ddof=1)  # the one run of feat32 has none
     assert f"sd of its log over seeds {sd:.2g}, from 2 runs in the store." in said(planned, store)
+
+
+def test_cells_take_as_long_as_earlier_runs_and_without_one_as_long_as_their_operations(
+    write_study: WriteStudy,
+) -> None:
+    study = read_study(write_study())
+    cells = {cell.variant: cell for cell in study.cells()}
+
+    def ended(seconds: float, flops: float, **tags: str) -> SimpleNamespace:
+        params = {"optim.steps": "100", "optim.batch_size": "10", "optim.d_steps": "1"}
+        data = SimpleNamespace(tags={"preset": "embedded"} | tags, params=params, metrics={"flops_per_image": flops})
+        return SimpleNamespace(data=data, info=SimpleNamespace(start_time=5000, end_time=5000 + round(1000 * seconds)))
+
+    digest = cells["none"].config_digest
+    runs = [
+        ended(10, 1e6, config_digest=digest, study="another"),
+        ended(30, 1e6, config_digest=digest),
+        ended(999, 1e6, config_digest=digest, shared_run="a copy"),
+        ended(999, 1e6, config_digest=digest, preset="folder"),
+        ended(50, 1e6, config_digest="a variant of another study"),
+    ]
+    store = cast(Store, SimpleNamespace(runs_of_all=lambda condition: runs))
+    seconds, speed = dry_run._seconds_of_earlier_runs(study, list(cells.values()), store)
+    assert seconds == {"none": 20.0}, "the median of its own runs"
+    assert speed == pytest.approx(1e9 / 30), "of 1e9 operations each, in 10, 30 and 50 seconds"
+    assert dry_run._seconds_of_earlier_runs(study, list(cells.values()), None) == ({}, None)
 
 
 def test_adaptive_seeds_cost_fewer_runs_where_there_is_more_to_find(write_study: WriteStudy) -> None:

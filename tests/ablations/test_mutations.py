@@ -18,7 +18,7 @@ from ablations.document import StudyError
 from ablations.plan import Cell
 from ablations.study import read_study
 
-SHIPPED = [path.read_text() for path in sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))]
+SHIPPED = [path.read_text() for path in sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))]
 STUDIES = [re.sub("^#.*\n", "", text, flags=re.M) for text in SHIPPED]  # nothing in a comment can go wrong
 SCALARS = (
     *("", "~", "null", "true", "off", ".nan", "-.inf", ".inf", "1e400", "-1", "0", "1_000", "0x1f", "0o17", "1:30:00"),

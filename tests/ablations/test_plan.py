@@ -10,7 +10,7 @@ from ablations.study import read_study
 from sagan.config import diff
 
 WriteStudy = Callable[..., Path]
-STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
+STUDIES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
 
 TWO_FACTORS = """
     name: two
