@@ -10,20 +10,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ablations.plan import Cell
 from sagan import journal
 from sagan.failure import Failure, read_failure
 from sagan.journal import Record
 from sagan.run_folder import CONFIG, PROTOCOL, Run, config_yaml
-
-if TYPE_CHECKING:
-    from ablations.extend_run import ShorterRun
 
 _NOTE, _UPLOAD_STATE, _LOST, LOG = "attempt.json", "mirror.json", "lost", "log.txt"
 _log = logging.getLogger(__name__)
@@ -38,6 +36,47 @@ class UploadState:
     offset: int = 0
     has_end: bool = False
     is_lost: bool = False
+
+
+@dataclass(frozen=True)
+class ShorterRun:
+    """A shorter run with the same first steps. `folders` are those of its attempts, oldest first."""
+
+    step: int
+    checkpoint: bytes
+    records: list[Record]
+    folders: list[Path]
+    protocol: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        return self.records[-1].time - self.records[0].time
+
+    @property
+    def origin(self) -> str:
+        """The tag `resumed_from`: "attention_position/none/seed20-1a2b3c4d5e6f7081/attempt-1 at step 800"."""
+        return f"{'/'.join(self.folders[-1].parts[-4:])} at step {self.step}"
+
+    def copy_checkpoint(self, folder: Path) -> None:
+        from sagan.checkpoint import put_checkpoint
+
+        put_checkpoint(folder, self.checkpoint)
+
+    def copy(self, folder: Path, started: float) -> None:
+        """All but the checkpoint, as if it had begun at `started`, in seconds since 1970."""
+        late = started - self.records[0].time
+        for name in {name for record in self.records for name in record.files if name != PROTOCOL}:
+            source = next((each / name for each in reversed(self.folders) if (each / name).exists()), None)
+            if source is not None and not (folder / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, folder / name)
+        (folder / PROTOCOL).write_text(json.dumps({**self.protocol, "step": self.step}))
+        # Without PROTOCOL: the longer run uploads its own at its end, because eval.endpoint may differ.
+        records = [
+            replace(one, time=one.time + late, files=tuple(name for name in one.files if name != PROTOCOL))
+            for one in self.records
+        ]
+        journal.write(folder / journal.NAME, records)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from ablations.table import label
+from ablations.results import label
 from ablations.verdicts import Row
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from sagan.cost import count
 from sagan.data import num_classes
 
 if TYPE_CHECKING:
-    from ablations.tracking import Store
+    from ablations.tracking.store import Store
 
 
 _STUDIES = 1000  # simulated for each size of a difference: the number of runs is then known to a few per cent
@@ -57,7 +57,7 @@ def show_plan(
     path = sqlite_path(tracking_uri)
     store = None
     if path is None or path.exists():  # opening a store would make its file
-        from ablations.tracking import Store  # imports MLflow
+        from ablations.tracking.store import Store  # imports MLflow
 
         try:
             store = Store(tracking_uri, read_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablations.preflight import DEFAULT_STORE, absolute, check_store, sqlite_path, tracking_uri, without_password
-from ablations.tracking import Store, first_line
+from ablations.tracking.store import Store, first_line
 from sagan.generate import add_picture, picture_options, write_grid
 from sagan.options import Parser, escape_unprintable_output
 from sagan.run_folder import GENERATOR

@@ -20,11 +20,12 @@ from ablations.machine import WorkerPool
 from ablations.plan import BEST, Cell, Study, show
 from ablations.preflight import DEFAULT_STORE, absolute, sqlite_path, without_password
 from ablations.queue import CellState
+from ablations.results import Result, label
 from ablations.search import Trials
 from ablations.slurm import open_executor, submit
 from ablations.storage import UNREACHABLE_ERRORS, exclusive, probe
-from ablations.table import answer, label
-from ablations.tracking import Result, Store, StoreUnreachable
+from ablations.table import answer
+from ablations.tracking.store import Store, StoreUnreachable
 from ablations.trainers import Interrupt
 from ablations.verdicts import CellScores, rows, wanted
 

@@ -28,11 +28,12 @@ from ablations.extend_run import find_shorter_run
 from ablations.machine import WorkerPool, git_commit
 from ablations.plan import Cell, Study
 from ablations.queue import CellQueue, CellState, Claim, ClaimLost, LauncherProcess
+from ablations.results import Result, metrics_of
 from ablations.storage import UNREACHABLE_ERRORS, exclusive
-from ablations.table import Result, metrics_of
-from ablations.tracking import Store
+from ablations.table import summary
+from ablations.tracking.store import Store
+from ablations.tracking.uploader import Uploader
 from ablations.trainers import Interrupt, Trainers
-from ablations.uploader import Uploader
 from ablations.verdicts import CellScores, Row, cell_scores, rows
 from sagan.train import EXIT_DISK_FULL, EXIT_NOT_STARTED
 
@@ -238,9 +239,8 @@ class Launcher:
 
     def _write_table(self) -> None:
         try:
-            self._store.write_table(
-                self._experiment_id, self.study, self.results(), self._search, self._commit, self.failed
-            )
+            rows, description = summary(self.study, self.results(), self.failed)
+            self._store.write_table(self._experiment_id, self.study, rows, description, self._search, self._commit)
         except Exception:  # training does not depend on MLflow
             _log.exception("tracking: the table of %s is not uploaded", self.study.name)
 

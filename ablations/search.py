@@ -23,8 +23,8 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ablations.plan import Changes, Range, Study, show, trial_name
+from ablations.results import Result
 from ablations.storage import exclusive, open_storage
-from ablations.tracking import Result
 from sagan.config import digest
 
 _RANDOM_TRIALS = 10  # before TPE models their values: Optuna's default; half of all trials, if these are fewer

@@ -1,6 +1,6 @@
 """The table of a study: the results of each variant, by the statistics of the report.
 
-Pure: the tracking store keeps the rows (tracking.py), and a row equals that of the report's table.
+Pure: the tracking store keeps the rows (tracking/), and a row equals that of the report's table.
 """
 
 from __future__ import annotations
@@ -8,28 +8,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ablations import verdicts
 from ablations.plan import Study, Variant
+from ablations.results import Result, label, metrics_of
 from reports import statistics
 from sagan.config import digest
-
-_SECONDARY = ("relation_error", "fid", "is")  # shown beside the primary metric, where the runs have them
-_SCORED = ("ema", "raw", "bn running", "bn standing")  # parts of a metric fingerprint that say what is scored
-Points = Mapping[str, Mapping[int, float]]  # {metric: {step: value}}, finite values of one run
-
-
-@dataclass(frozen=True)
-class Result:
-    """A cell that has ended. `scores` are those that a report gives a finished run, `measured` says by what
-    (`measured_by`); `shared_study` is the study that trained it, if not its own."""
-
-    outcome: str
-    metrics: dict[str, float]  # last values
-    shared_study: str | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,30 +32,6 @@ class Row:
     estimates: dict[str, statistics.Estimate]
     note: str
     verdict: str
-
-
-def measured_by(data_fingerprint: str, metric_fingerprint: str) -> str:
-    """Only what has the same may share a table. Variants of a study may differ in which weights are scored."""
-    parts = [part for part in metric_fingerprint.split("; ") if part not in _SCORED]
-    return "; ".join([data_fingerprint, *parts])
-
-
-def metrics_of(study: Study) -> list[str]:
-    """The metrics of the table, the primary one first."""
-    return list(dict.fromkeys((study.metric, *_SECONDARY)))
-
-
-def scores_of(points: Points, last_step: int, endpoint: int) -> dict[str, float]:
-    """The scores of a finished run: of each metric the mean over its last `endpoint` evaluations.
-
-    As in reports/loading.py, a metric has no score where the evaluation at `last_step` gave no value, or too few did.
-    """
-    found = {}
-    for name, values in points.items():
-        last = [values[step] for step in sorted(values)][-endpoint:]
-        if last_step in values and len(last) == endpoint:
-            found[name] = statistics.run_score(name, last)
-    return found
 
 
 def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> list[Row]:
@@ -146,8 +107,13 @@ def _verdicts_in_words(study: Study, rows: Sequence[verdicts.Row]) -> str:
     return f"{'; '.join(clauses)}."
 
 
-def markdown(study: Study, found: Sequence[Row], answered: str) -> str:
-    """Question, answer and table, as the description of the study's experiment."""
+def summary(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> tuple[list[Row], str]:
+    """The rows, and the table in Markdown with question and answer above it."""
+    found = rows(study, results, failed)
+    return found, _markdown(study, found, answer(study, results, failed))
+
+
+def _markdown(study: Study, found: Sequence[Row], answered: str) -> str:
     shown = [metric for metric in metrics_of(study) if any(metric in row.estimates for row in found)]
     lines = [
         f"**{study.question}**",
@@ -164,15 +130,6 @@ def markdown(study: Study, found: Sequence[Row], answered: str) -> str:
         n = row.estimates[study.metric].n if study.metric in row.estimates else 0
         lines.append("| " + " | ".join([row.variant.name, *texts, str(n), row.note]) + " |")
     return "\n".join(lines)
-
-
-def label(study: Study, metric: str) -> str:
-    """How a metric is called: only features of Inception give a FID and an IS, others are named ("FD embedded-v2")."""
-    extractor = study.base.eval.extractor
-    names = (
-        {"fid": "FID", "is": "IS"} if extractor == "inception" else {"fid": f"FD {extractor}", "is": f"IS {extractor}"}
-    )
-    return names.get(metric, metric.replace("_", " "))
 
 
 def _by_variant(study: Study, results: Mapping[str, Result]) -> dict[str, list[Result]]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ablations.plan import Cell, Study
+from ablations.results import Result
 from reports import sequential, statistics
 from reports.sequential import Progress, Rule
 from reports.statistics import Estimate, Gap
-
-if TYPE_CHECKING:
-    from ablations.table import Result
 
 # The score by the primary metric, as in the report, of each cell that has ended, by key. None for a cell that failed,
 # collapsed or diverged: it counts as one of its variant's seeds, and is left out of means and comparisons.

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from told import begin, describe, tell
 
-from ablations import tracking
 from ablations.document import StudyError
-from ablations.sending import storable
 from ablations.study import read_study
+from ablations.tracking import store as tracking
+from ablations.tracking.sending import storable
 from reports.loading import load_results
 from reports.store import Store
 from sagan import generate, load_generator

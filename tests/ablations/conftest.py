@@ -10,7 +10,7 @@ import pytest
 
 from ablations.plan import Study
 from ablations.study import read_study
-from ablations.tracking import Store
+from ablations.tracking.store import Store
 
 STUDY = """
     name: position

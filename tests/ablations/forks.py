@@ -237,7 +237,8 @@ def _obey(command: list[str], job: str) -> int:
     import torch
     from fake_host import pretend
 
-    from ablations import launcher, tracking, trainers
+    from ablations import launcher, trainers
+    from ablations.tracking import store as tracking
 
     pretend()
     if command[0] == "ablations.run":

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 
 from ablations.attempts import all_attempts
 from ablations.study import read_study
-from ablations.tracking import Store
+from ablations.tracking.store import Store
 from sagan.checkpoint import load_checkpoint
 
 _OF_THE_MACHINE = {"images_per_sec", "peak_memory_mib"}  # and not of the run

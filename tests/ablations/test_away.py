@@ -15,11 +15,11 @@ from forks import forked_trainers
 from lab import sittings, steps, wait_until
 from mlflow_server import Server
 
-from ablations import tracking
 from ablations.attempts import all_attempts
 from ablations.run import main
 from ablations.study import read_study
-from ablations.tracking import Store
+from ablations.tracking import store as tracking
+from ablations.tracking.store import Store
 
 STEPS = 40
 START = [[0], [0]]  # of cells at which one process sat down, once

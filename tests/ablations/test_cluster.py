@@ -25,7 +25,7 @@ from ablations.queue import CellQueue, CellState
 from ablations.run import main
 from ablations.slurm import open_executor, submit
 from ablations.study import read_study
-from ablations.tracking import Store
+from ablations.tracking.store import Store
 
 WriteStudy = Callable[..., Path]
 HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ from told import begin
 
 from ablations.run import main
 from ablations.study import read_study
-from ablations.tracking import Store
+from ablations.tracking.store import Store
 from sagan.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from told import begin, tell
 from ablations import dry_run
 from ablations.plan import Cell, Study
 from ablations.study import read_study
-from ablations.tracking import Store
+from ablations.tracking.store import Store
 from reports import statistics
 
 WriteStudy = Callable[..., Path]

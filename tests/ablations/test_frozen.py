@@ -24,7 +24,7 @@ from ablations.attempts import all_attempts
 from ablations.queue import CellQueue
 from ablations.run import main
 from ablations.study import read_study
-from ablations.tracking import Store
+from ablations.tracking.store import Store
 
 GRACE = 3.0  # seconds
 COMMAND = ("--workers", "1", "--only", "none/seed0")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablations.generate import main
-from ablations.tracking import open_client
+from ablations.tracking.store import open_client
 from sagan import generate
 from sagan.config import Config
 from sagan.generator_file import save_generator

@@ -15,7 +15,7 @@ import pytest
 from lab import Lab, sittings, steps, wait_until
 
 from ablations.study import read_study
-from ablations.tracking import Store
+from ablations.tracking.store import Store
 
 WriteStudy = Callable[..., Path]
 ROOT = Path(__file__).parents[2]

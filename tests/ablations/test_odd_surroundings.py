@@ -23,9 +23,9 @@ from told import begin, tell
 from ablations.plan import Cell
 from ablations.queue import CellQueue, LauncherProcess
 from ablations.run import main
-from ablations.sending import Sender
 from ablations.study import read_study
-from ablations.tracking import Store
+from ablations.tracking.sending import Sender
+from ablations.tracking.store import Store
 from reports.build import main as build
 from reports.loading import load_results
 from reports.store import Store as Reader

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ablations.plan import Study
+from ablations.results import Result
 from ablations.search import Trials
 from ablations.study import read_study
-from ablations.tracking import Result
 
 SEARCH = """
     name: rates

@@ -13,9 +13,10 @@ from told import begin, describe, tell
 
 from ablations import table
 from ablations.plan import Study
+from ablations.results import Result, measured_by, metrics_of, scores_of
 from ablations.study import read_study
-from ablations.table import Result
-from ablations.tracking import Store
+from ablations.table import summary
+from ablations.tracking.store import Store
 from reports.comparison import compare, estimates
 from reports.loading import load_results
 from reports.store import Store as Reader
@@ -46,9 +47,9 @@ def train(store: Store, study: Study, runs: Path, factor: float, sd: float) -> s
     return experiment
 
 
-def write(store: Store, experiment: str, study: Study, runs: Path) -> dict[str, table.Result]:
-    results = store.recorded(experiment, runs / study.name, metrics=table.metrics_of(study))
-    assert store.write_table(experiment, study, results)
+def write(store: Store, experiment: str, study: Study, runs: Path) -> dict[str, Result]:
+    results = store.recorded(experiment, runs / study.name, metrics=metrics_of(study))
+    assert store.write_table(experiment, study, *summary(study, results))
     return results
 
 
@@ -82,7 +83,7 @@ def test_a_row_and_the_answer_equal_those_of_the_report(
 
 def test_the_table_stands_in_the_store_as_rows_and_in_words(store: Store, study: Study, tmp_path: Path) -> None:
     experiment = store.open_experiment(study)
-    assert store.write_table(experiment, study, {}, {"trials": []}, "abc")
+    assert store.write_table(experiment, study, *summary(study, {}), {"trials": []}, "abc")
     rows = {run.info.run_name: run for run in store.runs(experiment, "tags.kind = 'variant'")}
     assert [(name, run.info.status, run.data.metrics["n"]) for name, run in sorted(rows.items())] == [
         ("feat32", "SCHEDULED", 0.0),
@@ -152,21 +153,21 @@ def test_a_row_is_written_again_only_with_news_and_loses_what_is_gone(
     write(store, experiment, study, tmp_path)
     assert row() == first and first["n"] == 4
     few = {key: result for key, result in results.items() if "|none|0|" in key}
-    assert store.write_table(experiment, study, few)
+    assert store.write_table(experiment, study, *summary(study, few))
     later = row()
     assert (later["n"], later["updates"], math.isnan(later["half_width"])) == (1, first["updates"] + 1, True)
     assert len(list(store.runs(experiment, "tags.kind = 'variant'"))) == 3
 
 
 def test_a_run_is_scored_by_its_last_evaluations_only_where_all_gave_a_value() -> None:
-    assert table.scores_of({"fid": {10: 99.0, 20: 1.0, 30: 4.0}}, 30, 2) == {"fid": pytest.approx(2.0)}
-    assert table.scores_of({"is": {20: 1.0, 30: 4.0}}, 30, 1) == {"is": 4.0}
-    assert table.scores_of({"fid": {10: 1.0, 20: 2.0}, "is": {30: 1.0}}, 30, 2) == {}
+    assert scores_of({"fid": {10: 99.0, 20: 1.0, 30: 4.0}}, 30, 2) == {"fid": pytest.approx(2.0)}
+    assert scores_of({"is": {20: 1.0, 30: 4.0}}, 30, 1) == {"is": 4.0}
+    assert scores_of({"fid": {10: 1.0, 20: 2.0}, "is": {30: 1.0}}, 30, 2) == {}
 
 
 def test_a_score_that_was_measured_otherwise_is_in_no_mean(study: Study) -> None:
     def result(value: float, metric: str = "embedded-v2; ema", data: str = "d") -> Result:
-        return Result("finished", {}, None, {"relation_error": value}, table.measured_by(data, metric))
+        return Result("finished", {}, None, {"relation_error": value}, measured_by(data, metric))
 
     none, feat32 = ([cell.key for cell in study.cells(name)] for name in ("none", "feat32"))
     results = {none[0]: result(2.0), none[1]: result(8.0), none[2]: result(9.0, data="other"),

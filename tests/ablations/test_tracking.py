@@ -20,8 +20,9 @@ from told import begin, describe, tell
 
 from ablations.attempts import Attempt, UploadState, all_attempts
 from ablations.plan import Study
-from ablations.tracking import Store, StoreUnreachable
-from ablations.uploader import Uploader
+from ablations.table import summary
+from ablations.tracking.store import Store, StoreUnreachable
+from ablations.tracking.uploader import Uploader
 
 
 class Unreliable:
@@ -125,7 +126,7 @@ def test_whatever_fails_every_point_is_stored_once_in_one_run(
     experiment_id, cell = store.open_experiment(study), study.cells()[0]
     attempt = begin(tmp_path, cell, {"device": "cpu"})
     chance = random.Random(seed)
-    monkeypatch.setattr("ablations.tracking.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("ablations.tracking.store.time.sleep", lambda _seconds: None)
     with monkeypatch.context() as patch:
         patch.setattr(store, "client", Unreliable(store.client, seed))
         describe(attempt, data="d")
@@ -165,7 +166,7 @@ def test_a_cell_that_ended_without_a_store_is_recorded_and_sent_later(
     with attempt.journal.open("a") as file:
         file.write("".join(f"{json.dumps(line)}\n" for line in lines))
     tell(attempt, 1500, {"fid": 2.0}, status="collapsed")
-    monkeypatch.setattr("ablations.tracking._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("ablations.tracking.store._PATIENCE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(store, "client", Away())
         store.send_rest(experiment_id, folder, living=())
@@ -406,7 +407,7 @@ def test_a_failed_cell_keeps_its_traceback_until_it_is_run_again(store: Store, s
 def test_a_launch_survives_a_store_that_goes_away(
     store: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.tracking._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("ablations.tracking.store._PATIENCE_SECONDS", 0.0)
     experiment_id, cell = store.open_experiment(study), study.cells()[0]
     attempt = begin(tmp_path, cell)
     tell(attempt, 1, {"fid": 1.0}, status="finished")
@@ -415,18 +416,18 @@ def test_a_launch_survives_a_store_that_goes_away(
     with monkeypatch.context() as patch:
         patch.setattr(store, "client", Away())
         assert store.recorded(experiment_id, tmp_path) == before and store.is_away
-        assert not store.write_table(experiment_id, study, before, {"trials": 3})
+        assert not store.write_table(experiment_id, study, *summary(study, before), {"trials": 3})
         store.end_abandoned(experiment_id, set())
         assert store.find_shared(cell) == [] and store.find_outcome(experiment_id, cell, True) is None
         with pytest.raises(StoreUnreachable, match="does not answer .*away"):
             store.open_experiment(study)
-    assert store.write_table(experiment_id, study, before, {"trials": 3}) and not store.is_away
+    assert store.write_table(experiment_id, study, *summary(study, before), {"trials": 3}) and not store.is_away
 
 
 def test_the_uploader_sends_beside_its_caller_and_nothing_of_a_lost_cell(
     store: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.uploader._SECONDS", 0.01)
+    monkeypatch.setattr("ablations.tracking.uploader._SECONDS", 0.01)
     experiment_id = store.open_experiment(study)
     done, lost = (begin(tmp_path, cell) for cell in study.cells()[:2])
     has_claims = False

@@ -23,7 +23,7 @@ from lab import wait_until
 from ablations.attempts import all_attempts
 from ablations.run import main
 from ablations.study import read_study
-from ablations.tracking import Store
+from ablations.tracking.store import Store
 from sagan.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,9 @@ from rich.console import Console
 from ablations.display import headline, verdict_table
 from ablations.plan import PRIMARY_METRICS, UNDIRECTED, Study
 from ablations.queue import CellState
+from ablations.results import Result
 from ablations.study import read_study
-from ablations.table import Result, answer
+from ablations.table import answer
 from ablations.verdicts import CellScores, cell_scores, rows, wanted
 from reports import statistics
 

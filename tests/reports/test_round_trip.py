@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from told import begin, describe, tell
 
-from ablations import tracking
 from ablations.study import read_study
+from ablations.table import summary
+from ablations.tracking import store as tracking
 from reports.loading import load_results
 from reports.store import Store
 
@@ -25,7 +26,7 @@ def test_a_study_and_its_cells_come_back_as_the_tracker_wrote_them(
     study = read_study(SMOKE)
     writer = tracking.Store("sqlite:///mlflow.db")
     experiment = writer.open_experiment(study)
-    assert writer.write_table(experiment, study, {}, commit="0123abc")
+    assert writer.write_table(experiment, study, *summary(study, {}), commit="0123abc")
     none, feat16 = study.cells()
     attempt = begin(tmp_path / "runs", none, {"device": "cpu"})
     describe(attempt, "data", "embedded-v1@1a2b; 32 samples")

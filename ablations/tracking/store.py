@@ -26,20 +26,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
-from ablations import table
 from ablations.attempts import Attempt, all_attempts
 from ablations.disk import is_full_disk, new_database
-from ablations.mlflow_runs import cell_key, find_run
 from ablations.plan import Cell, Study
 from ablations.preflight import sqlite_path, without_password
-from ablations.sending import Sender
-from ablations.table import Result as Result  # what `recorded` returns
-from ablations.table_writer import VIEW, TableWriter
+from ablations.results import Result, measured_by, scores_of
+from ablations.tracking.runs import cell_key, find_run
+from ablations.tracking.sending import Sender
+from ablations.tracking.table_writer import VIEW, TableWriter
 from sagan.journal import Record, current
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
+
+    from ablations.table import Row
 
 SCHEMA = "2"  # of what is in an experiment; the first version had a run per launch and no such tag
 _PATIENCE_SECONDS = 60.0  # for a store that stops answering
@@ -219,18 +220,15 @@ class Store:
         self,
         experiment_id: str,
         study: Study,
-        results: Mapping[str, Result],
+        rows: Sequence[Row],
+        description: str,
         search: Mapping[str, Any] | None = None,
         commit: str | None = None,
-        failed: Container[str] = (),
     ) -> bool:
-        """Brings the study's table up to date with `results`, which are by the key of their cell.
+        """Brings the study's table up to date: a run per row, `description` and `search`, the report of a search.
 
-        `failed` are keys of cells that will have no result; `search` is the report of a search. False where the store
-        is unreachable. One launcher at a time may make rows (`exclusive`).
+        False where the store is unreachable. One launcher at a time may make rows (`exclusive`).
         """
-        rows = table.rows(study, results, failed)
-        description = table.markdown(study, rows, table.answer(study, results, failed))
 
         def write() -> None:
             stored = self.runs(experiment_id, "tags.kind = 'variant'")
@@ -265,7 +263,7 @@ class Store:
             trained = "shared_run" not in tags
             if "outcome" in tags and (trained or (shared and key not in results)):
                 scores = {name: value for metric in metrics for name, value in self.score(run, metric).items()}
-                measured = table.measured_by(tags.get("data_fingerprint", ""), tags.get("metric_fingerprint", ""))
+                measured = measured_by(tags.get("data_fingerprint", ""), tags.get("metric_fingerprint", ""))
                 results[key] = Result(tags["outcome"], run.data.metrics, tags.get("shared_study"), scores, measured)
         return results
 
@@ -278,7 +276,7 @@ class Store:
             points = sorted(self.client.get_metric_history(*place), key=lambda point: point.timestamp)
             newest = {point.step: point.value for point in points}
             endpoint, last = run.data.params.get("eval.endpoint", "1"), run.data.tags.get("last_step", "-1")
-            self._scores[place] = table.scores_of({metric: newest}, int(last), int(endpoint))
+            self._scores[place] = scores_of({metric: newest}, int(last), int(endpoint))
         return self._scores[place]
 
     def find_outcome(self, experiment_id: str, cell: Cell, shared: bool) -> str | None:
@@ -451,9 +449,9 @@ def _result_of_journal(attempt: Attempt, outcome: str, shared_study: str | None)
                 points.setdefault(name, {})[record.step] = value
     last = {name: values[max(values)] for name, values in points.items()}
     endpoint = attempt.cell.config.eval.endpoint
-    scores = table.scores_of(points, records[-1].step, endpoint) if outcome == "finished" else {}
+    scores = scores_of(points, records[-1].step, endpoint) if outcome == "finished" else {}
     about = attempt.protocol or {}
-    measured = table.measured_by(about.get("data_fingerprint", ""), about.get("metric_fingerprint", ""))
+    measured = measured_by(about.get("data_fingerprint", ""), about.get("metric_fingerprint", ""))
     return Result(outcome, last, shared_study, scores, measured)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ablations.attempts import Attempt
 
 if TYPE_CHECKING:
-    from ablations.tracking import Store
+    from ablations.tracking.store import Store
 
 _SECONDS = 1.0  # between two reads of the journals
 _RETRY_SECONDS = 10.0  # while the store does not answer

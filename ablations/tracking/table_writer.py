@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ablations.mlflow_runs import MAX_TAG, create_row, milliseconds
 from ablations.plan import Study, show
+from ablations.tracking.runs import MAX_TAG, create_row, milliseconds
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.mlflow_runs import MAX_TAG, cell_key, create_row, find_run, milliseconds, origin_tags
 from ablations.plan import show
+from ablations.tracking.runs import MAX_TAG, cell_key, create_row, find_run, milliseconds, origin_tags
 from sagan.config import flatten
 from sagan.journal import Record
 from sagan.run_folder import CONFIG, PROTOCOL
