@@ -1,0 +1,64 @@
+"""The published results: their verdicts follow from their scores, by the plan of the study file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+import reports
+from ablations.plan import Study
+from ablations.study import read_study
+from ablations.verdicts import rule
+from reports import sequential, statistics
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "reports" / "published" / "embedded"
+STUDIES = sorted(path.name.removesuffix("_results.csv") for path in FOLDER.glob("*_results.csv"))
+
+
+def scores(study: Study) -> dict[str, list[float | None]]:
+    """Of each variant in the order of its seeds, up to the first cell that has not ended; None: it has no score."""
+    cells = reports.load(study.name, FOLDER).cells
+    found: dict[str, list[float | None]] = {}
+    for variant, own in cells.sort_values("seed").groupby("variant"):
+        found[str(variant)] = []
+        for cell in own.to_dict("records"):
+            if cell["state"] not in ("finished", "collapsed", "diverged", "failed"):
+                break
+            found[str(variant)].append(cell[study.metric] if cell["state"] == "finished" else None)
+    return found
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_published_verdicts_follow_from_the_published_scores(name: str) -> None:
+    study = read_study(ROOT / "studies" / f"{name}.yaml")
+    recorded, log = scores(study), statistics.on_log_scale(study.metric)
+    comparisons = reports.load(name, FOLDER).comparisons
+    primary = comparisons[(comparisons["role"] == "primary") & comparisons["verdict"].notna()]
+    published = {(row["variant"], row["reference"]): row for row in primary.to_dict("records")}
+    assert published.keys() == set(study.pairs)
+    if study.adaptive:
+        found = sequential.replay(
+            recorded, rule(study, log), lower_is_better=bool(statistics.lower_is_better(study.metric))
+        )
+        expected = {pair: (verdict.gap, verdict.label, verdict.n) for pair, verdict in found.verdicts.items()}
+        assert found.wanted == [], "the study is not finished"
+    else:
+        values = {variant: [score for score in own if score is not None] for variant, own in recorded.items()}
+        gaps = statistics.compare(values, [statistics.pair(*pair) for pair in study.pairs], log)
+        expected = {}
+        for pair, gap in zip(study.pairs, gaps, strict=True):
+            assert gap is not None
+            better = gap.value < 0 if statistics.lower_is_better(study.metric) else gap.value > 0
+            expected[pair] = gap, ("better" if better else "worse") if gap.shown else "undecided", gap.n
+    for pair, (gap, label, n) in expected.items():
+        row = published[pair]
+        assert gap is not None and gap.low is not None and gap.high is not None
+        back = math.expm1 if log else float
+        ends = row["difference"], row["difference_low95"], row["difference_high95"]
+        assert ends == pytest.approx(tuple(back(value) for value in (gap.value, gap.low, gap.high)), rel=1e-6)
+        assert row["verdict"] == label
+        if study.adaptive:
+            assert row["decided_after"] == n or label == "undecided"
