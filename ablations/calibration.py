@@ -1,47 +1,34 @@
-"""Seconds and memory of cells on this machine, by the journals of short runs of `sagan.train`, one per worker at once.
+"""Seconds and memory of cells on this machine, by the journals of short runs, as many at once as there are workers.
 
-All that the runs write is in a temporary folder, which is removed.
+They are started as a study starts its cells. All that they write is in a temporary folder, which is removed.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from rich.console import Console
 
 from ablations.display import duration
-from ablations.machine import KEEP_MEMORY, WorkerPool
+from ablations.machine import WorkerPool
 from ablations.plan import Cell
+from ablations.trainers import Trainers
 from sagan import journal
-from sagan.config import Config, digest, flatten, override
+from sagan.config import Config, digest, override
+from sagan.failure import read_failure
 from sagan.journal import Record
 from sagan.run_folder import CONFIG, Run, config_yaml
 
 STEPS, EVALUATED = 40, 20  # of a measured run, which is scored at both
 _COLD_STEPS = 5  # the first, which load kernels and fill caches; on a GPU one of them is recorded as a CUDA graph
 _MAX_SAMPLES = 2000  # scored in a measured run; the time for more is taken to grow with their number
-
-# The program of a run. Time counts from after the imports: a study forks its cells from a process that has made them.
-_PROGRAM = (
-    "import sys, time, sagan.training; from sagan.train import main; print(time.time()); sys.exit(main(sys.argv[1:]))"
-)
-
-# Fields that change numbers and not operations: configs that differ in these alone take equally long per step.
-_SAME_SPEED_FIELDS = (
-    *("optim.steps", "optim.ttur", "optim.lr_g", "optim.lr_d", "optim.lr_equal", "optim.ema_start", "optim.streams"),
-    *("optim.beta1", "optim.beta2", "optim.adam_eps", "eval.every", "eval.endpoint", "data.h_flip", "model.init"),
-    *("model.bn_momentum", "model.final_bn_momentum", "model.bn_eps", "model.attention.gamma", "model.sn.eps"),
-)
 
 
 @dataclass(frozen=True)
@@ -57,7 +44,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """`start`: seconds before the first cells, and those that only a worker's first cell takes."""
+    """`start`: seconds before the first cells have begun, beyond those that each later cell takes to begin."""
 
     start: float
     speeds: dict[str, Speed]  # by `kind`
@@ -68,9 +55,8 @@ class Calibration:
 
 
 def kind(config: Config) -> str:
-    """Equal for configs that take equally long, but for the number of their steps and evaluations."""
-    defaults = flatten(Config())
-    return digest(override(config, {name: defaults[name] for name in _SAME_SPEED_FIELDS}))
+    """Equal for configs that differ in the number of their steps and evaluations only."""
+    return digest(override(config, {"optim.steps": STEPS, "eval.every": EVALUATED, "eval.endpoint": 1}))
 
 
 def speed_of(config: Config, started: float, records: Sequence[Record]) -> Speed:
@@ -105,9 +91,9 @@ def calibrate(
     data_root: Path | None = None,
     inception_weights: Path | None = None,
     cache_dir: Path | None = None,
-    program: str = _PROGRAM,
+    trainer: Callable[..., Any] | None = None,
 ) -> Calibration:
-    """Measures each kind of config among `cells`. `program` is the Python code that trains.
+    """Measures each kind of config among `cells`. `trainer` replaces sagan.training.Trainer.
 
     Prepared images and registered extractors are taken from `cache_dir`; statistics of real images are computed again.
     Raises ValueError where a run fails, with its message, and SystemExit (130) on Ctrl-C.
@@ -115,63 +101,59 @@ def calibrate(
     kinds = list({kind(cell.config): cell.config for cell in cells}.values())
     rounds = -(-len(kinds) // pool.workers)
     counted = "1 kind" if len(kinds) == 1 else f"{len(kinds)} kinds"
-    text = f"Calibrating {counted} of cell on {pool}: about {duration(20 + 15 * rounds)}, longer at large scales."
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.out(f"Calibrating {counted} of cell on {pool}: about {duration(20 + 15 * rounds)}, longer at large scales.")
     # Kinds are repeated to fill the last round: all workers are busy to the end, as they will be in the study.
     measured = [kinds[number % len(kinds)] for number in range(rounds * pool.workers)]
-    # First each worker trains one step, to measure what only its first cell takes.
-    runs = [*((config, 1, 1) for config in measured[: pool.workers]), *((c, STEPS, EVALUATED) for c in measured)]
-    processes: list[subprocess.Popen[str]] = []
-
-    with tempfile.TemporaryDirectory(prefix="calibration-") as name, ThreadPoolExecutor(pool.workers) as executor:
-        folder = Path(name)
-        (folder / "cache").mkdir()
+    first = measured[: pool.workers]
+    trainers = Trainers(pool.devices, 1, pool.threads, trainer)
+    with tempfile.TemporaryDirectory(prefix="calibration-") as name:
+        cache = Path(name, "cache")
+        cache.mkdir()
         for kept in ("images", "extractors"):
             if cache_dir is not None and (cache_dir / kept).is_dir():
-                (folder / "cache" / kept).symlink_to(cache_dir / kept)
+                (cache / kept).symlink_to(cache_dir / kept)
         machine = {
             "threads": pool.threads,
             "data_root": data_root and str(data_root),
             "inception_weights": inception_weights and str(inception_weights),
-            "cache_dir": str(folder / "cache"),
+            "cache_dir": str(cache),
         }
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(pool.threads))
-        environment = {**KEEP_MEMORY, **os.environ, **threads}
 
-        def run(number: int) -> tuple[float, list[Record]]:
-            """When the run began, after imports (seconds since 1970), and its journal."""
-            config, steps, every = runs[number]
-            samples = min(config.eval.num_samples, _MAX_SAMPLES)
-            short = override(config, {"optim.steps": steps, "eval.every": every, "eval.num_samples": samples})
-            (home := folder / str(number)).mkdir()
-            (home / CONFIG).write_bytes(config_yaml(Run(short, 0, {**machine, "device": pool.device_for(number)})))
-            command = [sys.executable, "-c", program, str(home), f"--parent={os.getpid()}"]
-            pipe = subprocess.PIPE
-            process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
-            processes.append(process)
-            output, errors = process.communicate()
-            if process.returncode == -9:
-                raise ValueError("its process was killed, most likely for lack of memory; give fewer --workers")
-            if process.returncode:
-                message = errors.strip().rpartition("\n")[2].removeprefix("sagan.train: ")
-                raise ValueError(message or f"exit status {process.returncode}")
-            return float(output.split()[0]), journal.read(home / journal.NAME)[0]
+        def journals(configs: Sequence[Config], steps: int, every: int) -> list[tuple[float, list[Record]]]:
+            """When a run of each config began, in seconds since 1970, and its journal."""
+            began: dict[Path, float] = {}
+            waiting = list(configs)
+            while waiting or len(trainers):
+                if waiting and len(trainers) < pool.workers:
+                    samples = min(waiting[0].eval.num_samples, _MAX_SAMPLES)
+                    changes = {"optim.steps": steps, "eval.every": every, "eval.num_samples": samples}
+                    folder, device = Path(name, f"{steps}-{len(began)}"), trainers.next_device()
+                    folder.mkdir()
+                    run = Run(override(waiting.pop(0), changes), 0, {**machine, "device": device})
+                    (folder / CONFIG).write_bytes(config_yaml(run))
+                    began[folder] = time.time()
+                    trainers.start(folder, device, ())
+                    continue
+                for folder, status in trainers.ended().items():
+                    if status == -9:
+                        raise ValueError("a process was killed, most likely for lack of memory; give fewer --workers")
+                    if status:
+                        failure = read_failure(folder)
+                        raise ValueError(failure.reason if failure else f"a process ended with status {status}")
+                time.sleep(0.02)
+            return [(start, journal.read(folder / journal.NAME)[0]) for folder, start in began.items()]
 
-        before = time.time()
         try:
-            futures = [executor.submit(run, number) for number in range(len(runs))]
+            cold = journals(first, 1, 1)  # to measure what only the first cells take
             found: dict[str, list[Speed]] = {}
-            for config, future in zip(measured, futures[pool.workers :], strict=True):
-                found.setdefault(kind(config), []).append(speed_of(config, *future.result()))
-            first = [future.result()[1][0].time - before for future in futures[: pool.workers]]
+            for config, (began, records) in zip(measured, journals(measured, STEPS, EVALUATED), strict=True):
+                found.setdefault(kind(config), []).append(speed_of(config, began, records))
         except ValueError as error:
             raise ValueError(f"--calibrate: every kind of cell must train for some steps, but {error}") from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
+            trainers.stop(0.0)
     speeds = {name: Speed(*map(mean, zip(*map(astuple, same), strict=True))) for name, same in found.items()}
-    openings = [speeds[kind(config)].opening for config in measured[: pool.workers]]
-    return Calibration(max(0.0, mean(first) - mean(openings)), speeds)
+    opened = mean(records[0].time - began for began, records in cold)
+    return Calibration(max(0.0, opened - mean(speeds[kind(config)].opening for config in first)), speeds)

@@ -45,9 +45,6 @@ class WorkerPool:
     devices: tuple[str, ...]
     note: str | None = None  # why "auto" chose fewer than the machine has cores or GPUs
 
-    def device_for(self, member: int) -> str:
-        return self.devices[member % len(self.devices)]
-
     def __str__(self) -> str:
         workers, threads = "worker" + "s" * (self.workers > 1), "thread" + "s" * (self.threads > 1)
         return f"{self.workers} {workers} of {self.threads} {threads} on {', '.join(self.devices)}"

@@ -7,11 +7,17 @@ import re
 import signal
 import tempfile
 import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from fake_trainer import Event, FakeTrainer
+from forks import forked_trainers
+from lab import wait_until
 from rich.console import Console
 
 from ablations import machine
@@ -105,12 +111,9 @@ def test_cells_are_worked_off_in_order_by_whoever_is_free(seconds: list[float], 
 
 def test_configs_are_of_one_kind_only_if_they_do_the_same_work() -> None:
     same = {
-        "optim.lr_g": 1e-5,
-        "optim.streams": 1,
         "optim.steps": 7,
         "eval.every": 3,
-        "model.attention.gamma": 1.0,
-        "model.init": "orthogonal",
+        "eval.endpoint": 2,
     }
     assert kind(override(EMBEDDED, same)) == kind(EMBEDDED)
     for change in ({"model.attention.at": [8]}, {"optim.d_steps": 2}, {"model.sn.g": False}, {"eval.num_samples": 50}):
@@ -127,61 +130,95 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def calibrated_by(program: str, num_cells: int = 3) -> Calibration:
-    """Two runs of `program` at once, for `num_cells` cells of different kinds."""
+class _Trainer(FakeTrainer):
+    """The first of all runs is run 0, of one step; the number of a run sets its speed."""
+
+    def __init__(self, config: Config, seed: int, directory: Path, **places: Any) -> None:
+        super().__init__(config, seed, directory, **places)
+        assert (str(places["device"]), os.environ["OMP_NUM_THREADS"]) == ("cpu", "1")
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        batch, number = self.config.optim.batch_size, int(self.directory.name.rpartition("-")[2])
+        steps = self.config.optim.steps
+        metrics = {"images_per_sec": batch / (batch + number), "peak_memory_mib": 50.0}
+        for step in range(steps + 1):
+            yield Event(step, metrics, outcome="finished" if step == steps else None)
+
+
+class _Failing(FakeTrainer):
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        raise ValueError("eval.extractor: no such one")
+
+
+class _Killed(FakeTrainer):
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield Event(0, {})
+
+
+class _Sleeping(FakeTrainer):
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        Path(os.environ["SLEEPING"], str(os.getpid())).touch()
+        time.sleep(600)
+        yield Event(0, {})
+
+
+@pytest.fixture
+def forking(forked: None) -> Iterator[None]:
+    with forked_trainers():
+        yield
+
+
+def calibrated_by(trainer: type[FakeTrainer], num_cells: int = 3) -> Calibration:
+    """Two runs at once, for `num_cells` cells of different kinds."""
     cell = read_study(SMOKE).cells()[0]
     cells = [replace(cell, config=override(cell.config, {"optim.batch_size": 4 + n})) for n in range(num_cells)]
-    return calibrate(cells, WorkerPool(2, 1, ("cpu",)), Console(quiet=True), program=program)
+    return calibrate(cells, WorkerPool(2, 1, ("cpu",)), Console(quiet=True), trainer=trainer)
 
 
-FIGURES = """
-import json, os, pathlib, sys
-folder, parent = sys.argv[1:]
-from sagan.run_folder import read_run
-given = read_run(pathlib.Path(folder))
-assert (given.machine["device"], given.machine["threads"], os.environ["OMP_NUM_THREADS"]) == ("cpu", 1, "1")
-assert parent == f"--parent={os.getppid()}"
-batch, run = given.config.optim.batch_size, int(pathlib.Path(folder).name)
-metrics = {"images_per_sec": batch / (batch + run), "peak_memory_mib": 50}
-record = {"metrics": metrics, "files": [], "status": None}
-lines = [{"time": step + run, "step": step, **record} for step in range(given.config.optim.steps + 1)]
-(pathlib.Path(folder) / "journal.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
-print(0)
-"""
-
-
-def test_every_kind_is_measured_and_every_worker_is_busy_to_the_end(temporary: Path) -> None:
-    calibration = calibrated_by(FIGURES)
-    # Runs 0 and 1 are of one step; runs 2 to 5 measure kinds 4, 5, 6 and, to fill the round, 4 again.
-    assert sorted(speed.step for speed in calibration.speeds.values()) == pytest.approx([(6 + 9) / 2, 5 + 3, 6 + 4])
+def test_every_kind_is_measured_and_every_worker_is_busy_to_the_end(forking: None, temporary: Path) -> None:
+    calibration = calibrated_by(_Trainer)
+    # Runs 0 to 3 measure kinds 4, 5, 6 and, to fill the round, 4 again.
+    assert sorted(speed.step for speed in calibration.speeds.values()) == pytest.approx([(4 + 7) / 2, 5 + 1, 6 + 2])
     assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("program", "message"),
+    ("trainer", "message"),
     [
-        ("import sys; sys.exit('sagan.train: eval.extractor: no such one')", "for some steps, but eval.extractor: no "),
-        ("import os; os.kill(os.getpid(), 9)", "most likely for lack of memory; give fewer --workers"),
+        (_Failing, "for some steps, but ValueError: eval.extractor: no "),
+        (_Killed, "most likely for lack of memory; give fewer --workers"),
     ],
 )
-def test_a_run_that_fails_is_told_and_leaves_nothing(program: str, message: str, temporary: Path) -> None:
+def test_a_run_that_fails_is_told_and_leaves_nothing(
+    trainer: type[FakeTrainer], message: str, forking: None, temporary: Path
+) -> None:
     with pytest.raises(ValueError, match=f"^--calibrate: .*{message}"):
-        calibrated_by(program)
+        calibrated_by(trainer)
     assert list(temporary.iterdir()) == []
 
 
-def test_an_interrupted_calibration_ends_its_processes_and_leaves_nothing(temporary: Path) -> None:
+def test_an_interrupted_calibration_ends_its_processes_and_leaves_nothing(
+    forking: None, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeping = tmp_path / "sleeping"
+    sleeping.mkdir()
+    monkeypatch.setenv("SLEEPING", str(sleeping))
+
+    def interrupt() -> None:
+        wait_until(lambda: len(list(sleeping.iterdir())) == 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
     # A shell starts its jobs in the background with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    threading.Thread(target=interrupt).start()
     try:
         with pytest.raises(SystemExit) as stopped:
-            calibrated_by("import time; time.sleep(600)")
+            calibrated_by(_Sleeping)
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
-    assert not [child for child in psutil.Process().children() if "time.sleep(600)" in " ".join(child.cmdline())]
+    assert not any(psutil.pid_exists(int(note.name)) for note in sleeping.iterdir())
     assert list(temporary.iterdir()) == []
 
 
@@ -196,6 +233,6 @@ def test_a_calibration_measures_the_real_thing_and_writes_nothing(
     assert main([str(SMOKE), "--only", "none", "--dry-run", "--calibrate"]) == 0
     shown = capsys.readouterr().out
     assert re.search("Calibrating 1 kind of cell on 1 worker of 1 thread on cpu", shown), shown
-    assert re.search(r"About \d+ (s|min) on 1 worker .*, \d\.\d GiB of memory each, \d\.\d GiB in all", shown), shown
+    assert re.search(r"About [\d.]+ (s|min) on 1 worker .*, \d\.\d GiB of memory each, \d\.\d GiB in all", shown), shown
     assert list(work.iterdir()) == []
     assert list(temporary.glob("calibration-*")) == []  # torch keeps a folder of its own there
