@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from ablations.results import label
-from ablations.verdicts import Row
+from ablations.verdicts import Comparison
 
 if TYPE_CHECKING:
     from ablations.plan import Study
@@ -26,9 +26,11 @@ _LINE_SECONDS = 10.0
 class LiveTable:
     """A row per variant, redrawn in place until `close`. `rows` reads scores; it is called when a cell has ended."""
 
-    def __init__(self, console: Console, study: Study, rows: Callable[[Sequence[CellState]], Sequence[Row]]) -> None:
+    def __init__(
+        self, console: Console, study: Study, rows: Callable[[Sequence[CellState]], Sequence[Comparison]]
+    ) -> None:
         self._study, self._look = study, rows
-        self._rows: Sequence[Row] = ()
+        self._rows: Sequence[Comparison] = ()
         self._ended: int | None = None
         self._live = Live(console=console, refresh_per_second=2, transient=True)
         self._live.start()
@@ -61,14 +63,13 @@ class PlainLines:
             shown += [state for state in states if state.state == "running"]
         lines = [_line(state, self._fid) for state in shown]
         for line in [*lines, headline(states, workers)] if is_due else lines:
-            now = time.strftime("%H:%M:%S")
-            self._console.print(f"{now} {line}", markup=False, highlight=False, soft_wrap=True)
+            self._console.out(f"{time.strftime('%H:%M:%S')} {line}")
 
     def close(self) -> None:
         pass
 
 
-def verdict_table(study: Study, rows: Sequence[Row], states: Sequence[CellState] = ()) -> Table:
+def verdict_table(study: Study, rows: Sequence[Comparison], states: Sequence[CellState] = ()) -> Table:
     """Variant, n, mean, difference and verdict; where `states` are given, also the cells that run, with their progress.
 
     Trials of a search, which are compared with nothing, have rows while they run.
@@ -83,14 +84,14 @@ def verdict_table(study: Study, rows: Sequence[Row], states: Sequence[CellState]
         if state.state == "running":
             running.setdefault(state.cell.variant, []).append(state)
     reference = _references(rows)
-    for row in [*rows, *(Row(name, None) for name in running.keys() - {row.variant for row in rows})]:
+    for row in [*rows, *(Comparison(name, None) for name in running.keys() - {row.variant for row in rows})]:
         # A variant with several comparisons has its cells in the first of its rows.
         bars = [_bars(running.pop(row.variant, []))] if states else []
         table.add_row(*row_texts(row, reference), *bars)
     return table
 
 
-def row_texts(row: Row, reference: str) -> tuple[str, str, str, str, str]:
+def row_texts(row: Comparison, reference: str) -> tuple[str, str, str, str, str]:
     """Variant, n, mean, ratio or difference with its interval, and verdict; names references other than `reference`."""
     found, gap = row.estimate, row.gap
     against = ""
@@ -106,7 +107,7 @@ def row_texts(row: Row, reference: str) -> tuple[str, str, str, str, str]:
     return row.variant, str(found.n if found else 0), f"{found.mean:.3g}" if found else "", against, verdict
 
 
-def _references(rows: Sequence[Row]) -> str:
+def _references(rows: Sequence[Comparison]) -> str:
     """What all rows are compared with, or "each other"."""
     found = {row.reference for row in rows if row.reference is not None}
     return str(*found) if len(found) == 1 else "each other"

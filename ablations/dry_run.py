@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -85,10 +84,9 @@ def show_plan(
             seconds |= {name: images[name] * costs[name].flops_per_image / speed for name in missing}
     total = start + makespan([seconds[cell.variant] for cell in cells[shared:]], pool.workers)
 
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    say(f"{study.name}: {study.question}\nprotocol: {study.protocol}\n")
+    console.out(f"{study.name}: {study.question}\nprotocol: {study.protocol}\n")
     if study.search is not None:
-        say(f"{study.search}, counted at the values of {baseline.name}")
+        console.out(f"{study.search}, counted at the values of {baseline.name}")
         variants = [baseline]
     table = Table()
     for title in ("variant", "G params", "D params", "GFLOPs/image", "memory MiB", "per cell"):
@@ -98,7 +96,7 @@ def show_plan(
             changes = [
                 f"{k} {show(old)} -> {show(new)}" for k, (old, new) in diff(baseline.config, variant.config).items()
             ]
-            say(f"{variant.name} changes against {baseline.name}: {', '.join(changes)}")
+            console.out(f"{variant.name} changes against {baseline.name}: {', '.join(changes)}")
         if variant.build_error is not None:
             table.add_row(variant.name, variant.build_error)
             continue
@@ -110,23 +108,29 @@ def show_plan(
 
     names = ", ".join(cell.name for cell in cells)
     most_of = " at most" if study.adaptive else ""
-    say(f"{len(cells)} cells{most_of}{f', the first {shared} shared with studies above' if shared else ''}: {names}")
+    console.out(
+        f"{len(cells)} cells{most_of}{f', the first {shared} shared with studies above' if shared else ''}: {names}"
+    )
     if calibration is not None:
         gib = max(speed.memory_mib for speed in calibration.speeds.values()) / 1024
         on_cpu = pool.devices == ("cpu",)
         memory = f"memory each, {gib * pool.workers:.1f} GiB in all" if on_cpu else "GPU memory each"
-        say(f"About {duration(total)}{most_of} on {pool}, {gib:.1f} GiB of {memory}: measured just now.")
+        console.out(f"About {duration(total)}{most_of} on {pool}, {gib:.1f} GiB of {memory}: measured just now.")
     else:
-        say(f"About {duration(total)}{most_of} of training on {pool}, {basis}. --calibrate does better: it measures.")
+        console.out(
+            f"About {duration(total)}{most_of} of training on {pool}, {basis}. --calibrate does better: it measures."
+        )
     noise = _noise(study, store)
     if study.adaptive:
         size = f" within {study.adaptive.margin:.0%}" if study.adaptive.margin else ""
-        say(f"Adaptive seeds, {study.adaptive.first} to {most or study.adaptive.most} per variant{size}; {noise}:")
+        console.out(
+            f"Adaptive seeds, {study.adaptive.first} to {most or study.adaptive.most} per variant{size}; {noise}:"
+        )
         copied = {cell.variant for cell in cells[:shared]} - {cell.variant for cell in cells[shared:]}
         each = seconds | dict.fromkeys(copied, 0.0)
         console.print(_adaptive_cost(study, cells, most, each, pool.workers, noise))
     else:
-        say(_power(study, cells, noise))
+        console.out(_power(study, cells, noise))
     return total
 
 
@@ -236,8 +240,7 @@ def _looks_seconds(
 def show_total(plans: Sequence[tuple[int, int, float]], console: Console) -> None:
     """Prints the sum of `plans`, one (cells, shared cells, seconds) per study."""
     cells, shared, seconds = (sum(column) for column in zip(*plans, strict=True))
-    said = f"{len(plans)} studies, {cells} cells, {shared} of them shared: about {duration(seconds)}."
-    console.print(f"\n{said}", markup=False, highlight=False, soft_wrap=True)
+    console.out(f"\n{len(plans)} studies, {cells} cells, {shared} of them shared: about {duration(seconds)}.")
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:

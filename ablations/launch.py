@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from ablations.storage import UNREACHABLE_ERRORS, exclusive, probe
 from ablations.table import answer
 from ablations.tracking.store import Store, StoreUnreachable
 from ablations.trainers import Interrupt
-from ablations.verdicts import CellScores, rows, wanted
+from ablations.verdicts import CellScores, comparisons, wanted
 
 
 def run_studies(
@@ -43,30 +42,34 @@ def run_studies(
     sagan.training.Trainer. Raises ValueError, naming the option, where queue or store cannot be opened; nothing is
     written then.
     """
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     store = _open(studies, options)
     worst, summaries, links = 0, list[str](), list[str]()
     with Interrupt(options.until) as interrupt:
         for number, (study, pool) in enumerate(studies, 1):
             if len(studies) > 1:
-                say(f"Study {number} of {len(studies)}: {study.name}")
+                console.out(f"Study {number} of {len(studies)}: {study.name}")
             try:
                 launcher = Launcher(study, pool, options, store, interrupt, console, trainer)
                 _run(launcher, console)
-                summary = _summary(launcher)
+                states, results = list(launcher.states.values()), launcher.results()
+                summary = _summary(states, results)
                 good = {"done", "running"} if options.worker_only else {"done"}
                 if interrupt.status == 0:  # the time is up, as it was asked for
                     good |= {"new", "waiting", "running"}
-                worst = max(worst, int(any(state.state not in good for state in launcher.states.values())))
+                worst = max(worst, int(any(state.state not in good for state in states)))
                 recorded = None if options.worker_only or store.is_away else launcher.cell_scores()
             except Exception as error:
                 if (reason := _passing_reason(error, options)) is None:
                     raise
-                say(f"{study.name}: not run to its end, because {reason}. The same command goes on from here.")
+                console.out(f"{study.name}: not run to its end, because {reason}. The same command goes on from here.")
                 worst = 1
                 break
-            say(summary)
-            _name_failures(list(launcher.states.values()), console)
+            console.out(summary)
+            failed = [state for state in states if state.state == "failed"]
+            for state in failed:
+                console.out(f"{state.cell.name} failed: {state.error}")
+            if failed:
+                console.out("--retry-failed runs them again; their tracebacks are in MLflow.")
             if recorded is not None:
                 _show_verdicts(launcher, recorded, console)
             summaries.append(f"{study.name}: {summary}")
@@ -74,24 +77,24 @@ def run_studies(
             if interrupt.status is not None:
                 break
     if len(studies) > 1:
-        say("\n".join(summaries))
+        console.out("\n".join(summaries))
     folders = [options.runs / study.name for study, _ in studies]
     unsent = {attempt.cell.key for folder in folders for attempt in all_attempts(folder) if attempt.has_unsent}
     if unsent:
-        say(
+        console.out(
             f"{len(unsent)} cells are not fully uploaded to MLflow; their data is in {options.runs}. "
             f"Run the same command again to upload it; no finished cell is trained again."
         )
         worst = 1
     if interrupt.status is not None:
         command = f"same command{' without --rerun' if options.rerun else ''}"
-        say(f"{'The time is up' if interrupt.status == 0 else 'Stopped'}. The {command} goes on from here.")
+        console.out(f"{'The time is up' if interrupt.status == 0 else 'Stopped'}. The {command} goes on from here.")
         return interrupt.status or worst
     if not options.worker_only:
-        say(f"Build the report: python -m reports.build{_unless_default(options, '--tracking-uri')}")
+        console.out(f"Build the report: python -m reports.build{_unless_default(options, '--tracking-uri')}")
         if not options.tracking_uri.startswith("http"):
-            say(f"Look at the runs: mlflow ui{_unless_default(options, '--backend-store-uri')}, then")
-        say("\n".join(links))
+            console.out(f"Look at the runs: mlflow ui{_unless_default(options, '--backend-store-uri')}, then")
+        console.out("\n".join(links))
     return worst
 
 
@@ -103,7 +106,6 @@ def submit_studies(
     console: Console,
 ) -> int:
     """Makes stores and queues, and submits workers to Slurm that take the arguments of this command; does not wait."""
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     logs = options.runs / "slurm"
     executor = open_executor(logs, on_gpu)
     store = _open(studies, options)
@@ -118,12 +120,14 @@ def submit_studies(
                 cells = _wanted(launcher)
             waiting += launcher.enqueue(cells)
     if not waiting:
-        say("Nothing to run.")
+        console.out("Nothing to run.")
         return 0
     job = "--launcher local --worker-only --workers 1".split()
     command = (sys.executable, "-m", "ablations.run", *arguments, *job)
     jobs = submit(executor, command, min(waiting, max(pool.workers for _, pool in studies)))
-    say(f"{waiting} cells wait; submitted {len(jobs)} workers: {', '.join(job.job_id for job in jobs)}. Logs: {logs}")
+    console.out(
+        f"{waiting} cells wait; submitted {len(jobs)} workers: {', '.join(job.job_id for job in jobs)}. Logs: {logs}"
+    )
     return 0
 
 
@@ -179,7 +183,7 @@ def _run(launcher: Launcher, console: Console) -> None:
         else:
             launcher.run(cells)
     if launcher.have_all_ended and not launcher.has_run:
-        console.print("Nothing to run.", highlight=False)
+        console.out("Nothing to run.")
 
 
 def _run_looks(launcher: Launcher, console: Console) -> None:
@@ -195,9 +199,7 @@ def _run_looks(launcher: Launcher, console: Console) -> None:
         seeds = study.seeds.index(cells[-1].seed) + 1
         counts = Counter(cell.variant for cell in cells)
         listed = ", ".join(f"{count} of {variant}" for variant, count in counts.items())
-        console.print(
-            f"Next look at {seeds} seeds; cells to train: {listed}.", markup=False, highlight=False, soft_wrap=True
-        )
+        console.out(f"Next look at {seeds} seeds; cells to train: {listed}.")
         launcher.run(cells)
     if launcher.have_all_ended:
         recorded = launcher.cell_scores()
@@ -213,67 +215,49 @@ def _wanted(launcher: Launcher) -> list[Cell]:
 
 def _show_verdicts(launcher: Launcher, recorded: CellScores, console: Console) -> None:
     """The table of verdicts, and the answer in words."""
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     study = launcher.study
     if console.is_terminal:
-        console.print(verdict_table(study, rows(study, recorded)))
+        console.print(verdict_table(study, comparisons(study, recorded)))
     else:
-        for row in rows(study, recorded):
+        for row in comparisons(study, recorded):
             name, n, mean, *rest = row_texts(row, study.baseline)
-            say(", ".join(filter(None, [f"{name}: n = {n}", mean and f"{label(study, study.metric)} {mean}", *rest])))
-    say(answer(study, launcher.results(), launcher.failed))
+            console.out(
+                ", ".join(filter(None, [f"{name}: n = {n}", mean and f"{label(study, study.metric)} {mean}", *rest]))
+            )
+    console.out(answer(study, launcher.results(), launcher.failed))
 
 
 def _search(launcher: Launcher, console: Console) -> Study:
     """Runs the trials in rounds of as many as there are workers; returns the study with all of them and the best."""
     options = launcher.options
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     with Trials(options.storage, launcher.study) as trials:
+
+        def run(names: Sequence[str]) -> None:
+            launcher.publish(trials.study(), trials.report())
+            states = launcher.run([cell for cell in trials.study().cells() if cell.variant in names])
+            trials.record(launcher.results(), {state.cell.variant for state in states if state.state == "failed"})
+            launcher.publish(trials.study(), trials.report())
+
         if options.retry_failed:
             trials.retry_failed()
-        _run_trials(launcher, trials, trials.names())  # what earlier launches left without a result
+        run(trials.names())  # what earlier launches left without a result
         while launcher.have_all_ended and (names := trials.propose(launcher.pool.workers)):
-            say(f"Search: {', '.join(names)}")
-            _run_trials(launcher, trials, names)
+            console.out(f"Search: {', '.join(names)}")
+            run(names)
         study = trials.study()
     best = next((variant for variant in study.variants() if variant.name == BEST), None)
     if best is not None:
-        say(f"Search: best is {', '.join(f'{name}={show(value)}' for name, value in best.changes.items())}")
+        console.out(f"Search: best is {', '.join(f'{name}={show(value)}' for name, value in best.changes.items())}")
     elif launcher.have_all_ended:
-        say("Search: no trial has a value, so there is no best one")
+        console.out("Search: no trial has a value, so there is no best one")
     return study
 
 
-def _run_trials(launcher: Launcher, trials: Trials, names: Sequence[str]) -> None:
-    _publish(launcher, trials)
-    states = launcher.run([cell for cell in trials.study().cells() if cell.variant in names])
-    trials.record(launcher.results(), {state.cell.variant for state in states if state.state == "failed"})
-    _publish(launcher, trials)
-
-
-def _publish(launcher: Launcher, trials: Trials) -> None:
-    launcher.publish(trials.study(), trials.report())
-
-
-def _summary(launcher: Launcher) -> str:
+def _summary(states: Sequence[CellState], results: Mapping[str, Result]) -> str:
     """ "12 cells: 11 finished, 1 collapsed; 3 shared with attention_position."."""
-    states, results = list(launcher.states.values()), launcher.results()
-    counts = Counter(_fate(state, results) for state in states)
+    own = {state.cell.key: results.get(state.cell.key) for state in states}
+    counts = Counter(result.outcome if (result := own[state.cell.key]) else state.state for state in states)
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    shared = Counter(
-        study for state in states if state.cell.key in results and (study := results[state.cell.key].shared_study)
-    )
+    shared = Counter(result.shared_study for result in own.values() if result and result.shared_study)
     copies = ", ".join(f"{count} shared with {study}" for study, count in shared.items())
     return f"{len(states)} cells: {listed}{'; ' if copies else ''}{copies}."
-
-
-def _fate(state: CellState, results: Mapping[str, Result]) -> str:
-    return results[state.cell.key].outcome if state.cell.key in results else state.state
-
-
-def _name_failures(states: Sequence[CellState], console: Console) -> None:
-    failed = [state for state in states if state.state == "failed"]
-    for state in failed:
-        console.print(f"{state.cell.name} failed: {state.error}", markup=False, highlight=False, soft_wrap=True)
-    if failed:
-        console.print("--retry-failed runs them again; their tracebacks are in MLflow.", highlight=False)

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from ablations.table import summary
 from ablations.tracking.store import Store
 from ablations.tracking.uploader import Uploader
 from ablations.trainers import Interrupt, Trainers
-from ablations.verdicts import CellScores, Row, cell_scores, rows
+from ablations.verdicts import CellScores, Comparison, cell_scores, comparisons
 from sagan.train import EXIT_DISK_FULL, EXIT_NOT_STARTED
 
 BEAT_SECONDS = 2.0
@@ -123,7 +123,7 @@ class Launcher:
         self.states: dict[str, CellState] = {}  # of all cells that were asked for, by key
         self.has_run = False  # whether there was a cell to run
         self._store, self._interrupt, self._console, self._trainer = store, interrupt, console, trainer
-        self._experiment_id = store.open_experiment(study)
+        self._experiment_id, self._folder = store.open_experiment(study), options.runs / study.name
         self._again: set[str] = set()  # cells that were to be trained again, by key
         self._search: dict[str, Any] | None = None  # its report; `study` then has its trials
         self._others: dict[str, Any] | None = None  # beats of cells elsewhere, when there was nothing left to claim
@@ -138,10 +138,6 @@ class Launcher:
         self._uploader: Uploader
 
     @property
-    def folder(self) -> Path:
-        return self.options.runs / self.study.name
-
-    @property
     def link(self) -> str:
         """To the study's table in MLflow's pages."""
         return self._store.link(self._experiment_id)
@@ -152,7 +148,7 @@ class Launcher:
         return all(state.state in ("done", "failed") for state in self.states.values())
 
     def results(self) -> dict[str, Result]:
-        return self._store.recorded(self._experiment_id, self.folder, self.options.reuse, metrics_of(self.study))
+        return self._store.recorded(self._experiment_id, self._folder, self.options.reuse, metrics_of(self.study))
 
     def set_aside(self, cells: Sequence[Cell]) -> None:
         """Forgets the results of those cells that have one, so that they are trained again from their first step.
@@ -187,11 +183,6 @@ class Launcher:
             self._bring_table_up_to_date()
         return cell_scores(self.study, self.results(), self.failed)
 
-    def _rows(self, states: Sequence[CellState]) -> list[Row]:
-        """The current table of verdicts; `states` are those of the cells that are run."""
-        failed = self.failed | {state.cell.key for state in states if state.state == "failed"}
-        return rows(self.study, cell_scores(self.study, self.results(), failed))
-
     def publish(self, study: Study, search: dict[str, Any]) -> None:
         """The study with the trials of its search so far, and their report: what its table shows from now on."""
         self.study, self._search = study, search
@@ -218,8 +209,9 @@ class Launcher:
 
     def refresh_states(self, cells: Sequence[Cell]) -> list[CellState]:
         """The current states of these cells, without running them."""
-        with self._open_queue(cells) as queue:
-            states = _with_results(queue.states(), self.results())
+        recorded = self.results()
+        with self._open_queue(cells) as queue:  # a cell that has an outcome is done, whatever the queue knows of it
+            states = [replace(s, state="done") if s.cell.key in recorded else s for s in queue.states()]
         self.states.update({state.cell.key: state for state in states})
         return states
 
@@ -262,7 +254,12 @@ class Launcher:
         """Until all cells have ended: claim and train, send heartbeats, release cells of dead launchers, display."""
         display: LiveTable | PlainLines = PlainLines(self._console, self.study)
         if self._console.is_terminal and not self.options.worker_only:
-            display = LiveTable(self._console, self.study, self._rows)
+
+            def compared(states: Sequence[CellState]) -> list[Comparison]:
+                failed = self.failed | {state.cell.key for state in states if state.state == "failed"}
+                return comparisons(self.study, cell_scores(self.study, self.results(), failed))
+
+            display = LiveTable(self._console, self.study, compared)
         looked, tick = -_LONGEST_TICK, TICK_SECONDS
         try:
             while self._interrupt.status is None:
@@ -341,21 +338,18 @@ class Launcher:
                 return
         device = self._trainers.next_device()
         machine = {
-            "device": self._trainers.device_option(device),
+            "device": (shown := self._trainers.device_option(device)),
             "threads": max(1, self.pool.threads // options.processes),
             "data_root": options.data_root and str(options.data_root),
             "inception_weights": options.inception_weights and str(options.inception_weights),
             "cache_dir": str(options.runs / "cache"),
         }
-        tags = {
-            "device": self._trainers.device_option(device),
-            **({"git_commit": self._commit} if self._commit else {}),
-        }
-        known = self._store.find_shared(cell) if options.reuse and cell.key not in self._again else []
-        # A copy is cheaper than resuming, and --rerun trains from the first step.
-        may_go_on = options.reuse and cell.key not in self._again and not known
+        tags = {"device": shown, **({"git_commit": self._commit} if self._commit else {})}
+        may_reuse = options.reuse and cell.key not in self._again  # --rerun trains from the first step
+        known = self._store.find_shared(cell) if may_reuse else []
         find = partial(find_shorter_run, options.runs, cell, options.fingerprints.get(cell.config_digest))
-        attempt = begin_attempt(options.runs, cell, tags, machine, find if may_go_on else lambda: None)
+        # A copy is cheaper than resuming.
+        attempt = begin_attempt(options.runs, cell, tags, machine, find if may_reuse and not known else lambda: None)
         self._claimed[attempt.folder] = _Claimed(claim, attempt, device, known)
         self._uploader.follow(attempt)
         self._trainers.start(attempt.folder, device, known)
@@ -379,11 +373,10 @@ class Launcher:
         ended = self._trainers.ended()
         full = False
         for folder, status in ended.items():
-            ended_cell = self._claimed[folder]
             try:
-                full |= self._end(ended_cell, status, is_leaving)
+                full |= self._end(self._claimed[folder], status, is_leaving)
             except ClaimLost:
-                self._lose(ended_cell)
+                self._lose(self._claimed[folder])
         uploaded = self._uploader.take_ended()
         for attempt in uploaded:
             cell = self._claimed.pop(attempt.folder, None)
@@ -459,10 +452,5 @@ class Launcher:
         """Releases the cells of dead launchers, uploads what they left, and ends their runs that are still RUNNING."""
         self._queue.reap()
         living = self._queue.living()
-        self._store.send_rest(self._experiment_id, self.folder, living, wait=self._interrupt.status is None)
+        self._store.send_rest(self._experiment_id, self._folder, living, wait=self._interrupt.status is None)
         self._store.end_abandoned(self._experiment_id, living)
-
-
-def _with_results(states: Sequence[CellState], recorded: Container[str]) -> list[CellState]:
-    """A cell that has an outcome is done, whatever the queue knows of it."""
-    return [replace(state, state="done") if state.cell.key in recorded else state for state in states]

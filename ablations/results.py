@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,17 @@ def measured_by(data_fingerprint: str, metric_fingerprint: str) -> str:
     """Only what has the same may share a table. Variants of a study may differ in which weights are scored."""
     parts = [part for part in metric_fingerprint.split("; ") if part not in _SCORED]
     return "; ".join([data_fingerprint, *parts])
+
+
+def usual_measurement(results: Iterable[Result]) -> str:
+    """How most of the finished ones were measured: scores of the others compare with none of these."""
+    ways = Counter(one.measured for one in results if one.outcome == "finished")
+    return ways.most_common(1)[0][0] if ways else ""
+
+
+def on_log_scale(metric: str, scores: Iterable[float]) -> bool:
+    """As in the report: ratios, where the metric is compared so and no score is 0 or less."""
+    return statistics.on_log_scale(metric) and all(score > 0 for score in scores)
 
 
 def metrics_of(study: Study) -> list[str]:

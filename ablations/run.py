@@ -203,7 +203,7 @@ def _start(
     if elsewhere and asked is None:
         raise ValueError("--workers: must be a number of jobs with --launcher slurm, got 'auto'; write --workers 8")
     devices = ("cpu",) if elsewhere else _named("--device", find_devices, options.device)
-    console = Console()
+    console = Console(highlight=False)
     configs = [cell.config for _, cells in chosen for cell in cells]
     _check_data(configs, data_root)
     fingerprints: dict[str, str] = {}
@@ -218,7 +218,7 @@ def _start(
         for _, cells in chosen
     ]
     for note in dict.fromkeys(pool.note for pool in pools if pool.note):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        console.out(note)
     if options.dry_run:
         return _show(chosen, pools, options, data_root, inception_weights, runs / "cache", console)
     from ablations.launch import run_studies, submit_studies

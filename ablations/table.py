@@ -5,6 +5,7 @@ Pure: the tracking store keeps the rows (tracking/), and a row equals that of th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ablations import verdicts
 from ablations.plan import Study, Variant
-from ablations.results import Result, label, metrics_of
+from ablations.results import Result, label, metrics_of, on_log_scale, usual_measurement
 from reports import statistics
 from sagan.config import digest
 
@@ -22,8 +23,8 @@ class Row:
     """One variant: the mean of each metric over its finished cells with the 95 % interval, the primary metric first.
 
     `planned` cells of it belong to the study (with adaptive seeds, as far as is known) and `ended` have an outcome.
-    `note`: why it cannot be built, or how many of its runs collapsed. `verdict` is that
-    against its first reference; "" where it has none.
+    `note`: why it cannot be built, or how many of its runs collapsed. `verdict` is that against its first reference; ""
+    where it has none.
     """
 
     variant: Variant
@@ -37,7 +38,7 @@ class Row:
 def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> list[Row]:
     """One row per variant, in the order of the study; `results` are by the key of their cell."""
     recorded = verdicts.cell_scores(study, results, failed)
-    found_verdicts = {row.variant: row.verdict for row in reversed(verdicts.rows(study, recorded))}
+    found_verdicts = {one.variant: one.verdict for one in reversed(verdicts.comparisons(study, recorded))}
     own = _by_variant(study, results)
     scores = {metric: _scores(own, metric) for metric in metrics_of(study)}
     planned = Counter(cell.variant for cell in study.cells())
@@ -49,7 +50,12 @@ def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = (
         estimates = {
             metric: mean
             for metric, by_variant in scores.items()
-            if (mean := statistics.estimate(by_variant[variant.name], _is_log(metric, by_variant))) is not None
+            if (
+                mean := statistics.estimate(
+                    by_variant[variant.name], on_log_scale(metric, itertools.chain(*by_variant.values()))
+                )
+            )
+            is not None
         }
         outcomes = Counter(result.outcome for result in own[variant.name] if result.outcome != "finished")
         ended = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
@@ -69,11 +75,15 @@ def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = (
 def answer(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> str:
     """What the simultaneous test of the study's comparisons shows by the primary metric, in one line."""
     if study.adaptive:
-        return _verdicts_in_words(study, verdicts.rows(study, verdicts.cell_scores(study, results, failed)))
+        return _verdicts_in_words(study, verdicts.comparisons(study, verdicts.cell_scores(study, results, failed)))
     own = _by_variant(study, results)
     trials = study.search.proposed if study.search else {}  # they choose what is compared
     scores = {name: found for name, found in _scores(own, study.metric).items() if name not in trials}
-    gaps = statistics.compare(scores, [statistics.pair(*names) for names in study.pairs], _is_log(study.metric, scores))
+    gaps = statistics.compare(
+        scores,
+        [statistics.pair(*names) for names in study.pairs],
+        on_log_scale(study.metric, itertools.chain(*scores.values())),
+    )
     compared = [(*names, gap) for names, gap in zip(study.pairs, gaps, strict=True) if gap is not None]
     metric = label(study, study.metric)
     shown = [_sentence(metric, *one) for one in compared if one[2].shown]
@@ -87,21 +97,19 @@ def answer(study: Study, results: Mapping[str, Result], failed: Container[str] =
     return f"{so_far}No answer: it needs two seeds of {study.baseline} and of another variant."
 
 
-def _verdicts_in_words(study: Study, rows: Sequence[verdicts.Row]) -> str:
+def _verdicts_in_words(study: Study, compared: Sequence[verdicts.Comparison]) -> str:
     """ "feat16 lowers FID by 31 % against none (12 to 46 %), decided after 8 seeds; feat8 undecided after 12." """
     metric, clauses = label(study, study.metric), []
-    for row in sorted(rows, key=lambda row: row.gap.value if row.gap else 0.0):
-        if row.gap and row.reference and row.verdict in ("better", "worse"):
-            sentence = _sentence(metric, row.variant, row.reference, row.gap).rpartition(", n = ")[0]
-            clauses.append(f"{sentence}, decided after {row.n} seeds")
-    others = [row for row in rows if row.verdict in ("equivalent", "undecided")]
-    for group in dict.fromkeys((row.verdict, row.n, row.stopped_for_futility) for row in others):
-        names = [
-            row.variant if row.reference == study.baseline else f"{row.variant} against {row.reference}"
-            for row in others
-            if (row.verdict, row.n, row.stopped_for_futility) == group
-        ]
-        verdict, n, stopped_for_futility = group
+    for one in sorted(compared, key=lambda one: one.gap.value if one.gap else 0.0):
+        if one.gap and one.reference and one.verdict in ("better", "worse"):
+            sentence = _sentence(metric, one.variant, one.reference, one.gap).rpartition(", n = ")[0]
+            clauses.append(f"{sentence}, decided after {one.n} seeds")
+    undecided: dict[tuple[str, int, bool], list[str]] = {}
+    for one in compared:
+        if one.verdict in ("equivalent", "undecided"):
+            name = one.variant if one.reference == study.baseline else f"{one.variant} against {one.reference}"
+            undecided.setdefault((one.verdict, one.n, one.stopped_for_futility), []).append(name)
+    for (verdict, n, stopped_for_futility), names in undecided.items():
         why = ", stopped for futility: more seeds are unlikely to decide it" if stopped_for_futility else ""
         clauses.append(f"{' and '.join(names)} {verdict} after {n} seeds{why}")
     return f"{'; '.join(clauses)}."
@@ -110,15 +118,11 @@ def _verdicts_in_words(study: Study, rows: Sequence[verdicts.Row]) -> str:
 def summary(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> tuple[list[Row], str]:
     """The rows, and the table in Markdown with question and answer above it."""
     found = rows(study, results, failed)
-    return found, _markdown(study, found, answer(study, results, failed))
-
-
-def _markdown(study: Study, found: Sequence[Row], answered: str) -> str:
     shown = [metric for metric in metrics_of(study) if any(metric in row.estimates for row in found)]
     lines = [
         f"**{study.question}**",
         "",
-        answered,
+        answer(study, results, failed),
         "",
         f"Protocol: {study.protocol}. Means over seeds with 95 % intervals; n of {label(study, study.metric)}.",
         "",
@@ -129,7 +133,7 @@ def _markdown(study: Study, found: Sequence[Row], answered: str) -> str:
         texts = [_text(row.estimates.get(metric)) for metric in shown]
         n = row.estimates[study.metric].n if study.metric in row.estimates else 0
         lines.append("| " + " | ".join([row.variant.name, *texts, str(n), row.note]) + " |")
-    return "\n".join(lines)
+    return found, "\n".join(lines)
 
 
 def _by_variant(study: Study, results: Mapping[str, Result]) -> dict[str, list[Result]]:
@@ -139,25 +143,16 @@ def _by_variant(study: Study, results: Mapping[str, Result]) -> dict[str, list[R
     for variant in study.variants():
         before, after = f"{study.name}|{study.protocol}|{variant.name}|", f"|{digest(variant.config)}"
         found[variant.name] = [one for key, one in results.items() if key.startswith(before) and key.endswith(after)]
-    ways = Counter(one.measured for own in found.values() for one in own if one.outcome == "finished")
-    usual = max(ways, key=lambda way: ways[way], default="")
-    return {
-        name: [
-            replace(one, outcome="measured otherwise", scores={})
-            if one.outcome == "finished" and one.measured != usual
-            else one
-            for one in own
-        ]
-        for name, own in found.items()
-    }
+    usual = usual_measurement(one for own in found.values() for one in own)
+    for own in found.values():
+        for index, one in enumerate(own):
+            if one.outcome == "finished" and one.measured != usual:
+                own[index] = replace(one, outcome="measured otherwise", scores={})
+    return found
 
 
 def _scores(own: Mapping[str, Sequence[Result]], metric: str) -> dict[str, list[float]]:
     return {name: [one.scores[metric] for one in found if metric in one.scores] for name, found in own.items()}
-
-
-def _is_log(metric: str, scores: Mapping[str, Sequence[float]]) -> bool:
-    return statistics.on_log_scale(metric) and all(value > 0 for values in scores.values() for value in values)
 
 
 def _sentence(metric: str, variant: str, reference: str, gap: statistics.Gap) -> str:

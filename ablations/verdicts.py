@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from ablations.plan import Cell, Study
-from ablations.results import Result
+from ablations.results import Result, on_log_scale, usual_measurement
 from reports import sequential, statistics
 from reports.sequential import Progress, Rule
 from reports.statistics import Estimate, Gap
@@ -18,7 +17,7 @@ CellScores = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """A variant, and what is known of it against `reference`; None where it is compared with nothing.
 
     `verdict` is better, worse, equivalent or undecided, by `n` seeds; for a metric of which neither more nor less is
@@ -41,8 +40,7 @@ def cell_scores(study: Study, results: Mapping[str, Result], failed: Container[s
     A cell that was not measured as most of the study's has no score: only scores of one measurement compare.
     """
     keys = [cell.key for cell in study.cells() if cell.key in results or cell.key in failed]
-    ways = Counter(results[key].measured for key in keys if key in results and results[key].outcome == "finished")
-    usual = max(ways, key=lambda way: ways[way], default="")
+    usual = usual_measurement(results[key] for key in keys if key in results)
     counted = {key: result.scores for key, result in results.items() if result.measured == usual}
     return {key: counted.get(key, {}).get(study.metric) for key in keys}
 
@@ -83,7 +81,7 @@ def wanted(study: Study, recorded: CellScores, most: int | None = None) -> list[
     return [cells[place] for place in places if cells[place].key not in recorded]
 
 
-def rows(study: Study, recorded: CellScores) -> list[Row]:
+def comparisons(study: Study, recorded: CellScores) -> list[Comparison]:
     """One per comparison, and one per variant that is compared with nothing, in plan order. No trials of a search."""
     trials = study.search.proposed if study.search else {}
     values: dict[str, list[float]] = {}
@@ -104,8 +102,8 @@ def rows(study: Study, recorded: CellScores) -> list[Row]:
     listed = []
     for name, scores in values.items():
         estimate = statistics.estimate(scores, log)
-        compared = [Row(name, estimate, reference, *found[v, reference]) for v, reference in pairs if v == name]
-        listed += compared or [Row(name, estimate)]
+        compared = [Comparison(name, estimate, reference, *found[v, reference]) for v, reference in pairs if v == name]
+        listed += compared or [Comparison(name, estimate)]
     return listed
 
 
@@ -119,5 +117,4 @@ def _label(gap: Gap | None, lower: bool | None) -> str:
 
 
 def _is_log(study: Study, recorded: CellScores) -> bool:
-    """As in the report: ratios, where the metric is compared so and no score is 0 or less."""
-    return statistics.on_log_scale(study.metric) and all(score > 0 for score in recorded.values() if score is not None)
+    return on_log_scale(study.metric, (score for score in recorded.values() if score is not None))

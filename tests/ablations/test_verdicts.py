@@ -16,7 +16,7 @@ from ablations.queue import CellState
 from ablations.results import Result
 from ablations.study import read_study
 from ablations.table import answer
-from ablations.verdicts import CellScores, cell_scores, rows, wanted
+from ablations.verdicts import CellScores, cell_scores, comparisons, wanted
 from reports import statistics
 
 WriteStudy = Callable[..., Path]
@@ -51,7 +51,7 @@ def test_undecided_variants_are_wanted_seed_by_seed_with_their_reference(study: 
     decided = {**first, **scored(study, {"feat32": [11.0, 9.0, 10.0]})}
     assert names(study, decided) == ["none/seed23", "feat32/seed23"], "feat16 is better already"
     assert names(study, decided, most=3) == []
-    assert [row.verdict for row in rows(study, decided)] == ["", "undecided", "better"]
+    assert [row.verdict for row in comparisons(study, decided)] == ["", "undecided", "better"]
 
 
 def test_a_seed_that_is_still_to_come_hides_later_ones(study: Study) -> None:
@@ -92,7 +92,7 @@ def test_a_study_with_a_list_of_seeds_has_the_verdicts_of_its_one_test(write_stu
     chance = np.random.default_rng(3)
     for effect in (0.0, -8.0, 8.0):
         scores = {"none": chance.normal(10, 1, 4), "feat32": chance.normal(10 + effect, 1, 4)}
-        _, row = rows(study, scored(study, {name: list(map(float, own)) for name, own in scores.items()}))
+        _, row = comparisons(study, scored(study, {name: list(map(float, own)) for name, own in scores.items()}))
         (gap,) = statistics.compare(scores, [statistics.pair("feat32", "none")])
         assert row.gap == gap
         assert row.verdict == {0.0: "undecided", -8.0: "worse", 8.0: "better"}[effect], "a higher IS is better"
@@ -108,7 +108,7 @@ def test_the_live_table_shows_verdicts_and_what_runs(study: Study) -> None:
     steps = cell.config.optim.steps
     running = CellState(cell, "running", {"step": steps // 4, "since": 0, "seconds": 60.0})
     console = Console(record=True, width=120)
-    console.print(verdict_table(study, rows(study, recorded), [running]))
+    console.print(verdict_table(study, comparisons(study, recorded), [running]))
     lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
     assert [line.split()[1] for line in lines] == ["none", "feat32", "feat16"]
     assert "undecided" in lines[1] and re.search("seed 23 .* 25% 3.0 min", lines[1])
