@@ -19,6 +19,15 @@ from typing import Any
 
 from ablations.plan import Cell
 from sagan import journal
+from sagan.checkpoint import (
+    has_checkpoint,
+    has_undamaged_checkpoint,
+    put_checkpoint,
+    read_checkpoint,
+    remove_checkpoints,
+    take_checkpoints,
+)
+from sagan.config import is_prefix_of
 from sagan.failure import Failure, read_failure
 from sagan.journal import Record
 from sagan.run_folder import CONFIG, PROTOCOL, Run, config_yaml
@@ -40,7 +49,11 @@ class UploadState:
 
 @dataclass(frozen=True)
 class ShorterRun:
-    """A shorter run with the same first steps. `folders` are those of its attempts, oldest first."""
+    """A shorter run with the same first steps. `folders` are those of its attempts, oldest first.
+
+    The longer one's folder gets its records up to that checkpoint and its pictures, so that the store has the complete
+    history. The shorter one stays as it was.
+    """
 
     step: int
     checkpoint: bytes
@@ -49,17 +62,11 @@ class ShorterRun:
     protocol: dict[str, Any]
 
     @property
-    def seconds(self) -> float:
-        return self.records[-1].time - self.records[0].time
-
-    @property
     def origin(self) -> str:
         """The tag `resumed_from`: "attention_position/none/seed20-1a2b3c4d5e6f7081/attempt-1 at step 800"."""
         return f"{'/'.join(self.folders[-1].parts[-4:])} at step {self.step}"
 
     def copy_checkpoint(self, folder: Path) -> None:
-        from sagan.checkpoint import put_checkpoint
-
         put_checkpoint(folder, self.checkpoint)
 
     def copy(self, folder: Path, started: float) -> None:
@@ -125,20 +132,15 @@ class Attempt:
         """
         try:
             records, after = journal.read(self.journal, offset, end)
-            first = records[0] if records and not offset else self._first_record if records else None
+            if not records:
+                return [], after
+            with self.journal.open("rb") as file:
+                first = journal.read(self.journal, 0, len(file.readline()))[0][0]
         except ValueError as error:
             _log.error("%s", error)
             return [], self.journal.stat().st_size
-        if first is None:
-            return [], after
         late = max(0.0, self.started - first.time)
         return [replace(record, time=record.time + late) for record in records], after
-
-    @property
-    def _first_record(self) -> Record:
-        with self.journal.open("rb") as file:
-            size = len(file.readline())
-        return journal.read(self.journal, 0, size)[0][0]
 
     @property
     def outcome(self) -> str | None:
@@ -170,18 +172,15 @@ class Attempt:
     def write_upload_state(self, state: UploadState) -> None:
         _write(self.folder / _UPLOAD_STATE, asdict(state))
 
-    def reset_upload(self) -> UploadState:
+    def reset_upload(self) -> None:
         """All of it is uploaded again, to the run that its cell has then."""
         self.write_upload_state(UploadState())
-        return UploadState()
 
     def disable_upload(self) -> None:
         (self.folder / _LOST).touch()  # not in that file, which another thread may be about to write
 
     def set_aside(self) -> None:
         """Its result no longer counts, and nothing is resumed from it."""
-        from sagan.checkpoint import remove_checkpoints
-
         self.disable_upload()
         remove_checkpoints(self.folder)
 
@@ -200,7 +199,7 @@ class Attempt:
         journal.write(self.journal, records)
         copy = replace(self, copied=dict(tags), started=records[0].time)
         copy.write()
-        copy.write_upload_state(UploadState())
+        copy.reset_upload()
         return copy
 
     def write(self) -> None:
@@ -232,7 +231,12 @@ def begin_attempt(
             break
         except FileExistsError:  # a launcher that has lost its claim to the cell
             number += 1
-    shorter = None if _take_newest_checkpoint(before, folder) else find()
+    # Checkpoints are moved, so that only one attempt of a cell has them; one that still runs does not need them. Where
+    # all are damaged, the log of the training process says so.
+    having = [earlier for earlier in reversed(before) if has_checkpoint(earlier)]
+    if having:
+        take_checkpoints(next(filter(has_undamaged_checkpoint, having), having[0]), folder)
+    shorter = None if having else find()
     tags = {**tags, **({"resumed_from": shorter.origin} if shorter is not None else {})}
     (folder / CONFIG).write_bytes(config_yaml(Run(cell.config, cell.seed, machine)))
     latest, ends = 0.0, {}
@@ -241,13 +245,35 @@ def begin_attempt(
         latest = max([latest, *(record.time for record in records)])
     started = max(time.time(), latest + 1e-3)
     if shorter is not None:
-        started -= shorter.seconds
+        started -= shorter.records[-1].time - shorter.records[0].time
         shorter.copy(folder, started)
     attempt = Attempt(folder, cell, dict(tags), started, ends)
     attempt.write()
     if shorter is not None:  # last: an attempt that has a checkpoint has the records before it, too
         shorter.copy_checkpoint(folder)
     return attempt
+
+
+def find_shorter_run(runs: Path, cell: Cell, images: str | None) -> ShorterRun | None:
+    """That with the most steps, which differs from `cell` only in its number of steps and has a checkpoint; None where
+    there is none. `images` is the fingerprint of those that `cell` is trained on, where it is known."""
+    found: list[ShorterRun] = []
+    for directory in cell.directory(runs).parent.glob(f"seed{cell.seed}-*"):
+        tried = [each for each in attempts(directory) if is_prefix_of(each.cell.config, cell.config)]
+        tried = [each for each in tried if not each.upload_state.is_lost]
+        checkpoint = None
+        while tried and (checkpoint := read_checkpoint(tried[-1].folder)) is None:
+            tried.pop()
+        if checkpoint is None:
+            continue
+        content, state = checkpoint
+        # Drop journal lines after the checkpoint: the resumed run writes them again, possibly with other values.
+        records = journal.current(record for each in tried for record in each.read(0, each.end)[0])
+        records = [one for one in records if one.step <= state.get("since", state["step"]) and one.status is None]
+        protocol, is_complete = tried[-1].protocol, bool(records) and records[0].step == 0
+        if protocol is not None and is_complete and images in (None, state.get("images", images)):
+            found.append(ShorterRun(state["step"], content, records, [each.folder for each in tried], protocol))
+    return max(found, key=lambda shorter: shorter.step, default=None)
 
 
 def attempts(directory: Path, key: str | None = None) -> list[Attempt]:
@@ -275,18 +301,6 @@ def all_attempts(study_folder: Path) -> Iterator[Attempt]:
 def _folders(directory: Path) -> list[Path]:
     found = (path for path in directory.glob("attempt-*") if path.name.rpartition("-")[2].isdecimal())
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def _take_newest_checkpoint(folders: list[Path], folder: Path) -> bool:
-    """Moves checkpoints, so that only one attempt of a cell has them; one that is still running does not need them."""
-    from sagan.checkpoint import has_checkpoint, has_undamaged_checkpoint, take_checkpoints
-
-    having = [earlier for earlier in reversed(folders) if has_checkpoint(earlier)]
-    # Where all are damaged, the log of the training process says so.
-    source = next(filter(has_undamaged_checkpoint, having), having[0] if having else None)
-    if source is not None:
-        take_checkpoints(source, folder)
-    return source is not None
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

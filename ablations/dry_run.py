@@ -37,16 +37,44 @@ _STUDIES = 1000  # simulated for each size of a difference: the number of runs i
 Array = NDArray[Any]
 
 
-def show_plan(
+def show_plans(
+    planned: Sequence[tuple[Study, Sequence[Cell], WorkerPool]],
+    reuse: bool,
+    tracking_uri: str,
+    console: Console,
+    calibration: Calibration | None,
+    data_root: Path | None,
+    most: int | None,
+) -> None:
+    """Prints the plan of each study, and their sum. With `reuse`, a cell that an earlier one of them has is shared."""
+    total, num_shared, seen = 0.0, 0, set[tuple[str, int]]()
+    for study, cells, pool in planned:
+        # What a search will train is not known, so none of it can be known to be shared.
+        can_share = reuse and study.search is None
+        shared = [cell for cell in cells if can_share and (cell.config_digest, cell.seed) in seen]
+        seen.update((cell.config_digest, cell.seed) for cell in cells)
+        ordered = [*shared, *(cell for cell in cells if cell not in shared)]
+        total += _show_plan(
+            study.outline(), ordered, len(shared), pool, tracking_uri, console, calibration, data_root, most
+        )
+        num_shared += len(shared)
+    if len(planned) > 1:
+        num_cells = sum(len(cells) for _, cells, _ in planned)
+        console.out(
+            f"\n{len(planned)} studies, {num_cells} cells, {num_shared} of them shared: about {duration(total)}."
+        )
+
+
+def _show_plan(
     study: Study,
     cells: Sequence[Cell],
     shared: int,
     pool: WorkerPool,
     tracking_uri: str,
     console: Console,
-    calibration: Calibration | None = None,
-    data_root: Path | None = None,
-    most: int | None = None,
+    calibration: Calibration | None,
+    data_root: Path | None,
+    most: int | None,
 ) -> float:
     """Prints what each variant changes and costs, then the cells, and about how long they take on this machine.
 
@@ -235,12 +263,6 @@ def _looks_seconds(
         new = [seconds[name] for name, own in counts.items() if own >= n and name in seconds]
         total += makespan(new * (n - before), workers)
     return total
-
-
-def show_total(plans: Sequence[tuple[int, int, float]], console: Console) -> None:
-    """Prints the sum of `plans`, one (cells, shared cells, seconds) per study."""
-    cells, shared, seconds = (sum(column) for column in zip(*plans, strict=True))
-    console.out(f"\n{len(plans)} studies, {cells} cells, {shared} of them shared: about {duration(seconds)}.")
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:

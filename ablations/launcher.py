@@ -22,9 +22,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from ablations.attempts import Attempt, attempts, begin_attempt
+from ablations.attempts import Attempt, attempts, begin_attempt, find_shorter_run
 from ablations.display import LiveTable, PlainLines
-from ablations.extend_run import find_shorter_run
 from ablations.machine import WorkerPool, git_commit
 from ablations.plan import Cell, Study
 from ablations.queue import CellQueue, CellState, Claim, ClaimLost, LauncherProcess

@@ -51,19 +51,9 @@ class LauncherProcess:
     def here(cls) -> LauncherProcess:
         return cls(_host(), os.getpid(), _started(os.getpid()) or "")
 
-    @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> LauncherProcess:
-        """Read from a stored attribute. Those of older versions have no host; only their heartbeat timeout applies."""
-        names = ("host", "pid", "token")
-        return cls(*(stored[name] for name in names)) if stored.keys() >= set(names) else cls("", 0, "")
-
-    @property
-    def is_elsewhere(self) -> bool:
-        return self.host != _host()
-
     def is_dead(self) -> bool:
         """True where that is certain: the process belonged to this host and is gone."""
-        return not self.is_elsewhere and _started(self.pid) not in (self.token, "")
+        return self.host == _host() and _started(self.pid) not in (self.token, "")
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ class History:
 
     @classmethod
     def of(cls, attrs: Mapping[str, Any]) -> History:
-        return cls(attrs.get("deaths", 0), attrs.get("reached", 0))  # absent in queues of earlier versions
+        return cls(attrs["deaths"], attrs["reached"])
 
     def and_a_death(self, began: int) -> History:
         return History(1, began) if began > self.reached else History(self.deaths + 1, self.reached)
@@ -119,7 +109,7 @@ class CellQueue:
         self._url = sqlalchemy.make_url(url)
         self._cells = {cell.key: cell for cell in cells}
         self._study = study
-        self._grace = grace
+        self.grace = grace
         self._beats: dict[int, tuple[Any, float]] = {}
         self._looked = time.monotonic()
         with exclusive(self._url, "tables"):  # two processes that create them at once would both fail
@@ -127,10 +117,6 @@ class CellQueue:
             with contextlib.suppress(DuplicatedStudyError):
                 self._storage.create_new_study([StudyDirection.MINIMIZE], study)
             self._study_id = self._storage.get_study_id_from_name(study)
-
-    @property
-    def grace(self) -> float:
-        return self._grace
 
     @retry_while_unreachable
     def enqueue(self, recorded: Container[str], retry_failed: bool = False) -> int:
@@ -207,7 +193,8 @@ class CellQueue:
         if time.monotonic() - self._looked > _BLIND:  # see _BLIND
             self._beats.clear()
         self._looked = time.monotonic()
-        suspects = [trial for trial in self._running() if trial.attrs["cell"] in self._cells and self._is_stale(trial)]
+        running = trial_records(self._storage, self._study_id, {TrialState.RUNNING})
+        suspects = [trial for trial in running if trial.attrs["cell"] in self._cells and self._is_stale(trial)]
         if not suspects:
             return []
         reaped = []
@@ -225,9 +212,8 @@ class CellQueue:
     @retry_while_unreachable
     def living(self) -> dict[str, LauncherProcess]:
         """{key: launcher} of the cells of this study that are being trained, whichever launch asked for them."""
-        launchers = {
-            trial.attrs["cell"]: LauncherProcess.of(trial.attrs.get("worker", {})) for trial in self._running()
-        }
+        running = trial_records(self._storage, self._study_id, {TrialState.RUNNING})
+        launchers = {trial.attrs["cell"]: LauncherProcess(**trial.attrs["worker"]) for trial in running}
         return {key: launcher for key, launcher in launchers.items() if not launcher.is_dead()}
 
     def close(self) -> None:
@@ -245,33 +231,35 @@ class CellQueue:
         return cell
 
     def _is_stale(self, trial: TrialRecord) -> bool:
-        if LauncherProcess.of(trial.attrs.get("worker", {})).is_dead():
+        if LauncherProcess(**trial.attrs["worker"]).is_dead():
             return True
         # Timed by the monotonic clock of this process: clocks of hosts differ, and wall clocks jump.
         beat, now = trial.attrs.get("progress", {}).get("beat"), time.monotonic()
         if self._beats.get(trial.trial_id, (None, 0.0))[0] != beat or trial.trial_id not in self._beats:
             self._beats[trial.trial_id] = (beat, now)
-        return now - self._beats[trial.trial_id][1] > self._grace
+        return now - self._beats[trial.trial_id][1] > self.grace
 
     def _missing(self, recorded: Container[str], retry_failed: bool) -> dict[str, History]:
         """{key: history} of the cells that have neither a result nor a trial that can come to one."""
         newest = self._newest()
         missing = {}
         for key in self._cells:
+            if key in recorded:
+                continue
             trial = newest.get(key)
-            if key not in recorded and (trial is None or _is_open_again(trial, retry_failed)):
-                missing[key] = History() if trial is None or "error" in trial.attrs else History.of(trial.attrs)
+            if trial is None:
+                missing[key] = History()
+            # Complete: the record was lost. Failed without an error: a launcher was killed after it had ended the trial
+            # and before it added the next one.
+            elif trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "error" not in trial.attrs):
+                missing[key] = History.of(trial.attrs)
+            elif trial.state == TrialState.FAIL and retry_failed:
+                missing[key] = History()
         return missing
 
-    def _running(self) -> list[TrialRecord]:
-        return self._trial_records({TrialState.RUNNING})
-
     def _newest(self) -> dict[str, TrialRecord]:
-        return {trial.attrs["cell"]: trial for trial in self._trial_records() if trial.attrs["cell"] in self._cells}
-
-    def _trial_records(self, states: Container[TrialState] = tuple(TrialState)) -> list[TrialRecord]:
-        """Trials with a `cell` attribute. Trials without it can be listed but not claimed."""
-        return [trial for trial in trial_records(self._storage, self._study_id, states) if "cell" in trial.attrs]
+        trials = trial_records(self._storage, self._study_id)
+        return {trial.attrs["cell"]: trial for trial in trials if trial.attrs["cell"] in self._cells}
 
     def _add(self, key: str, history: History) -> None:
         waiting = create_trial(state=TrialState.WAITING, user_attrs={"cell": key, **asdict(history)})
@@ -289,14 +277,6 @@ def _own(claim: Claim) -> Iterator[None]:
         raise ClaimLost(claim.cell.name) from None
 
 
-def _is_open_again(trial: TrialRecord, retry_failed: bool) -> bool:
-    """Whether a cell without a result is queued again: its trial is complete but the record was lost, or a launcher was
-    killed after it ended the trial and before it added the next one. Failed cells are, with `retry_failed`."""
-    if trial.state == TrialState.FAIL:
-        return retry_failed or "error" not in trial.attrs
-    return trial.state == TrialState.COMPLETE
-
-
 def _state(cell: Cell, trial: TrialRecord | None) -> CellState:
     if trial is None:
         return CellState(cell, "new")
@@ -307,7 +287,7 @@ def _state(cell: Cell, trial: TrialRecord | None) -> CellState:
         TrialState.COMPLETE: "done",
         TrialState.FAIL: "failed" if "error" in attrs else "new",
     }
-    launcher = LauncherProcess.of(attrs["worker"]) if "worker" in attrs else None
+    launcher = LauncherProcess(**attrs["worker"]) if "worker" in attrs else None
     return CellState(
         cell, names[trial.state], attrs.get("progress", {}), attrs.get("outcome"), attrs.get("error"), launcher
     )

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ablations.plan import Cell, Study
 from ablations.preflight import (
@@ -29,11 +29,6 @@ from ablations.preflight import (
 from sagan.config import Config
 from sagan.options import MAX_SEED, changes_of, check_folder, check_machine, escape_unprintable_output, existing
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ablations.machine import WorkerPool
-
 T = TypeVar("T")
 
 
@@ -42,9 +37,7 @@ def main(arguments: Sequence[str], trainer: Callable[..., Any] | None = None) ->
     escape_unprintable_output()
     options = _parser().parse_intermixed_args(arguments)
     try:
-        chosen = _choose(_studies(options), options.only)
-        _check_rerun(chosen, options)
-        return _start(chosen, options, trainer, arguments)
+        return _start(_choose(_studies(options), options), options, trainer, arguments)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -101,8 +94,14 @@ def _studies(options: argparse.Namespace) -> list[Study]:
             if study.search is not None and study.search.seed in seeds:
                 messages.append(f"--seeds: {study.search.seed} trains the trials of {path}; confirm with other seeds")
             study = study.at_seeds(seeds)
-        if options.most is not None and (wrong := _wrong_most(study, options.most)):
-            messages.append(f"--most: {wrong}")
+        if options.most is not None and study.adaptive is None:
+            way_out = "remove --most or shorten --seeds"
+            messages.append(f"--most: needs adaptive seeds, but {path} lists its seeds; {way_out}")
+        elif options.most is not None and study.adaptive:
+            fewest, largest = study.adaptive.first, study.adaptive.most
+            if not fewest <= options.most <= largest:
+                rule = f"must be in {fewest}..{largest}, as {path} has it in seeds, got {options.most}"
+                messages.append(f"--most: {rule}; leave it out for {largest}")
         if study.name in studies:
             first = studies[study.name].path
             messages.append(f"{path}: name: {study.name!r} is the name of {first} too; rename one, or give it once")
@@ -121,15 +120,6 @@ def _seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _wrong_most(study: Study, most: int) -> str:
-    if study.adaptive is None:
-        return f"needs adaptive seeds, but {study.path} lists its seeds; remove --most or shorten --seeds"
-    first, last = study.adaptive.first, study.adaptive.most
-    if first <= most <= last:
-        return ""
-    return f"must be in {first}..{last}, as {study.path} has it in seeds, got {most}; leave it out for {last}"
-
-
 def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) ?(s|min|h)", text)
     if match is None or not (seconds := float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]):
@@ -137,33 +127,31 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _choose(studies: list[Study], only: str) -> list[tuple[Study, list[Cell]]]:
-    """The studies that have cells to run, with these; the others are named. Trials of a search are counted ahead."""
+def _choose(studies: list[Study], options: argparse.Namespace) -> list[tuple[Study, list[Cell]]]:
+    """The studies that have cells to run, with these; the others are named. Trials of a search are counted ahead.
+
+    Raises ValueError where there is none, or --rerun names no cell that can be trained again.
+    """
+    only, rerun = options.only, options.rerun
     chosen = [(study, study.outline().cells(only)) for study in studies]
-    skipped = [f"{_nothing_in(study, only)}" for study, cells in chosen if not cells]
+    skipped = []
+    for study, cells in chosen:
+        if not cells:
+            shown = [f"{v.name} ({v.build_error})" if v.build_error else v.name for v in study.outline().variants()]
+            reason = f"--only: no cell matches {only!r}" if only != "*" else "no variant can be built"
+            skipped.append(f"{study.path}: {reason}; variants are {', '.join(shown)}")
     if len(skipped) == len(chosen):
         raise ValueError("\n".join(skipped))
     for reason in skipped:
         print(f"Skipped: {reason}")
-    return [(study, cells) for study, cells in chosen if cells]
-
-
-def _check_rerun(chosen: list[tuple[Study, list[Cell]]], options: argparse.Namespace) -> None:
-    """Raises ValueError where no cell is named that can be trained again."""
-    if not options.rerun:
-        return
-    if options.worker_only:
+    chosen = [(study, cells) for study, cells in chosen if cells]
+    if rerun and options.worker_only:
         raise ValueError("--rerun: must go without --worker-only, since each worker would do it; give it to one launch")
-    found = [cell for study, cells in chosen for cell in study.cells(options.rerun) if cell in cells]
-    if not found and all(study.search is None for study, _ in chosen):
+    found = [cell for study, cells in chosen for cell in study.cells(rerun) if cell in cells]
+    if rerun and not found and all(study.search is None for study, _ in chosen):
         names = [cell.name for _, cells in chosen for cell in cells]
-        raise ValueError(f"--rerun: no cell matches {options.rerun!r}; cells are {', '.join(names[:20])}")
-
-
-def _nothing_in(study: Study, only: str) -> str:
-    shown = [f"{v.name} ({v.build_error})" if v.build_error else v.name for v in study.outline().variants()]
-    reason = f"--only: no cell matches {only!r}" if only != "*" else "no variant can be built"
-    return f"{study.path}: {reason}; variants are {', '.join(shown)}"
+        raise ValueError(f"--rerun: no cell matches {rerun!r}; cells are {', '.join(names[:20])}")
+    return chosen
 
 
 def _start(
@@ -191,26 +179,40 @@ def _start(
     if not options.dry_run:
         check_folder(runs)
     elsewhere = options.launcher == "slurm" and not options.dry_run
-    if elsewhere or options.worker_only:
-        _check_workers_alone([study for study, _ in chosen], "--launcher slurm" if elsewhere else "--worker-only")
+    search = next((study for study, _ in chosen if study.search is not None), None)
+    if search is not None and (elsewhere or options.worker_only):
+        raise ValueError(
+            f"{'--launcher slurm' if elsewhere else '--worker-only'}: must be given studies with factors, got the "
+            f"search {search.path}; leave it out: every host's launcher proposes and runs trials of a search that "
+            f"they share"
+        )
     if elsewhere:
         _named("--storage", check_shared, options.storage)
         _named(store, check_shared, options.tracking_uri)
     data_root = existing("--data-root", options.data_root)
     inception_weights = existing("--inception-weights", options.inception_weights)
     until = None if options.until is None else _named("--until", _seconds, options.until)
-    asked = _named("--workers", _count, options.workers)
+    if options.workers != "auto" and not (options.workers.isdecimal() and int(options.workers) > 0):
+        raise ValueError(f"--workers: must be a whole number above 0 or auto, got {options.workers!r}")
+    asked = None if options.workers == "auto" else int(options.workers)
     if elsewhere and asked is None:
         raise ValueError("--workers: must be a number of jobs with --launcher slurm, got 'auto'; write --workers 8")
     devices = ("cpu",) if elsewhere else _named("--device", find_devices, options.device)
     console = Console(highlight=False)
     configs = [cell.config for _, cells in chosen for cell in cells]
-    _check_data(configs, data_root)
+    from sagan.data import num_classes
+
+    for data in dict.fromkeys(config.data for config in configs):
+        num_classes(data, data_root)  # raises ValueError for a missing folder; nothing is downloaded or decoded
     fingerprints: dict[str, str] = {}
     if not elsewhere and (not options.dry_run or options.calibrate):  # the first job prepares them
         from sagan.data.preparation import prepare_images
 
-        _check_extractors(configs, runs / "cache", inception_weights)
+        # Each extractor is opened once: one process downloads its weights, and one that is unavailable is reported now.
+        for name in sorted({config.eval.extractor for config in configs} - {"embedded-v2"}):
+            from sagan.metrics.extractor import load_extractor
+
+            load_extractor(name, device="cpu", cache_dir=runs / "cache", inception_weights=inception_weights)
         fingerprints = prepare_images(configs, data_root, runs / "cache", console)
     devices = _gpu_groups(options, configs, devices)
     pools = [
@@ -220,7 +222,18 @@ def _start(
     for note in dict.fromkeys(pool.note for pool in pools if pool.note):
         console.out(note)
     if options.dry_run:
-        return _show(chosen, pools, options, data_root, inception_weights, runs / "cache", console)
+        from ablations.calibration import calibrate
+        from ablations.dry_run import show_plans
+
+        calibration = None
+        if options.calibrate:
+            all_cells = [cell for _, cells in chosen for cell in cells]
+            largest = max(pools, key=lambda pool: pool.workers)
+            calibration = calibrate(all_cells, largest, console, data_root, inception_weights, runs / "cache")
+        planned = [(study, cells, pool) for (study, cells), pool in zip(chosen, pools, strict=True)]
+        uri, reuse = absolute(options.tracking_uri), not options.no_reuse
+        show_plans(planned, reuse, uri, console, calibration, data_root, options.most)
+        return 0
     from ablations.launch import run_studies, submit_studies
     from ablations.launcher import Options
 
@@ -247,65 +260,6 @@ def _start(
         words += ["--rerun=", "--no-reuse"] if options.rerun else []
         return submit_studies(studies, asked_for, words, options.device != "cpu", console)
     return run_studies(studies, asked_for, console, trainer)
-
-
-def _show(
-    chosen: list[tuple[Study, list[Cell]]],
-    pools: list[WorkerPool],
-    options: argparse.Namespace,
-    data_root: Path | None,
-    inception_weights: Path | None,
-    cache_dir: Path,
-    console: Console,
-) -> int:
-    from ablations.calibration import calibrate
-    from ablations.dry_run import show_plan, show_total
-
-    calibration = None
-    if options.calibrate:
-        all_cells = [cell for _, cells in chosen for cell in cells]
-        largest = max(pools, key=lambda pool: pool.workers)
-        calibration = calibrate(all_cells, largest, console, data_root, inception_weights, cache_dir)
-    plans, seen = [], set[tuple[str, int]]()
-    for (study, cells), pool in zip(chosen, pools, strict=True):
-        # What a search will train is not known, so none of it can be known to be shared.
-        reuse = study.search is None and not options.no_reuse
-        shared = [cell for cell in cells if reuse and (cell.config_digest, cell.seed) in seen]
-        seen.update((cell.config_digest, cell.seed) for cell in cells)
-        ordered = [*shared, *(cell for cell in cells if cell not in shared)]
-        uri = absolute(options.tracking_uri)
-        seconds = show_plan(
-            study.outline(), ordered, len(shared), pool, uri, console, calibration, data_root, options.most
-        )
-        plans.append((len(cells), len(shared), seconds))
-    if len(plans) > 1:
-        show_total(plans, console)
-    return 0
-
-
-def _check_workers_alone(studies: Sequence[Study], option: str) -> None:
-    for study in studies:
-        if study.search is not None:
-            raise ValueError(
-                f"{option}: must be given studies with factors, got the search {study.path}; leave it out: every "
-                f"host's launcher proposes and runs trials of a search that they share"
-            )
-
-
-def _check_data(configs: Sequence[Config], data_root: Path | None) -> None:
-    """Raises ValueError for an unknown data set or a missing folder; nothing is downloaded or decoded."""
-    from sagan.data import num_classes
-
-    for data in dict.fromkeys(config.data for config in configs):
-        num_classes(data, data_root)
-
-
-def _check_extractors(configs: Sequence[Config], cache_dir: Path, inception_weights: Path | None) -> None:
-    """Opens each once: so one process downloads the weights, and an extractor that is unavailable is reported now."""
-    for name in sorted({config.eval.extractor for config in configs} - {"embedded-v2"}):
-        from sagan.metrics.extractor import load_extractor
-
-        load_extractor(name, device="cpu", cache_dir=cache_dir, inception_weights=inception_weights)
 
 
 def _gpu_groups(options: argparse.Namespace, configs: Sequence[Config], devices: Sequence[str]) -> tuple[str, ...]:
@@ -340,12 +294,6 @@ def _named(option: str, check: Callable[[str], T], value: str) -> T:
         return check(value)
     except ValueError as error:
         raise ValueError(f"{option}: {error}") from None
-
-
-def _count(text: str) -> int | None:
-    if text != "auto" and not (text.isdecimal() and int(text) > 0):
-        raise ValueError(f"must be a whole number above 0 or auto, got {text!r}")
-    return None if text == "auto" else int(text)
 
 
 if __name__ == "__main__":

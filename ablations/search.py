@@ -77,12 +77,16 @@ class Trials:
         keys = {cell.variant: cell.key for cell in self.study().cells()}
         for name, trial in self._open().items():
             result = results.get(keys.get(name, ""))
-            if result is not None:
-                value = result.metrics.get(self._search.objective) if result.outcome == "finished" else None
-                state = "failed" if result.outcome == "finished" else result.outcome
-                self._tell(trial, "complete" if value is not None else state, value)
-            elif name in failed or name not in keys:  # the latter: no network can be built from these values
-                self._tell(trial, "failed", None)
+            if result is None and name in keys and name not in failed:  # without a key no network can be built
+                continue
+            outcome = result.outcome if result is not None else "failed"
+            value = result.metrics.get(self._search.objective) if result and outcome == "finished" else None
+            if outcome == "finished":
+                outcome = "failed" if value is None else "complete"
+            with contextlib.suppress(UpdateFinishedTrialError):  # another launcher has ended it, with the same result
+                self._storage.set_trial_user_attr(trial._trial_id, "state", outcome)
+                state = TrialState.FAIL if value is None else TrialState.COMPLETE
+                self._storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
 
     def retry_failed(self) -> None:
         """Opens trials again whose cell failed; collapsed and diverged ones keep their result."""
@@ -109,6 +113,11 @@ class Trials:
     def report(self) -> dict[str, Any]:
         """The content of search.json."""
         values = self._values()
+        importances = None
+        if len(values) >= _FEWEST_RANKED:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about few trials: the report says how many there are
+                importances = dict(optuna.importance.get_param_importances(self._optuna))
         changes = {variant.name: variant.changes for variant in self.study().variants()}
         trials = [
             {
@@ -126,17 +135,9 @@ class Trials:
             "seed": self._search.seed,
             "fields": self._search.describe_fields(),
             "trials": trials,
-            "importances": self._importances(),
+            "importances": importances,
             "best": self._best(),
         }
-
-    def _tell(self, trial: FrozenTrial, state: str, value: float | None) -> None:
-        with contextlib.suppress(UpdateFinishedTrialError):  # another launcher has ended it, with the same result
-            self._storage.set_trial_user_attr(trial._trial_id, "state", state)
-            if value is None:
-                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-            else:
-                self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [value])
 
     def _newest(self) -> dict[str, FrozenTrial]:
         """{variant: its last trial in Optuna}, in the order in which they were proposed."""
@@ -155,13 +156,6 @@ class Trials:
         if not values or self._open() or len(self._newest()) < self._search.trials:
             return None
         return min(values, key=lambda name: values[name])
-
-    def _importances(self) -> dict[str, float] | None:
-        if len(self._values()) < _FEWEST_RANKED:
-            return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about few trials: the report says how many there are
-            return dict(optuna.importance.get_param_importances(self._optuna))
 
 
 def _identity(study: Study) -> str:

@@ -21,6 +21,8 @@ import filelock
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import TrialModel
+from optuna.storages._rdb.models import TrialUserAttributeModel as _Attribute
 from optuna.trial import TrialState
 
 from ablations.disk import is_full_disk, new_database
@@ -38,19 +40,6 @@ T = TypeVar("T")
 
 # A server accepts about a hundred connections: a launcher keeps one, and opens more only while it needs them.
 _POOL: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}
-
-_TRIALS = sqlalchemy.table(
-    "trials",
-    sqlalchemy.column("trial_id"),
-    sqlalchemy.column("study_id"),
-    sqlalchemy.column("state", sqlalchemy.Enum(TrialState)),
-)
-_ATTRIBUTES = sqlalchemy.table(
-    "trial_user_attributes",
-    sqlalchemy.column("trial_id"),
-    sqlalchemy.column("key"),
-    sqlalchemy.column("value_json"),
-)
 
 
 @dataclass(frozen=True)
@@ -137,11 +126,11 @@ def trial_records(
     thousands of cells cannot wait for.
     """
     rows = (
-        sqlalchemy.select(_TRIALS.c.trial_id, _TRIALS.c.state, _ATTRIBUTES.c.key, _ATTRIBUTES.c.value_json)
-        .join_from(_TRIALS, _ATTRIBUTES, _TRIALS.c.trial_id == _ATTRIBUTES.c.trial_id)
-        .where(_TRIALS.c.study_id == study_id)
-        .where(_TRIALS.c.state.in_([state for state in TrialState if state in states]))
-        .order_by(_TRIALS.c.trial_id)
+        sqlalchemy.select(TrialModel.trial_id, TrialModel.state, _Attribute.key, _Attribute.value_json)
+        .join(_Attribute, TrialModel.trial_id == _Attribute.trial_id)
+        .where(TrialModel.study_id == study_id)
+        .where(TrialModel.state.in_([state for state in TrialState if state in states]))
+        .order_by(TrialModel.trial_id)
     )
     found: dict[int, TrialRecord] = {}
     with storage.engine.connect() as connection:
@@ -154,10 +143,10 @@ def waiting(storage: RDBStorage, study_id: int) -> dict[str, int]:
     """{user attribute "cell": trial} of the trials of a study that wait. Each claim asks it under the lock of all, so
     no other attribute is read."""
     rows = (
-        sqlalchemy.select(_ATTRIBUTES.c.value_json, _TRIALS.c.trial_id)
-        .join_from(_TRIALS, _ATTRIBUTES, _TRIALS.c.trial_id == _ATTRIBUTES.c.trial_id)
-        .where(_TRIALS.c.study_id == study_id, _TRIALS.c.state == TrialState.WAITING, _ATTRIBUTES.c.key == "cell")
-        .order_by(_TRIALS.c.trial_id)
+        sqlalchemy.select(_Attribute.value_json, TrialModel.trial_id)
+        .join(_Attribute, TrialModel.trial_id == _Attribute.trial_id)
+        .where(TrialModel.study_id == study_id, TrialModel.state == TrialState.WAITING, _Attribute.key == "cell")
+        .order_by(TrialModel.trial_id)
     )
     with storage.engine.connect() as connection:
         return {json.loads(cell): trial_id for cell, trial_id in connection.execute(rows)}

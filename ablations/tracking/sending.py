@@ -57,7 +57,7 @@ class Sender:
             assert run_id is not None
             records, offset = attempt.read(state.offset, attempt.end)
             for points in _batches(records, _stored_names(attempt.protocol)):
-                self._send_or_leave_out(run_id, partial(self._log_batch, run_id, metrics=points))
+                self._send_or_leave_out(run_id, partial(self.client.log_batch, run_id, points))
             for record in records:
                 for name in record.files:
                     self._send_or_leave_out(run_id, partial(self._send_file, run_id, attempt, name))
@@ -77,7 +77,8 @@ class Sender:
         run = self._get(state.run_id) if state.run_id is not None else None
         if run is None or str(run.info.experiment_id) != experiment_id or cell_key(run) != attempt.cell.key:
             run = find_run(self.client, experiment_id, attempt.cell, bool(attempt.copied))
-            state = attempt.reset_upload()
+            attempt.reset_upload()
+            state = attempt.upload_state
         if run is None:
             run = self._create_run(experiment_id, attempt)
         if "outcome" in run.data.tags and attempt.outcome is None:
@@ -88,7 +89,7 @@ class Sender:
             from mlflow.entities import Param
 
             values = flatten(attempt.cell.config)
-            self._log_batch(run_id, params=[Param(name, show(value)) for name, value in values.items()])
+            self.client.log_batch(run_id, params=[Param(name, show(value)) for name, value in values.items()])
             if run.info.status != "RUNNING" and "outcome" not in run.data.tags and attempt.is_newest:
                 self.client.update_run(run_id, status="RUNNING")
             if "error" in run.data.tags and attempt.is_newest:
@@ -136,15 +137,12 @@ class Sender:
         run: Run = self.client.create_run(experiment_id, started, tags=tags, run_name=cell.name)
         return run
 
-    def _log_batch(self, run_id: str, **content: Any) -> None:
-        self.client.log_batch(run_id, **content, synchronous=True)
-
     def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def _send_or_leave_out(self, run_id: str, send: Callable[[], None]) -> None:
+    def _send_or_leave_out(self, run_id: str, send: Callable[[], object]) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -183,7 +181,7 @@ class Sender:
         names = [Path(found.path).name for found in self.client.list_artifacts(run_id, "images")]
         if not any(name.startswith(f"samples+step+{step}+") and "compressed" in name for name in names):
             with Image.open(file) as image:
-                self.client.log_image(run_id, image, key="samples", step=step, synchronous=True)
+                self.client.log_image(run_id, image, key="samples", step=step)
 
     def _row_of(self, run_id: str) -> Run | None:
         row = self.client.get_run(run_id).data.tags.get("mlflow.parentRunId")
@@ -245,20 +243,14 @@ def _protocol_tags(protocol: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _batches(records: Sequence[Record], stored: Mapping[str, str]) -> Iterator[list[Metric]]:
-    """Metrics of as many records as one call may contain. Only finite values are stored."""
+    """Their metrics, as many as one call may contain. Only finite values are stored."""
     from mlflow.entities import Metric
 
-    batch: list[Metric] = []
-    for record in records:
-        timestamp = milliseconds(record.time)
-        points = [
-            Metric(stored.get(key, key), value, timestamp, record.step)
-            for key, value in record.metrics.items()
-            if math.isfinite(value)
-        ]
-        if batch and len(batch) + len(points) > _MAX_BATCH:
-            yield batch
-            batch = []
-        batch += points
-    if batch:
-        yield batch
+    points = [
+        Metric(stored.get(key, key), value, milliseconds(record.time), record.step)
+        for record in records
+        for key, value in record.metrics.items()
+        if math.isfinite(value)
+    ]
+    for start in range(0, len(points), _MAX_BATCH):
+        yield points[start : start + _MAX_BATCH]

@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,12 +32,12 @@ from ablations.preflight import sqlite_path, without_password
 from ablations.results import Result, measured_by, scores_of
 from ablations.tracking.runs import cell_key, find_run
 from ablations.tracking.sending import Sender
-from ablations.tracking.table_writer import VIEW, TableWriter
+from ablations.tracking.table_writer import VIEW, Texts, write_table
 from sagan.journal import Record, current
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
     from ablations.table import Row
 
@@ -75,6 +74,7 @@ class Store:
         self._reason = ""
         self._last: dict[str, dict[str, Result]] = {}  # by experiment
         self._scores: dict[tuple[str, str], dict[str, float]] = {}  # of finished runs, by id and metric
+        self._texts: Texts = {}  # of tables
         self._opened: set[tuple[Path, str | None]] = set()  # attempts whose run is known to be there
         writes = path is not None and not read_only
         # Two launchers that make the tables of one new file at once would both fail.
@@ -101,7 +101,6 @@ class Store:
                 with contextlib.closing(sqlite3.connect(path)) as connection, connection:
                     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers do not block writers
                     _bring_artifacts_along(connection, path.resolve().parent / "mlruns")
-        self._table = TableWriter(self.client)
 
     def _open_copy(self, path: Path) -> MlflowClient:
         """A client of a copy of the file where the file or its folder cannot be written: SQLite reads a database in WAL
@@ -168,7 +167,7 @@ class Store:
             )
 
     def register_seeds(self, experiment_id: str, study: Study) -> None:
-        """Stores the plan of adaptive seeds for `check_seeds`."""
+        """For `check_seeds`."""
         plan = json.dumps({"protocol": study.protocol, **study.plan_of_seeds()})
         self._call_with_retry(lambda: self.client.set_experiment_tag(experiment_id, _seeds_tag(study), plan))
 
@@ -188,29 +187,27 @@ class Store:
 
     def open_experiment(self, study: Study) -> str:
         """The id of the study's experiment, made now if there is none. Raises StoreUnreachable."""
-        return self._call_with_retry(lambda: self._open_experiment(study))
-
-    def _open_experiment(self, study: Study) -> str:
-        self.check_experiment(study)
-        experiment_id = self.find_experiment(study) or self._create_experiment(study)
-        for key, value in {"schema": SCHEMA, "question": study.question, "paper": study.paper}.items():
-            if value is not None:
-                self.client.set_experiment_tag(experiment_id, key, value)
-        return experiment_id
-
-    def _create_experiment(self, study: Study) -> str:
         from mlflow.exceptions import MlflowException
 
-        # MLflow's own place for artifacts is the folder that a command happens to run in.
-        path = sqlite_path(self.uri)
-        location = str(path.resolve().parent / "mlruns" / study.name) if path else None
-        try:
-            return str(self.client.create_experiment(study.name, location, {"schema": SCHEMA}))
-        except MlflowException:  # another launcher was first
+        def open_() -> str:
+            self.check_experiment(study)
             experiment_id = self.find_experiment(study)
             if experiment_id is None:
-                raise
+                # MLflow's own place for artifacts is the folder that a command happens to run in.
+                path = sqlite_path(self.uri)
+                location = str(path.resolve().parent / "mlruns" / study.name) if path else None
+                try:
+                    experiment_id = str(self.client.create_experiment(study.name, location, {"schema": SCHEMA}))
+                except MlflowException:  # another launcher was first
+                    experiment_id = self.find_experiment(study)
+                    if experiment_id is None:
+                        raise
+            for key, value in {"schema": SCHEMA, "question": study.question, "paper": study.paper}.items():
+                if value is not None:
+                    self.client.set_experiment_tag(experiment_id, key, value)
             return experiment_id
+
+        return self._call_with_retry(open_)
 
     def find_experiment(self, study: Study) -> str | None:
         found = self.client.get_experiment_by_name(study.name)
@@ -225,14 +222,12 @@ class Store:
         search: Mapping[str, Any] | None = None,
         commit: str | None = None,
     ) -> bool:
-        """Brings the study's table up to date: a run per row, `description` and `search`, the report of a search.
-
-        False where the store is unreachable. One launcher at a time may make rows (`exclusive`).
-        """
+        """See table_writer.py. False where the store is unreachable. One launcher at a time may make rows
+        (`exclusive`)."""
 
         def write() -> None:
             stored = self.runs(experiment_id, "tags.kind = 'variant'")
-            self._table.write(experiment_id, stored, study, rows, description, search, commit)
+            write_table(self.client, self._texts, experiment_id, stored, study, rows, description, search, commit)
 
         return self._try_call(write)
 
@@ -244,10 +239,18 @@ class Store:
         `folder` is runs/STUDY; `shared` counts copies of other runs; `metrics` are those whose scores are needed. While
         the store is unreachable, all journals count, beside its last answer.
         """
-        last = self._last.get(experiment_id, {})
-        self._last[experiment_id] = self._call_or_default(
-            lambda: self._look_up_results(experiment_id, shared, metrics), last
-        )
+
+        def look_up() -> dict[str, Result]:
+            results: dict[str, Result] = {}
+            for run in self.runs(experiment_id, "tags.kind = 'cell'"):
+                tags, key = run.data.tags, cell_key(run)
+                if "outcome" in tags and ("shared_run" not in tags or (shared and key not in results)):
+                    scores = {name: value for metric in metrics for name, value in self.score(run, metric).items()}
+                    measured = measured_by(tags.get("data_fingerprint", ""), tags.get("metric_fingerprint", ""))
+                    results[key] = Result(tags["outcome"], run.data.metrics, tags.get("shared_study"), scores, measured)
+            return results
+
+        self._last[experiment_id] = self._call_or_default(look_up, self._last.get(experiment_id, {}))
         kept = {}
         for attempt in all_attempts(folder):
             study = attempt.copied.get("shared_study")
@@ -255,17 +258,6 @@ class Store:
                 if (outcome := attempt.outcome) is not None:
                     kept[attempt.cell.key] = _result_of_journal(attempt, outcome, study)
         return {**kept, **self._last[experiment_id]}
-
-    def _look_up_results(self, experiment_id: str, shared: bool, metrics: Sequence[str]) -> dict[str, Result]:
-        results: dict[str, Result] = {}
-        for run in self.runs(experiment_id, "tags.kind = 'cell'"):
-            tags, key = run.data.tags, cell_key(run)
-            trained = "shared_run" not in tags
-            if "outcome" in tags and (trained or (shared and key not in results)):
-                scores = {name: value for metric in metrics for name, value in self.score(run, metric).items()}
-                measured = measured_by(tags.get("data_fingerprint", ""), tags.get("metric_fingerprint", ""))
-                results[key] = Result(tags["outcome"], run.data.metrics, tags.get("shared_study"), scores, measured)
-        return results
 
     def score(self, run: Run, metric: str) -> dict[str, float]:
         """The score of a finished run by one metric; {} where it has none."""
@@ -293,29 +285,36 @@ class Store:
     def find_source(self, cell: Cell, fingerprints: tuple[str, str]) -> Source | None:
         """The oldest run of another study with the same config, seed, data and metrics that has ended with an outcome;
         None also while the store is unreachable."""
-        return self._call_or_default(lambda: self._find_source(cell, fingerprints), None)
 
-    def _find_source(self, cell: Cell, fingerprints: tuple[str, str]) -> Source | None:
-        run = next((run for run in self._shareable(cell) if _fingerprints(run) == fingerprints), None)
-        if run is None:
-            return None
-        histories = [self.client.get_metric_history(run.info.run_id, key) for key in run.data.metrics]
-        return _source(run, [point for points in histories for point in points])
+        def find() -> Source | None:
+            run = next((run for run in self._shareable(cell) if _fingerprints(run) == fingerprints), None)
+            if run is None:
+                return None
+            found: dict[tuple[int, int], dict[str, float]] = {}
+            for key in run.data.metrics:
+                for point in self.client.get_metric_history(run.info.run_id, key):
+                    found.setdefault((point.timestamp, point.step), {})[point.key] = point.value
+            records = [Record(time_ / 1000, step, found[time_, step]) for time_, step in sorted(found)]
+            tags, study = run.data.tags, run.data.tags["study"]
+            records[-1] = replace(records[-1], status=tags["outcome"])
+            about = {name: tags[name] for name in _ABOUT if name in tags}
+            return Source(study, records, {**about, "shared_run": str(run.info.run_id), "shared_study": study})
+
+        return self._call_or_default(find, None)
 
     def _shareable(self, cell: Cell) -> list[Run]:
         """Copies are left out: they have no pictures, and the run that they were copied from is listed itself."""
-        experiments = [str(found.experiment_id) for found in self.client.search_experiments()]
         condition = (
             f"tags.kind = 'cell' and tags.config_digest = '{cell.config_digest}' and tags.seed = '{cell.seed}' "
             f"and attributes.status = 'FINISHED'"
         )
         needed = {"study", "outcome", "last_step", "data_fingerprint", "metric_fingerprint"}
-        found = []
-        for run in self.client.search_runs(experiments, condition, order_by=["attributes.start_time ASC"]):
-            tags = run.data.tags
-            if needed <= tags.keys() and "shared_run" not in tags and tags["study"] != cell.study:
-                found.append(run)
-        return found
+        found = [
+            run
+            for run in self.runs_of_all(condition)
+            if needed <= (tags := run.data.tags).keys() and "shared_run" not in tags and tags["study"] != cell.study
+        ]
+        return sorted(found, key=lambda run: run.info.start_time)
 
     def send(self, experiment_id: str, attempt: Attempt, has_ended: bool) -> None:
         """See Sender.send."""
@@ -324,7 +323,7 @@ class Store:
     def try_to_send(self, experiment_id: str, attempt: Attempt, has_ended: bool) -> bool:
         """`send`; False where it fails, whatever the error: training does not depend on MLflow."""
         try:
-            return self._try_call(self.send, experiment_id, attempt, has_ended)
+            return self._try_call(lambda: self.send(experiment_id, attempt, has_ended))
         except Exception:
             _log.exception("tracking: %s is not sent", attempt.cell.name)
             return False
@@ -335,8 +334,8 @@ class Store:
         rest = [attempt for attempt in all_attempts(folder) if attempt.has_unsent and attempt.cell.key not in living]
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while rest:
-            if self._try_call(self.send, experiment_id, rest[0], True):
-                rest = rest[1:]
+            if self._try_call(lambda: self.send(experiment_id, rest[0], True)):
+                rest.pop(0)
             elif not wait or time.monotonic() > give_up:
                 return
             else:
@@ -357,39 +356,42 @@ class Store:
 
         A second, empty run of a cell is deleted: the store made it on a request that it answered too late.
         """
-        self._try_call(self._end_abandoned, experiment_id, living)
 
-    def _end_abandoned(self, experiment_id: str, living: Container[str]) -> None:
-        cells = list(self.runs(experiment_id, "tags.kind = 'cell'"))
-        keys = [cell_key(run) for run in cells if run.data.metrics or "outcome" in run.data.tags]
-        for run in cells:
-            if run.info.status != "RUNNING" or cell_key(run) in living:
-                continue
-            if not run.data.metrics and cell_key(run) in keys:
-                self.client.delete_run(run.info.run_id)
-            else:
-                self.client.set_terminated(run.info.run_id, "FINISHED" if "outcome" in run.data.tags else "KILLED")
+        def end() -> None:
+            cells = list(self.runs(experiment_id, "tags.kind = 'cell'"))
+            keys = [cell_key(run) for run in cells if run.data.metrics or "outcome" in run.data.tags]
+            for run in cells:
+                if run.info.status != "RUNNING" or cell_key(run) in living:
+                    continue
+                if not run.data.metrics and cell_key(run) in keys:
+                    self.client.delete_run(run.info.run_id)
+                else:
+                    ended = "FINISHED" if "outcome" in run.data.tags else "KILLED"
+                    self.client.set_terminated(run.info.run_id, ended)
+
+        self._try_call(end)
 
     def runs_of_all(self, condition: str) -> Iterator[Run]:
         """Of all studies."""
-        for experiment in self.client.search_experiments():
-            yield from self.runs(str(experiment.experiment_id), condition)
+        return self.runs([str(found.experiment_id) for found in self.client.search_experiments()], condition)
 
-    def runs(self, experiment_id: str, condition: str) -> Iterator[Run]:
+    def runs(self, experiments: str | list[str], condition: str) -> Iterator[Run]:
+        """Those of one experiment, or of several."""
+        experiment_ids = [experiments] if isinstance(experiments, str) else experiments
         token: str | None = None
         while token != "":
-            page = self.client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
+            page = self.client.search_runs(experiment_ids, condition, max_results=1000, page_token=token)
             yield from page
             token = page.token or ""
 
-    def _try_call(self, call: Callable[..., Any], *arguments: Any) -> bool:
+    def _try_call(self, call: Callable[[], object]) -> bool:
         """Calls, twice if the first call fails; False where the store is unreachable."""
         from mlflow.exceptions import MlflowException
 
         for pause in (0.0,) if self.is_away else (0.0, 1.0):
             time.sleep(pause)
             try:
-                call(*arguments)
+                call()
             except (MlflowException, OSError) as error:
                 self._reason = first_line(error)
                 if not self.is_away:
@@ -462,20 +464,6 @@ def _seeds_tag(study: Study) -> str:
 
 def _fingerprints(run: Run) -> tuple[str, str]:
     return run.data.tags["data_fingerprint"], run.data.tags["metric_fingerprint"]
-
-
-def _source(run: Run, points: Sequence[Metric]) -> Source:
-    def place(point: Metric) -> tuple[int, int]:
-        return point.timestamp, point.step
-
-    tags = run.data.tags
-    records = [
-        Record(milliseconds / 1000, step, {point.key: point.value for point in same})
-        for (milliseconds, step), same in groupby(sorted(points, key=place), key=place)
-    ]
-    records[-1] = replace(records[-1], status=tags["outcome"])
-    about = {name: tags[name] for name in _ABOUT if name in tags}
-    return Source(tags["study"], records, {**about, "shared_run": str(run.info.run_id), "shared_study": tags["study"]})
 
 
 def open_client(uri: str) -> MlflowClient:

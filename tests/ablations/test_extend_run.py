@@ -15,8 +15,7 @@ from mlflow.entities import Run, ViewType
 from test_kills import STUDY
 from told import begin, describe, tell
 
-from ablations.attempts import Attempt, attempts, begin_attempt
-from ablations.extend_run import find_shorter_run
+from ablations.attempts import Attempt, attempts, begin_attempt, find_shorter_run
 from ablations.plan import Cell
 from ablations.run import main
 from ablations.study import read_study
