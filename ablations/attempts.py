@@ -7,9 +7,10 @@ the claim has a file `lost`; it writes to its own folder only, so it cannot dama
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from sagan.checkpoint import (
     read_checkpoint,
     remove_checkpoints,
     take_checkpoints,
+    write_atomically,
 )
 from sagan.config import is_prefix_of
 from sagan.failure import Failure, read_failure
@@ -103,11 +105,11 @@ class Attempt:
 
     @property
     def number(self) -> int:
-        return int(self.folder.name.rpartition("-")[2])
+        return _number(self.folder)
 
     @property
     def is_newest(self) -> bool:
-        return int(_folders(self.folder.parent)[-1].name.rpartition("-")[2]) == self.number
+        return _number(_folders(self.folder.parent)[-1]) == self.number
 
     @property
     def end(self) -> int | None:
@@ -170,7 +172,7 @@ class Attempt:
         return replace(found, is_lost=found.is_lost or (self.folder / _LOST).exists())
 
     def write_upload_state(self, state: UploadState) -> None:
-        _write(self.folder / _UPLOAD_STATE, asdict(state))
+        write_atomically(self.folder / _UPLOAD_STATE, json.dumps(asdict(state)).encode())
 
     def reset_upload(self) -> None:
         """All of it is uploaded again, to the run that its cell has then."""
@@ -205,7 +207,7 @@ class Attempt:
     def write(self) -> None:
         values = {name: value for name, value in vars(self).items() if name != "folder"}
         values["cell"] = self.cell.to_json()
-        _write(self.folder / _NOTE, values)
+        write_atomically(self.folder / _NOTE, json.dumps(values).encode())
 
 
 def begin_attempt(
@@ -223,14 +225,11 @@ def begin_attempt(
     directory = cell.directory(runs)
     directory.mkdir(parents=True, exist_ok=True)
     before = _folders(directory)
-    number = 1 + max((int(path.name.rpartition("-")[2]) for path in before), default=0)
-    while True:
+    for number in itertools.count(1 + max(map(_number, before), default=0)):
         folder = directory / f"attempt-{number}"
-        try:
+        with contextlib.suppress(FileExistsError):  # of a launcher that has lost its claim to the cell
             folder.mkdir()
             break
-        except FileExistsError:  # a launcher that has lost its claim to the cell
-            number += 1
     # Checkpoints are moved, so that only one attempt of a cell has them; one that still runs does not need them. Where
     # all are damaged, the log of the training process says so.
     having = [earlier for earlier in reversed(before) if has_checkpoint(earlier)]
@@ -300,14 +299,8 @@ def all_attempts(study_folder: Path) -> Iterator[Attempt]:
 
 def _folders(directory: Path) -> list[Path]:
     found = (path for path in directory.glob("attempt-*") if path.name.rpartition("-")[2].isdecimal())
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=_number)
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(values))
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+def _number(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 _ERRORS = {errno.ENOSPC, errno.EDQUOT}
@@ -16,16 +16,14 @@ _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}  # the second: no ro
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether `error` comes from a disk, or a quota, that has no room left for a file or a SQLite database."""
-    return any(
-        (isinstance(cause, OSError) and cause.errno in _ERRORS)
-        or (isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", None) in _FULL)
-        for cause in _causes(error)
-    )
-
-
-def folder_with_least_room(folders: Iterable[Path]) -> Path:
-    """The one of these folders whose disk has the least room."""
-    return min(folders, key=lambda folder: shutil.disk_usage(folder).free)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _ERRORS:
+            return True
+        if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", None) in _FULL:
+            return True
+        cause = cause.__cause__
+    return False
 
 
 @contextlib.contextmanager
@@ -42,9 +40,3 @@ def new_database(path: Path) -> Iterator[Path]:
     shutil.copyfile(draft, copy)
     os.replace(copy, path)
     draft.unlink()
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__

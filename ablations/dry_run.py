@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -299,17 +298,14 @@ def _seconds_of_earlier_runs(
 def _flops_per_second(place: str, threads: int) -> float:
     """The speed of one large convolution, forward and backward, measured for a second."""
     import torch
+    from torch.utils.benchmark import Timer
 
-    torch.set_num_threads(threads)
-    device = torch.device(place)
     size, channels, batch = 32, 64, 16
-    images = torch.randn(batch, channels, size, size, device=device)
-    weight = torch.randn(channels, channels, 3, 3, device=device, requires_grad=True)
+    values = {
+        "conv2d": torch.nn.functional.conv2d,
+        "images": torch.randn(batch, channels, size, size, device=place),
+        "weight": torch.randn(channels, channels, 3, 3, device=place, requires_grad=True),
+    }
+    timer = Timer("conv2d(images, weight, padding=1).sum().backward()", globals=values, num_threads=threads)
     flops = 2 * 2 * channels * channels * 9 * size * size * batch  # forward, and the weight's gradient
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < 1.0 or done < 3:
-        loss = torch.nn.functional.conv2d(images, weight, padding=1).sum()
-        loss.backward()
-        loss.item()
-        done += 1
-    return done * flops / (time.perf_counter() - started)
+    return flops / timer.blocked_autorange(min_run_time=1.0).median

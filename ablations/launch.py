@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from ablations.attempts import all_attempts
-from ablations.disk import folder_with_least_room, is_full_disk
+from ablations.disk import is_full_disk
 from ablations.display import row_texts, verdict_table
 from ablations.launcher import Launcher, Options
 from ablations.machine import WorkerPool
@@ -162,7 +163,8 @@ def _passing_reason(error: Exception, options: Options) -> str | None:
     if is_full_disk(error):
         files = (sqlite_path(url) for url in (options.storage, options.tracking_uri))
         folders = [options.runs, *(file.parent for file in files if file is not None)]
-        return f"there is no room left on the disk of {folder_with_least_room(filter(Path.exists, folders))}; make some"
+        fullest = min(filter(Path.exists, folders), key=lambda folder: shutil.disk_usage(folder).free)
+        return f"there is no room left on the disk of {fullest}; make some"
     if isinstance(error, UNREACHABLE_ERRORS):
         return f"the queue's database does not answer ({str(error.__cause__ or error).splitlines()[0][:300]})"
     return str(error) if isinstance(error, StoreUnreachable) else None

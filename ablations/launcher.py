@@ -426,7 +426,7 @@ class Launcher:
             self._trainers.start(attempt.folder, cell.device, ())
             return
         cell.attempt = attempt.become_copy(source.records, source.tags)
-        cell.progress = {"step": source.records[-1].step, "shared_study": source.study}
+        cell.progress = {"step": source.records[-1].step, "shared_study": source.tags["shared_study"]}
         cell.end = "done"
         self._uploader.finish(cell.attempt)
 

@@ -96,6 +96,9 @@ class Range:
     high: float
     log: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}{' (log)' if self.log else ''}"
+
 
 @dataclass(frozen=True)
 class Search:
@@ -112,20 +115,15 @@ class Search:
     best: str | None = None
 
     def __str__(self) -> str:
-        spaces = []
-        for name, space in self.fields.items():
-            if isinstance(space, Range):
-                spaces.append(f"{name} in {space.low:g}..{space.high:g}{' (log)' if space.log else ''}")
-            else:
-                spaces.append(f"{name} in {list(space)}")
-        return f"{self.trials} trials at seed {self.seed} for the lowest {self.objective} over {', '.join(spaces)}"
+        spaces = ", ".join(
+            f"{name} in {space if isinstance(space, Range) else list(space)}" for name, space in self.fields.items()
+        )
+        return f"{self.trials} trials at seed {self.seed} for the lowest {self.objective} over {spaces}"
 
     def describe_fields(self) -> dict[str, dict[str, Any]]:
         """{"optim.lr_g": {"low": ..., "high": ..., "log": ...}, "optim.d_steps": {"choices": [1, 2]}}."""
         return {
-            name: {"low": space.low, "high": space.high, "log": space.log}
-            if isinstance(space, Range)
-            else {"choices": list(space)}
+            name: asdict(space) if isinstance(space, Range) else {"choices": list(space)}
             for name, space in self.fields.items()
         }
 

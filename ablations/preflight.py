@@ -27,20 +27,13 @@ def without_password(url: str) -> str:
 
 def check_storage(url: str, is_written: bool = True) -> None:
     """Raises ValueError where `url` cannot hold the queue; `is_written` also where its file cannot be written."""
-    if not url.startswith(("sqlite:///", "postgresql")):
-        raise ValueError(
-            f"must be a sqlite or postgresql URL, got {without_password(url)!r}; write sqlite:///optuna.db"
-        )
-    _check_sqlite(url, "sqlite:///optuna.db", is_written)
+    _check(url, "sqlite or postgresql URL", ("sqlite:///", "postgresql"), "sqlite:///optuna.db", is_written)
 
 
 def check_store(uri: str, is_written: bool = True) -> None:
     """Raises ValueError where `uri` cannot be an MLflow store. Whether a server answers is not checked."""
-    if not uri.startswith(("sqlite:///", "postgresql", "http://", "https://")):
-        raise ValueError(
-            f"must be a sqlite, postgresql or http URI, got {without_password(uri)!r}; write {DEFAULT_STORE}"
-        )
-    _check_sqlite(uri, DEFAULT_STORE, is_written)
+    starts = ("sqlite:///", "postgresql", "http://", "https://")
+    _check(uri, "sqlite, postgresql or http URI", starts, DEFAULT_STORE, is_written)
 
 
 def check_shared(url: str) -> None:
@@ -62,7 +55,9 @@ def absolute(url: str) -> str:
     return f"sqlite:///{path.resolve()}" if path is not None else url
 
 
-def _check_sqlite(url: str, example: str, is_written: bool) -> None:
+def _check(url: str, kinds: str, starts: tuple[str, ...], example: str, is_written: bool) -> None:
+    if not url.startswith(starts):
+        raise ValueError(f"must be a {kinds}, got {without_password(url)!r}; write {example}")
     path = sqlite_path(url)
     if path is None:
         return

@@ -32,7 +32,6 @@ GRACE = 120.0  # seconds without a heartbeat; only for launchers whose process c
 # If this process has not polled for longer than this many seconds, it restarts its heartbeat timers instead of
 # declaring other launchers dead: it may have been stopped itself, or the database was unreachable.
 _BLIND = 60.0
-_BATCH = 100  # cells that are put in the queue under one lock; others may claim between two batches
 MAX_DEATHS = 3  # after this many crashes without a new checkpoint the cell is marked as failed
 _FIRST_NAMESPACE = "pid:[4026531836]"  # Linux: of processes in no container
 
@@ -62,24 +61,6 @@ class Claim:
 
     trial_id: int
     cell: Cell = field(compare=False)
-
-
-@dataclass(frozen=True)
-class History:
-    """Number of consecutive process crashes of a cell since its last new checkpoint (at step `reached`).
-
-    Copied from trial to trial. Crashes before that checkpoint do not count: a run of a week may well have three.
-    """
-
-    deaths: int = 0
-    reached: int = 0
-
-    @classmethod
-    def of(cls, attrs: Mapping[str, Any]) -> History:
-        return cls(attrs["deaths"], attrs["reached"])
-
-    def and_a_death(self, began: int) -> History:
-        return History(1, began) if began > self.reached else History(self.deaths + 1, self.reached)
 
 
 @dataclass(frozen=True)
@@ -124,14 +105,20 @@ class CellQueue:
 
         `recorded` holds the keys of the cells whose outcome is in the tracking store, which decides, not the queue.
         """
-        added = 0
-        missing = list(self._missing(recorded, retry_failed))
-        for start in range(0, len(missing), _BATCH):
-            with self._exclusive():  # another launcher may have added some since the list was made
-                still = self._missing(recorded, retry_failed)
-                for key in filter(still.__contains__, missing[start : start + _BATCH]):
-                    self._add(key, still[key])
-                    added += 1
+        with self._exclusive():
+            newest, added = self._newest(), 0
+            for key in self._cells:
+                if key in recorded:
+                    continue
+                trial = newest.get(key)
+                if trial is None or (retry_failed and trial.state.is_finished() and "error" in trial.attrs):
+                    self._add(key)
+                # The record was lost, or a launcher was killed between the end of this trial and the next one.
+                elif trial.state.is_finished() and "error" not in trial.attrs:
+                    self._add(key, trial.attrs["deaths"], trial.attrs["reached"])
+                else:
+                    continue
+                added += 1
         return added
 
     @retry_while_unreachable
@@ -176,16 +163,15 @@ class CellQueue:
     def release(self, claim: Claim) -> None:
         """Puts a cell back in the queue; whoever claims it next resumes it."""
         with self._exclusive(), _own(claim):
-            trial = self._storage.get_trial(claim.trial_id)
+            attrs = self._storage.get_trial(claim.trial_id).user_attrs
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
-            self._add(claim.cell.key, History.of(trial.user_attrs))
+            self._add(claim.cell.key, attrs["deaths"], attrs["reached"])
 
     @retry_while_unreachable
     def release_crashed(self, claim: Claim) -> None:
         """Releases a cell whose process died, or marks it as failed after MAX_DEATHS."""
         with self._exclusive(), _own(claim):
-            trial = self._storage.get_trial(claim.trial_id)
-            self._take_back(TrialRecord(claim.trial_id, trial.state, trial.user_attrs))
+            self._take_back(claim.trial_id, self._storage.get_trial(claim.trial_id).user_attrs)
 
     @retry_while_unreachable
     def reap(self) -> list[Cell]:
@@ -201,13 +187,27 @@ class CellQueue:
         with self._exclusive():
             for trial in suspects:
                 with contextlib.suppress(UpdateFinishedTrialError):  # it ended while we looked
-                    reaped.append(self._take_back(trial))
+                    reaped.append(self._take_back(trial.trial_id, trial.attrs))
         return reaped
 
     @retry_while_unreachable
     def states(self) -> list[CellState]:
-        newest = self._newest()
-        return [_state(cell, newest.get(key)) for key, cell in self._cells.items()]
+        names: dict[TrialState, State] = {
+            TrialState.WAITING: "waiting",
+            TrialState.RUNNING: "running",
+            TrialState.COMPLETE: "done",
+            TrialState.FAIL: "new",
+        }
+        newest, found = self._newest(), []
+        for key, cell in self._cells.items():
+            if (trial := newest.get(key)) is None:
+                found.append(CellState(cell, "new"))
+                continue
+            attrs, error = trial.attrs, trial.attrs.get("error")
+            launcher = LauncherProcess(**attrs["worker"]) if "worker" in attrs else None
+            state = "failed" if error is not None and trial.state == TrialState.FAIL else names[trial.state]
+            found.append(CellState(cell, state, attrs.get("progress", {}), attrs.get("outcome"), error, launcher))
+        return found
 
     @retry_while_unreachable
     def living(self) -> dict[str, LauncherProcess]:
@@ -219,15 +219,19 @@ class CellQueue:
     def close(self) -> None:
         self._storage.engine.dispose()
 
-    def _take_back(self, trial: TrialRecord) -> Cell:
-        history = History.of(trial.attrs).and_a_death(trial.attrs.get("progress", {}).get("since", 0))
-        cell = self._cells[trial.attrs["cell"]]
-        if history.deaths >= MAX_DEATHS:
-            message = f"its process died {history.deaths} times at step {history.reached}; its log says more"
-            self._storage.set_trial_user_attr(trial.trial_id, "error", message)
-        self._storage.set_trial_state_values(trial.trial_id, TrialState.FAIL)
-        if history.deaths < MAX_DEATHS:
-            self._add(cell.key, history)
+    def _take_back(self, trial_id: int, attrs: Mapping[str, Any]) -> Cell:
+        """Crashes before the last new checkpoint (at step `reached`) do not count: a run of a week may have three."""
+        began = attrs.get("progress", {}).get("since", 0)
+        deaths, reached = attrs["deaths"] + 1, attrs["reached"]
+        if began > reached:
+            deaths, reached = 1, began
+        cell = self._cells[attrs["cell"]]
+        if deaths >= MAX_DEATHS:
+            message = f"its process died {deaths} times at step {reached}; its log says more"
+            self._storage.set_trial_user_attr(trial_id, "error", message)
+        self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        if deaths < MAX_DEATHS:
+            self._add(cell.key, deaths, reached)
         return cell
 
     def _is_stale(self, trial: TrialRecord) -> bool:
@@ -239,31 +243,13 @@ class CellQueue:
             self._beats[trial.trial_id] = (beat, now)
         return now - self._beats[trial.trial_id][1] > self.grace
 
-    def _missing(self, recorded: Container[str], retry_failed: bool) -> dict[str, History]:
-        """{key: history} of the cells that have neither a result nor a trial that can come to one."""
-        newest = self._newest()
-        missing = {}
-        for key in self._cells:
-            if key in recorded:
-                continue
-            trial = newest.get(key)
-            if trial is None:
-                missing[key] = History()
-            # Complete: the record was lost. Failed without an error: a launcher was killed after it had ended the trial
-            # and before it added the next one.
-            elif trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "error" not in trial.attrs):
-                missing[key] = History.of(trial.attrs)
-            elif trial.state == TrialState.FAIL and retry_failed:
-                missing[key] = History()
-        return missing
-
     def _newest(self) -> dict[str, TrialRecord]:
         trials = trial_records(self._storage, self._study_id)
         return {trial.attrs["cell"]: trial for trial in trials if trial.attrs["cell"] in self._cells}
 
-    def _add(self, key: str, history: History) -> None:
-        waiting = create_trial(state=TrialState.WAITING, user_attrs={"cell": key, **asdict(history)})
-        self._storage.create_new_trial(self._study_id, waiting)
+    def _add(self, key: str, deaths: int = 0, reached: int = 0) -> None:
+        attrs = {"cell": key, "deaths": deaths, "reached": reached}
+        self._storage.create_new_trial(self._study_id, create_trial(state=TrialState.WAITING, user_attrs=attrs))
 
     def _exclusive(self) -> AbstractContextManager[None]:
         return exclusive(self._url, self._study)
@@ -275,22 +261,6 @@ def _own(claim: Claim) -> Iterator[None]:
         yield
     except UpdateFinishedTrialError:
         raise ClaimLost(claim.cell.name) from None
-
-
-def _state(cell: Cell, trial: TrialRecord | None) -> CellState:
-    if trial is None:
-        return CellState(cell, "new")
-    attrs = trial.attrs
-    names: dict[TrialState, State] = {
-        TrialState.WAITING: "waiting",
-        TrialState.RUNNING: "running",
-        TrialState.COMPLETE: "done",
-        TrialState.FAIL: "failed" if "error" in attrs else "new",
-    }
-    launcher = LauncherProcess(**attrs["worker"]) if "worker" in attrs else None
-    return CellState(
-        cell, names[trial.state], attrs.get("progress", {}), attrs.get("outcome"), attrs.get("error"), launcher
-    )
 
 
 def _started(pid: int) -> str | None:

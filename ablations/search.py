@@ -38,7 +38,9 @@ class Trials:
         assert study.search is not None
         self._study, self._search = study, study.search
         self._url = sqlalchemy.make_url(url)
-        self._name = f"{study.name}/search {_identity(study)}"
+        about = [digest(study.base), self._search.seed, self._search.objective, self._search.describe_fields()]
+        identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+        self._name = f"{study.name}/search {identity}"  # of another base config, ranges or objective: another search
         self._distributions = {name: _distribution(space) for name, space in self._search.fields.items()}
         with exclusive(self._url, "tables"):
             self._storage = open_storage(self._url)
@@ -156,14 +158,6 @@ class Trials:
         if not values or self._open() or len(self._newest()) < self._search.trials:
             return None
         return min(values, key=lambda name: values[name])
-
-
-def _identity(study: Study) -> str:
-    """8 hexadecimal digits, which differ for other base configs, ranges or objectives: these are other searches."""
-    assert study.search is not None
-    search = study.search
-    text = json.dumps([digest(study.base), search.seed, search.objective, search.describe_fields()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _distribution(space: Range | tuple[Any, ...]) -> BaseDistribution:

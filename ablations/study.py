@@ -187,10 +187,10 @@ class _Checker:
         if 0 < len(lacking) < len(planned) and not study.pairs:  # where none can be built, there is nothing to run
             rule = f"no comparison can be made at preset {self._preset}, because {', '.join(lacking)}"
             self._error(("baseline",), f"{rule}, got baseline {file.baseline!r}; choose another preset or baseline")
-            raise StudyError(self._document.errors())
-        if study.adaptive and not study.pairs:
+        elif study.adaptive and not study.pairs:
             self._error(("seeds",), "must be a list, because no comparison of the study can be made at this preset")
-            raise StudyError(self._document.errors())
+        if errors := self._document.errors():
+            raise StudyError(errors)
         return study
 
     def _check_adaptive(self, metric: str) -> None:

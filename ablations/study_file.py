@@ -123,17 +123,21 @@ Space = Annotated[
 ]
 
 
+NumSeeds = Annotated[
+    int,
+    Field(ge=3, le=MAX_ADAPTIVE),
+    Must(
+        f"be a whole number in 3..{MAX_ADAPTIVE}, because estimating a spread needs at least three seeds",
+        "write {first: 3, most: 12}",
+    ),
+]
+
+
 class AdaptiveBlock(_Block):
     """Adaptive seeds: see ablations.plan.Adaptive."""
 
-    first: Annotated[
-        int,
-        Field(ge=3, le=MAX_ADAPTIVE),
-        Must(
-            f"be a whole number in 3..{MAX_ADAPTIVE}, because estimating a spread needs at least three seeds", "write 3"
-        ),
-    ]
-    most: Annotated[int, Field(ge=3, le=MAX_ADAPTIVE), Must(f"be a whole number in 3..{MAX_ADAPTIVE}", "write 12")]
+    first: NumSeeds
+    most: NumSeeds
 
 
 SeedList = Annotated[

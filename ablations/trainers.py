@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
@@ -28,17 +28,6 @@ from ablations.machine import KEEP_MEMORY
 _IMPORTED = [__name__, "sagan.data.preparation", "sagan.metrics.extractor", "sagan.training", "torch._dynamo"]
 _KILLED_SECONDS = 5.0  # for the kernel to end a process
 Fingerprints = tuple[str, str]  # of data and metrics
-
-
-class Process(Protocol):
-    """As much of subprocess.Popen as is used here."""
-
-    pid: int
-
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
 
 
 class Trainers:
@@ -109,7 +98,7 @@ def _kill(process: Process) -> None:
 
 
 class _Forked:
-    """A process of multiprocessing, as subprocess shows one."""
+    """A process of multiprocessing, with as much of subprocess.Popen as is used here."""
 
     def __init__(self, process: Any) -> None:
         self._process = process
@@ -130,6 +119,9 @@ class _Forked:
 
     def kill(self) -> None:
         self._process.kill()
+
+
+Process = subprocess.Popen[bytes] | _Forked
 
 
 def start_process(

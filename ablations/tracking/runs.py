@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
+if TYPE_CHECKING:
     from ablations.plan import Cell
 
 MAX_TAG = 8000  # characters; MLflow cuts off the rest

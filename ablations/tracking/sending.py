@@ -9,11 +9,16 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from ablations.plan import show
 from ablations.tracking.runs import MAX_TAG, cell_key, create_row, find_run, milliseconds, origin_tags
@@ -22,9 +27,6 @@ from sagan.journal import Record
 from sagan.run_folder import CONFIG, PROTOCOL
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
-
     from ablations.attempts import Attempt, UploadState
 
 _MAX_BATCH = 1000  # metrics in one call, a limit of MLflow's
@@ -56,8 +58,7 @@ class Sender:
             run_id = state.run_id
             assert run_id is not None
             records, offset = attempt.read(state.offset, attempt.end)
-            for points in _batches(records, _stored_names(attempt.protocol)):
-                self._send_or_leave_out(run_id, partial(self.client.log_batch, run_id, points))
+            self._send_metrics(run_id, attempt, records)
             for record in records:
                 for name in record.files:
                     self._send_or_leave_out(run_id, partial(self._send_file, run_id, attempt, name))
@@ -86,8 +87,6 @@ class Sender:
             return replace(state, is_lost=True)
         run_id = str(run.info.run_id)
         if state.run_id is None:
-            from mlflow.entities import Param
-
             values = flatten(attempt.cell.config)
             self.client.log_batch(run_id, params=[Param(name, show(value)) for name, value in values.items()])
             if run.info.status != "RUNNING" and "outcome" not in run.data.tags and attempt.is_newest:
@@ -103,8 +102,6 @@ class Sender:
         return state
 
     def _get(self, run_id: str) -> Run | None:
-        from mlflow.exceptions import MlflowException
-
         try:
             run = self.client.get_run(run_id)
         except MlflowException as error:
@@ -137,14 +134,24 @@ class Sender:
         run: Run = self.client.create_run(experiment_id, started, tags=tags, run_name=cell.name)
         return run
 
-    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
+    def _send_metrics(self, run_id: str, attempt: Attempt, records: Sequence[Record]) -> None:
+        """Only finite values are stored. Names of classes, which are folders of the user's, may have another key."""
+        classes = attempt.protocol["classes"] if attempt.protocol is not None else []
+        keys = {f"fid_class/{name}": f"fid_class/{key}" for name, key in zip(classes, storable(classes), strict=True)}
+        points = [
+            Metric(keys.get(name, name), value, milliseconds(record.time), record.step)
+            for record in records
+            for name, value in record.metrics.items()
+            if math.isfinite(value)
+        ]
+        for start in range(0, len(points), _MAX_BATCH):
+            batch = points[start : start + _MAX_BATCH]
+            self._send_or_leave_out(run_id, partial(self.client.log_batch, run_id, batch))
 
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _send_or_leave_out(self, run_id: str, send: Callable[[], object]) -> None:
-        from mlflow.exceptions import MlflowException
-
         try:
             send()
         except FileNotFoundError as error:
@@ -175,8 +182,6 @@ class Sender:
         """A sample grid for the chart view, which shows those of several runs side by side at one step: variants by
         their rows, which have the grids of one cell each. MLflow gives each image a name of its own, so one that is
         there already is not sent again."""
-        from PIL import Image
-
         step = int(file.stem.removeprefix("step_"))
         names = [Path(found.path).name for found in self.client.list_artifacts(run_id, "images")]
         if not any(name.startswith(f"samples+step+{step}+") and "compressed" in name for name in names):
@@ -189,8 +194,6 @@ class Sender:
 
     def _send_protocol(self, run_id: str, attempt: Attempt) -> None:
         """What the run was measured by, and its data set as an input, also of the variant's row."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         protocol, data = attempt.protocol or {}, attempt.cell.config.data
         self._set_tags(run_id, _protocol_tags(protocol))
         name, digest = f"{data.name} {data.resolution} px", protocol["data_fingerprint"][:_MAX_DIGEST]
@@ -226,13 +229,6 @@ def storable(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _stored_names(protocol: Mapping[str, Any] | None) -> dict[str, str]:
-    """{metric: its key in the store}, where these differ: names of classes are folders of the user's."""
-    classes = protocol["classes"] if protocol is not None else []
-    names = zip(classes, storable(classes), strict=True)
-    return {f"fid_class/{name}": f"fid_class/{stored}" for name, stored in names}
-
-
 def _protocol_tags(protocol: Mapping[str, Any]) -> dict[str, str]:
     """So many names of classes that no tag holds them are left out, and with them the groups."""
     tags = {name: protocol[name] for name in ("data_fingerprint", "metric_fingerprint")}
@@ -240,17 +236,3 @@ def _protocol_tags(protocol: Mapping[str, Any]) -> dict[str, str]:
     if len(classes) <= MAX_TAG:
         tags |= {"classes": classes, "groups": json.dumps(protocol["groups"])}
     return tags
-
-
-def _batches(records: Sequence[Record], stored: Mapping[str, str]) -> Iterator[list[Metric]]:
-    """Their metrics, as many as one call may contain. Only finite values are stored."""
-    from mlflow.entities import Metric
-
-    points = [
-        Metric(stored.get(key, key), value, milliseconds(record.time), record.step)
-        for record in records
-        for key, value in record.metrics.items()
-        if math.isfinite(value)
-    ]
-    for start in range(0, len(points), _MAX_BATCH):
-        yield points[start : start + _MAX_BATCH]

@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from ablations.attempts import Attempt, all_attempts
 from ablations.disk import is_full_disk, new_database
@@ -36,9 +39,6 @@ from ablations.tracking.table_writer import VIEW, Texts, write_table
 from sagan.journal import Record, current
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
     from ablations.table import Row
 
 SCHEMA = "2"  # of what is in an experiment; the first version had a run per launch and no such tag
@@ -52,7 +52,6 @@ T = TypeVar("T")
 class Source:
     """A finished run of another study with the same result: records of its metrics, and the tags of its copy."""
 
-    study: str
     records: list[Record]
     tags: dict[str, str]
 
@@ -187,7 +186,6 @@ class Store:
 
     def open_experiment(self, study: Study) -> str:
         """The id of the study's experiment, made now if there is none. Raises StoreUnreachable."""
-        from mlflow.exceptions import MlflowException
 
         def open_() -> str:
             self.check_experiment(study)
@@ -279,8 +277,7 @@ class Store:
     def find_shared(self, cell: Cell) -> list[tuple[str, str]]:
         """Fingerprints of data and metrics of the results that other studies have of this config and seed; none while
         the store is unreachable: training does not depend on it."""
-        nothing: list[Run] = []
-        return [_fingerprints(run) for run in self._call_or_default(lambda: self._shareable(cell), nothing)]
+        return self._call_or_default(lambda: [_fingerprints(run) for run in self._shareable(cell)], [])
 
     def find_source(self, cell: Cell, fingerprints: tuple[str, str]) -> Source | None:
         """The oldest run of another study with the same config, seed, data and metrics that has ended with an outcome;
@@ -295,10 +292,10 @@ class Store:
                 for point in self.client.get_metric_history(run.info.run_id, key):
                     found.setdefault((point.timestamp, point.step), {})[point.key] = point.value
             records = [Record(time_ / 1000, step, found[time_, step]) for time_, step in sorted(found)]
-            tags, study = run.data.tags, run.data.tags["study"]
+            tags = run.data.tags
             records[-1] = replace(records[-1], status=tags["outcome"])
             about = {name: tags[name] for name in _ABOUT if name in tags}
-            return Source(study, records, {**about, "shared_run": str(run.info.run_id), "shared_study": study})
+            return Source(records, {**about, "shared_run": str(run.info.run_id), "shared_study": tags["study"]})
 
         return self._call_or_default(find, None)
 
@@ -386,8 +383,6 @@ class Store:
 
     def _try_call(self, call: Callable[[], object]) -> bool:
         """Calls, twice if the first call fails; False where the store is unreachable."""
-        from mlflow.exceptions import MlflowException
-
         for pause in (0.0,) if self.is_away else (0.0, 1.0):
             time.sleep(pause)
             try:
@@ -467,17 +462,13 @@ def _fingerprints(run: Run) -> tuple[str, str]:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """A client with bounded waits (MLflow's own are four minutes a call) that reports no usage to its makers."""
-    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
-        os.environ.setdefault(name, "true")
+    """A client with bounded waits: MLflow's own are four minutes a call."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     # Whatever the user's environment says, these decide what a call means.
     os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # a call returns when its data are stored
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # what fails is sent again later; two creations are two runs
     os.environ["MLFLOW_TRUNCATE_LONG_VALUES"] = "true"  # a long value is cut, not refused
-    from mlflow import MlflowClient
-
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs, with a traceback, it raises

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run, RunTag
+
 from ablations.plan import Study, show
 from ablations.tracking.runs import MAX_TAG, create_row, milliseconds
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
     from ablations.table import Row
 
 VIEW = "table"  # the key of the view that shows its columns
@@ -78,8 +78,6 @@ def write_table(
 
 def _write_row(client: MlflowClient, run: Run, study: Study, row: Row) -> None:
     """What one variant's row shows. A figure that is no longer there becomes NaN: MLflow deletes none."""
-    from mlflow.entities import Metric, RunTag
-
     variant, primary = row.variant, row.estimates.get(study.metric)
     numbers = {metric: found.mean for metric, found in row.estimates.items()}
     numbers["n"] = float(primary.n if primary else 0)

@@ -49,8 +49,9 @@ class Uploader:
 
     def follow(self, attempt: Attempt) -> None:
         """Begins to upload an attempt, after the rest of earlier attempts at its cell."""
-        self._drop_sent()
         with self._lock:
+            for folder in [folder for folder, f in self._followed.items() if f.is_sent and f.is_taken]:
+                del self._followed[folder]
             for earlier in attempt.earlier:
                 if earlier.has_unsent and earlier.folder not in self._followed:
                     self._followed[earlier.folder] = _Followed(earlier, is_taken=True)
@@ -107,8 +108,3 @@ class Uploader:
         if self._is_table_old and time.monotonic() >= self._quiet_until:
             self._write_table()
             self._is_table_old = self._store.is_away
-
-    def _drop_sent(self) -> None:
-        with self._lock:
-            for folder in [folder for folder, f in self._followed.items() if f.is_sent and f.is_taken]:
-                del self._followed[folder]
