@@ -112,12 +112,6 @@ def calibrate(
         for kept in ("images", "extractors"):
             if cache_dir is not None and (cache_dir / kept).is_dir():
                 (cache / kept).symlink_to(cache_dir / kept)
-        machine = {
-            "threads": pool.threads,
-            "data_root": data_root and str(data_root),
-            "inception_weights": inception_weights and str(inception_weights),
-            "cache_dir": str(cache),
-        }
 
         def journals(configs: Sequence[Config], steps: int, every: int) -> list[tuple[float, list[Record]]]:
             """When a run of each config began, in seconds since 1970, and its journal."""
@@ -129,8 +123,8 @@ def calibrate(
                     changes = {"optim.steps": steps, "eval.every": every, "eval.num_samples": samples}
                     folder, device = Path(name, f"{steps}-{len(began)}"), trainers.next_device()
                     folder.mkdir()
-                    run = Run(override(waiting.pop(0), changes), 0, {**machine, "device": device})
-                    (folder / CONFIG).write_bytes(config_yaml(run))
+                    machine = trainers.machine(device, data_root, inception_weights, cache)
+                    (folder / CONFIG).write_bytes(config_yaml(Run(override(waiting.pop(0), changes), 0, machine)))
                     began[folder] = time.time()
                     trainers.start(folder, device, ())
                     continue

@@ -336,14 +336,8 @@ class Launcher:
                 self._uploader.finish(attempt)
                 return
         device = self._trainers.next_device()
-        machine = {
-            "device": (shown := self._trainers.device_option(device)),
-            "threads": max(1, self.pool.threads // options.processes),
-            "data_root": options.data_root and str(options.data_root),
-            "inception_weights": options.inception_weights and str(options.inception_weights),
-            "cache_dir": str(options.runs / "cache"),
-        }
-        tags = {"device": shown, **({"git_commit": self._commit} if self._commit else {})}
+        machine = self._trainers.machine(device, options.data_root, options.inception_weights, options.runs / "cache")
+        tags = {"device": machine["device"], **({"git_commit": self._commit} if self._commit else {})}
         may_reuse = options.reuse and cell.key not in self._again  # --rerun trains from the first step
         known = self._store.find_shared(cell) if may_reuse else []
         find = partial(find_shorter_run, options.runs, cell, options.fingerprints.get(cell.config_digest))

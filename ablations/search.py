@@ -58,8 +58,8 @@ class Trials:
         """The variants to train now: those that are open, else up to `count` new ones; [] when the search is over."""
         with exclusive(self._url, self._name):
             if not self._open():
-                for _ in range(min(count, self._search.trials - len(self._newest()))):
-                    number = len(self._newest())
+                proposed = len(self._newest())
+                for number in range(proposed, min(proposed + count, self._search.trials)):
                     seed = np.random.SeedSequence([self._search.seed, number]).generate_state(1)[0]
                     self._optuna.sampler = TPESampler(
                         seed=int(seed),

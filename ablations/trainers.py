@@ -46,9 +46,17 @@ class Trainers:
         """The device with the fewest processes: in turn at first, then where one has ended."""
         return min(self._devices, key=[device for _, device in self._running.values()].count)
 
-    def device_option(self, device: str) -> str:
-        """What `sagan.train` calls it."""
-        return device if self._processes == 1 else "cuda" if device else "cpu"
+    def machine(
+        self, device: str, data_root: Path | None, inception_weights: Path | None, cache_dir: Path
+    ) -> dict[str, Any]:
+        """The options of sagan/run_folder.py for a run on `device`."""
+        return {
+            "device": device if self._processes == 1 else "cuda" if device else "cpu",
+            "threads": max(1, self._threads // self._processes),
+            "data_root": data_root and str(data_root),
+            "inception_weights": inception_weights and str(inception_weights),
+            "cache_dir": str(cache_dir),
+        }
 
     def start(self, folder: Path, device: str, known: Collection[Fingerprints]) -> None:
         """Trains the run in `folder`; ends with EXIT_NOT_STARTED where its data and metrics are in `known`."""

@@ -131,7 +131,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class _Trainer(FakeTrainer):
-    """The first of all runs is run 0, of one step; the number of a run sets its speed."""
+    """The number of a run, which is that of its folder, sets its speed."""
 
     def __init__(self, config: Config, seed: int, directory: Path, **places: Any) -> None:
         super().__init__(config, seed, directory, **places)
