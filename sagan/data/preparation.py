@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sagan.config import Config, DataConfig, digest
 from sagan.data import ImageDataset, check_labels, list_source, open_dataset
 from sagan.data.prepared import open_prepared, prepare
-from sagan.metrics.neighbours import K_DENSITY
+from sagan.metrics.pairs import K_DENSITY
 from sagan.scoring import DIVERSITY_SAMPLES, real_diversity
 
 
@@ -27,15 +27,27 @@ def prepare_images(
     list_source.cache_clear()  # files may have changed since this process looked
     fingerprints = {}
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    for data, same in _by_pictures(configs).items():
+    by_pictures: dict[DataConfig, list[Config]] = {}
+    for config in configs:
+        if config.data.name != "embedded":
+            pictures = DataConfig(config.data.name, config.data.resolution, attribute=config.data.attribute)
+            by_pictures.setdefault(pictures, []).append(config)
+    for data, same in by_pictures.items():
         source = list_source(data, data_root)
         for config in same:
             check_labels(source.name, bool(source.classes), config.model.conditioning)
         say(source.summary())
         for warning in source.warnings():
             say(f"  warning: {warning}")
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         try:
-            _show(prepare(source, data.resolution, cache_dir), len(source.labels), data, console)
+            with Progress(*columns, console=console) as progress:
+                task = None
+                for count in prepare(source, data.resolution, cache_dir):  # nothing, if they were prepared before
+                    if task is None:
+                        about = f"Preparing {data.name} at {data.resolution} px"
+                        task = progress.add_task(about, total=len(source.labels))
+                    progress.update(task, completed=count)
         except OSError as error:
             raise ValueError(f"{source.name}: its images cannot be prepared in {cache_dir}: {error}") from error
         for warning in open_prepared(source, data.resolution, cache_dir).warnings:
@@ -60,24 +72,3 @@ def _check_scorable(dataset: ImageDataset) -> None:
             f"{dataset.name}: two images or more must differ, but the {min(count, DIVERSITY_SAMPLES):,} that were "
             f"compared are all equal; the diversity of samples is measured relative to real images: add other images"
         )
-
-
-def _by_pictures(configs: Iterable[Config]) -> dict[DataConfig, list[Config]]:
-    """The configs by the prepared pictures that they read; those with built-in pictures are left out."""
-    found: dict[DataConfig, list[Config]] = {}
-    for config in configs:
-        if config.data.name != "embedded":
-            pictures = DataConfig(config.data.name, config.data.resolution, attribute=config.data.attribute)
-            found.setdefault(pictures, []).append(config)
-    return found
-
-
-def _show(counts: Iterator[int], total: int, data: DataConfig, console: Console) -> None:
-    """Shows a progress bar while pictures are prepared; nothing if they were prepared before."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress:
-        task = None
-        for count in counts:
-            if task is None:
-                task = progress.add_task(f"Preparing {data.name} at {data.resolution} px", total=total)
-            progress.update(task, completed=count)

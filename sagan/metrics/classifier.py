@@ -34,7 +34,7 @@ _SHIFT = 8  # photographs are moved by up to an eighth of their side
 class Classifier(nn.Module):
     """uint8 [B, 3, H, W] -> features [B, 128 w], logits [B, classes], local tokens [B, 96 w, 8, 8]; w is `width`.
 
-    `norm` puts batch norm after each convolution, for training; stored weights have it folded in.
+    `norm`: with batch norm after each convolution, for training; stored weights have it folded in.
     """
 
     def __init__(self, num_classes: int, *, width: int = 1, norm: bool = False):
@@ -49,21 +49,16 @@ class Classifier(nn.Module):
         self.head = nn.Linear(outs[-1], num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = (_resize(images.float()) - 127.5).mul_(1 / 127.5).contiguous(memory_format=torch.channels_last)
-        local = x
+        x, side = images.float(), images.shape[-1]
+        if side != SIDE:
+            x = F.interpolate(x, size=(SIDE, SIDE), mode="nearest" if side < SIDE else "area")
+        x = local = (x - 127.5).mul_(1 / 127.5).contiguous(memory_format=torch.channels_last)
         for depth, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
             x = F.relu_(norm(conv(x)))
             if depth == _LOCAL_DEPTH:
                 local = x
         features = x.mean((2, 3))
         return features, self.head(features), local
-
-
-def _resize(images: Tensor) -> Tensor:
-    side = images.shape[-1]
-    if side == SIDE:
-        return images
-    return F.interpolate(images, size=(SIDE, SIDE), mode="nearest" if side < SIDE else "area")
 
 
 @dataclass(frozen=True)
@@ -77,11 +72,8 @@ class Weights:
 
 
 def save(weights: Weights, file: Path) -> None:
-    """float16 safetensors; all but the network is metadata.
-
-    The metadata is one JSON text: safetensors writes several entries in random order, and equal weights must have
-    equal hashes.
-    """
+    """float16 safetensors; all but the network is metadata, in one JSON text, because safetensors writes several
+    entries in random order, and equal weights must have equal hashes."""
     tensors = {name: value.half().contiguous() for name, value in weights.network.state_dict().items()}
     training = {"classes": weights.classes, "data": weights.data, "accuracy": round(weights.accuracy, 4)}
     save_file(tensors, file, {"training": json.dumps(training)})
@@ -101,9 +93,8 @@ def load(file: Path) -> Weights:
 def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device: torch.device) -> Classifier:
     """A classifier of those rows [N] of the data, on the CPU, batch norm folded in and weights rounded to float16.
 
-    Visible noise, blur and changes of contrast are left out on purpose: features trained to overlook them
-    would overlook them in generated images too. A second head that names such damages was tried: its features
-    separated real from damaged so sharply that they no longer measured how strong a damage is.
+    Visible noise, blur and changes of contrast are left out on purpose: features trained to overlook them would
+    overlook them in generated images too.
     """
     augment, width = (_disturbed, 1) if dataset.name == "embedded" else (_shifted, _PHOTO_WIDTH)
     draw = torch.Generator().manual_seed(seed)
@@ -125,12 +116,10 @@ def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device:
 
 
 def _disturbed(images: Tensor, draw: torch.Generator) -> Tensor:
-    """For drawings, float32 [B, 3, H, W]: changes that leave a drawing what it is, and half of the time mirrored.
+    """For drawings, float32 [B, 3, H, W]: noise by pixel, lines along and across, shading; mirrored half of the time.
 
     Flat ground has no variation of its own, so without this features moved as far for noise of one grey level as for
-    another class, and every generated picture lay outside the manifold of the real ones. Each picture gets noise by
-    pixel with an sd of up to 3 % of the range, lines along and across (what convolutions leave at borders) and shading
-    of up to 9 %.
+    another class, and every generated picture lay outside the manifold of the real ones.
     """
     count, channels, height, width = images.shape
     disturbed = images.float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -27,31 +27,30 @@ from sagan.metrics.frechet import (
     frechet_standard_error,
 )
 from sagan.metrics.inception_score import inception_score
-from sagan.metrics.pairs import between
+from sagan.metrics.pairs import Within, between
 from sagan.metrics.reference import PAIRWISE_SAMPLES, Reference, load_reference, pairwise_subset, reference_size
 from sagan.metrics.relations import agreement, measure_of
 
 log = logging.getLogger(__name__)
 
 MetricFunction = Callable[[Features, Reference], dict[str, float]]
-METRIC_FUNCTIONS: dict[str, MetricFunction] = {}
+METRIC_FUNCTIONS: list[MetricFunction] = []
 
 _IS_SPLITS = 10
 _MAX_CLASS_KEYS = 100  # a thousand keys per step would hide the others in a tracker
 
 
 def metric(function: MetricFunction) -> MetricFunction:
-    METRIC_FUNCTIONS[function.__name__] = function
+    METRIC_FUNCTIONS.append(function)
     return function
 
 
 class Evaluator:
     """Scores uint8 batches against the images of `dataset`.
 
-    The reference is computed on the first use of a data set and an extractor, and then read from `cache_dir`.
-    `weights` says which of G's weights the images come from, or is None for images of unknown origin; with
-    `fingerprint` it distinguishes figures that must not share a table. Raises ValueError for an unknown extractor or
-    weights that cannot be had.
+    `weights` says which of G's weights the images come from, or is None for images of unknown origin. Figures under
+    different fingerprints must not share a table. Raises ValueError for an unknown extractor or weights that cannot be
+    had.
     """
 
     def __init__(
@@ -73,11 +72,13 @@ class Evaluator:
         if World.here().rank == 0:
             _log_classes_left_out(self._reference, per_class)
         self._measure = measure_of(dataset)
+        few, all_of_them = reference_size(dataset), len(dataset.labels)
+        compared = str(few) if few == all_of_them else f"{few}, by class {all_of_them},"
         self.fingerprint = "; ".join(
             [
                 f"{self._extractor.name}@{self._extractor.sha256[:8]}",
                 f"{config.num_samples} samples",
-                f"reference {_reference_words(dataset)} train",
+                f"reference {compared} train",
                 f"pairs {PAIRWISE_SAMPLES} x {PAIRWISE_SAMPLES} at most",
                 f"resize {self._extractor.resize}",
                 *([f"bn {config.bn}", weights] if weights else ["images as they were given"]),
@@ -87,51 +88,37 @@ class Evaluator:
         )
 
     def __call__(self, images: Iterable[Tensor], labels: Tensor, shard: slice | None = None) -> dict[str, float]:
-        """All metrics of uint8 [B, 3, H, W] batches in the order of `labels` [N]; batches may differ in size.
+        """All metrics of uint8 [B, 3, H, W] batches in the order of `labels` [N].
 
-        Where several processes score together, `images` are this one's, those of `labels[shard]`. Shards are
-        in the order of ranks, and each process returns the metrics of all samples.
+        Where several processes score together, `images` are those of `labels[shard]`. Shards are in the order of ranks,
+        and each process returns the metrics of all samples.
         """
         world = World.here()
-        is_empty = shard is not None and shard.start == shard.stop  # there are fewer batches than processes
         extracted = None
-        if not is_empty:
+        if shard is None or shard.start < shard.stop:  # else there are fewer batches than processes
             extracted = extract(self._extractor, images, labels, self._device, shard, measure=self._measure)
         shares = [share for share in world.gather(extracted) if share is not None]
         found: dict[str, float] = {}
         if world.rank == 0:
-            generated = _joined(shares)
-            for one in METRIC_FUNCTIONS.values():
+            generated = shares[0]
+            if len(shares) > 1:
+                parts = {name: [vars(share)[name] for share in shares] for name in vars(generated)}
+                generated = Features(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+            for one in METRIC_FUNCTIONS:
                 found |= one(generated, self._reference)
         return world.broadcast(found)
 
 
-def _reference_words(dataset: ImageDataset) -> str:
-    few, all_of_them = reference_size(dataset), len(dataset.labels)
-    return str(few) if few == all_of_them else f"{few}, by class {all_of_them},"
-
-
 def _log_classes_left_out(reference: Reference, per_class: int) -> None:
     """Log why a metric will be missing, or be measured for some of the classes only."""
-    few = sum(min(size, per_class) < reference.enough_of_class for size in reference.class_sizes.tolist())
+    enough = reference.enough_of_class
+    few = sum(min(size, per_class) < enough for size in reference.class_sizes.tolist())
     if len(reference.classes) > 1 and few:
         log.warning(
-            "intra_fid: %s of %s classes are left out: %s real and %s generated images or more are needed of each, got "
-            "%s or more real and %s generated; eval.num_samples=%s would generate enough",
-            few,
-            len(reference.classes),
-            *[reference.enough_of_class] * 2,
-            int(reference.class_sizes.min()),
-            per_class,
-            reference.enough_of_class * len(reference.classes),
+            f"intra_fid: {few} of {len(reference.classes)} classes are left out: {enough} real and {enough} generated "
+            f"images or more are needed of each, got {int(reference.class_sizes.min())} or more real and {per_class} "
+            f"generated; eval.num_samples={enough * len(reference.classes)} would generate enough"
         )
-
-
-def _joined(shares: list[Features]) -> Features:
-    if len(shares) == 1:
-        return shares[0]
-    names = [item.name for item in fields(Features)]
-    return Features(**{name: torch.cat([getattr(share, name) for share in shares]) for name in names})
 
 
 @metric
@@ -154,8 +141,7 @@ def frechet_by_class(generated: Features, reference: Reference) -> dict[str, flo
     """Intra-FID (Miyato & Koyama 2018): each class against all its real images; `intra_fid` is the mean.
 
     A class with too few images on either side is left out (`Reference.enough_of_class`); `intra_fid_n` is the smallest
-    count on either side of those that are in. With 100 images per class the figure is about half bias, so compare it
-    at equal counts only. Not computed for a data set with a single class.
+    count on either side of those that are in. Compare it at equal counts only: most of it may be bias.
     """
     if len(reference.classes) == 1:
         return {}
@@ -189,20 +175,15 @@ def frechet_by_group(generated: Features, reference: Reference) -> dict[str, flo
 
 @metric
 def relations(generated: Features, reference: Reference) -> dict[str, float]:
-    """Whether distant parts of a picture agree (sagan/metrics/relations.py), for data whose distribution is known.
-
-    For each class of the group `geometry`, and the mean over these. Pictures without labels are compared together, and
-    their distribution is then the mixture of the classes.
-    """
-    if not reference.shape_parameters.shape[1]:
+    """Whether distant parts of a picture agree, for data whose distribution is known: each class of the group
+    `geometry`, and the mean over these. Pictures without labels are compared together."""
+    real = reference.tensors["shape_parameters"]
+    if not real.shape[1]:
         return {}
     found, means = {}, {}
     for label in reference.groups.get("geometry", (0,)):
-        measured = agreement(
-            generated.shape_parameters[generated.labels == label],
-            reference.shape_parameters[reference.labels == label],
-        )
-        if measured:
+        ours = generated.shape_parameters[generated.labels == label]
+        if measured := agreement(ours, real[reference.labels == label]):
             means[reference.classes[label]] = {f"relation_{name}": value for name, value in asdict(measured).items()}
     for name in next(iter(means.values()), {}):
         found[name] = sum(of_class[name] for of_class in means.values()) / len(means)
@@ -212,18 +193,14 @@ def relations(generated: Features, reference: Reference) -> dict[str, float]:
 
 @metric
 def diversity_within(generated: Features, reference: Reference) -> dict[str, float]:
-    """`class_diversity` is the mean over the classes, `collapsed_classes` the share of them that have collapsed.
-
-    Without labels all pictures are of one class.
-    """
-    of_class = class_diversity(generated.thumbnails, generated.labels, reference.thumbnails, reference.labels)
+    """`class_diversity` is the mean over the classes, `collapsed_classes` the share of them that have collapsed."""
+    thumbnails = reference.tensors["thumbnails"]
+    of_class = class_diversity(generated.thumbnails, generated.labels, thumbnails, reference.labels)
     if not of_class:
         return {}
     values = torch.tensor(list(of_class.values()), dtype=torch.float64)
-    found = {
-        "class_diversity": float(values.mean()),
-        "collapsed_classes": float((values < COLLAPSED).double().mean()),
-    }
+    collapsed = (values < COLLAPSED).double()
+    found = {"class_diversity": float(values.mean()), "collapsed_classes": float(collapsed.mean())}
     if 1 < len(reference.classes) <= _MAX_CLASS_KEYS:
         found |= {f"class_diversity/{reference.classes[label]}": value for label, value in of_class.items()}
     return found
@@ -234,11 +211,11 @@ def pairwise_metrics(generated: Features, reference: Reference) -> dict[str, flo
     """KID, precision, recall, density and coverage, together because they use the same pairs.
 
     Where class counts are fixed and not drawn, images as good as real ones have a `kid` a little below 0: pairs within
-    a set then hold slightly fewer of one class than pairs across (about -0.003 at 2,000 embedded samples). Recall and
-    coverage rise with the number of generated images: compare at equal counts only.
+    a set then hold slightly fewer of one class than pairs across (about -0.003 at 2,000 embedded samples).
     """
     few = generated.features[pairwise_subset(len(generated.labels))]
-    kid, found = between(few, reference.pairwise, reference.within_pairwise)
+    kept = Within(float(reference.tensors["pairs"]), reference.tensors["radii"])
+    kid, found = between(few, reference.pairwise, kept)
     return {"kid": kid, **asdict(found)}
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +23,7 @@ from sagan.metrics import classifier
 from sagan.options import DEFAULT_CACHE, changes_of, preset_of
 
 _TRAIN = "python -m sagan.metrics.extractor train --preset NAME"
+_FOLDER = "extractors"  # of the cache
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Extractor:
     labels: tuple[str, ...] | None  # the classes of its logits, where they are known by name
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features, logits, local = self.network(images)
-        return features, logits, local
+        found: tuple[Tensor, Tensor, Tensor] = self.network(images)
+        return found
 
 
 def load_extractor(
@@ -50,51 +48,26 @@ def load_extractor(
 
     ValueError for an unknown name, weights that cannot be had, or a registered file that is not what its name says.
     """
-    registered = _registered(cache_dir) if cache_dir else {}
-    if name in EXTRACTORS:
-        extractor = EXTRACTORS[name](inception_weights)
-    elif name in registered:
-        extractor = _trained(registered[name])
-    else:
-        known = [*EXTRACTORS, *registered]
-        close = difflib.get_close_matches(name, known, n=1)
+    if name == "inception":
+        from sagan.metrics.inception import RESIZE, load_inception  # torch-fidelity takes a second to import
+
+        network, file = load_inception(inception_weights)
+        return Extractor(network.to(device), name, _sha256(file), RESIZE, None)
+    files = sorted((cache_dir / _FOLDER).glob(f"*-{'[0-9a-f]' * 8}.safetensors")) if cache_dir else []
+    known = {"embedded-v2": Path(__file__).parent / "weights" / "embedded-v2.safetensors"}
+    known |= {file.stem: file for file in files}
+    if name not in known:
+        names = ["embedded-v2", "inception", *(file.stem for file in files)]
+        close = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ";"
-        place = f"; one that was trained elsewhere belongs in {_folder(cache_dir)}" if cache_dir else ""
+        place = f"; one that was trained elsewhere belongs in {cache_dir / _FOLDER}" if cache_dir else ""
         raise ValueError(
-            f"eval.extractor: must be one of {', '.join(known)}, got {name!r}{hint} "
-            f"{_TRAIN} trains one on a data set{place}"
+            f"eval.extractor: must be one of {', '.join(names)}, got {name!r}{hint} {_TRAIN} trains one on a data "
+            f"set{place}"
         )
-    extractor.network.to(device)
-    return extractor
-
-
-def _embedded(_: Path | None) -> Extractor:
-    with resources.as_file(resources.files("sagan.metrics") / "weights" / "embedded-v2.safetensors") as file:
-        weights = classifier.load(file)
-        return Extractor(weights.network, "embedded-v2", _sha256(file), classifier.RESIZE, weights.classes)
-
-
-def _inception(weights: Path | None) -> Extractor:
-    from sagan.metrics.inception import RESIZE, load_inception  # torch-fidelity takes a second to import
-
-    network, file = load_inception(weights)
-    return Extractor(network, "inception", _sha256(file), RESIZE, None)
-
-
-EXTRACTORS: dict[str, Callable[[Path | None], Extractor]] = {"embedded-v2": _embedded, "inception": _inception}
-
-
-def _folder(cache_dir: Path) -> Path:
-    return cache_dir / "extractors"
-
-
-def _registered(cache_dir: Path) -> dict[str, Path]:
-    return {file.stem: file for file in sorted(_folder(cache_dir).glob(f"*-{'[0-9a-f]' * 8}.safetensors"))}
-
-
-def _trained(file: Path) -> Extractor:
+    file = known[name]
     digest = _sha256(file)
-    if digest[:8] != file.stem[-8:]:
+    if name != "embedded-v2" and digest[:8] != name[-8:]:
         raise ValueError(
             f"eval.extractor: {file} was damaged or exchanged: its SHA-256 begins with {digest[:8]}, not as its name "
             f"says; copy it again from where it was trained, or delete it and train another: {_TRAIN}"
@@ -105,7 +78,7 @@ def _trained(file: Path) -> Extractor:
         raise ValueError(
             f"eval.extractor: {file} is no classifier of ours; delete it and train one: {_TRAIN}"
         ) from None
-    return Extractor(weights.network, file.stem, digest, classifier.RESIZE, weights.classes)
+    return Extractor(weights.network.to(device), name, digest, classifier.RESIZE, weights.classes)
 
 
 def _sha256(file: Path) -> str:
@@ -124,7 +97,7 @@ def train(config: DataConfig, root: Path | None, *, steps: int, seed: int, devic
     if len(dataset.classes) < 2:
         raise ValueError(
             f"data.name={config.name}: a classifier needs 2 classes or more, got {len(dataset.classes)}; train on "
-            f"labelled images of the same kind, or take one of the built-in extractors: {', '.join(EXTRACTORS)}"
+            f"labelled images of the same kind, or take one of the built-in extractors: embedded-v2, inception"
         )
     order = torch.randperm(len(dataset.labels), generator=torch.Generator().manual_seed(seed))
     held_out, kept = order.tensor_split([max(1, len(order) // 10)])
@@ -136,7 +109,7 @@ def train(config: DataConfig, root: Path | None, *, steps: int, seed: int, devic
 
 def register(weights: classifier.Weights, data_name: str, cache_dir: Path) -> str:
     """Stores the weights atomically where `load_extractor` finds them; returns their name, of data set and hash."""
-    folder = _folder(cache_dir)
+    folder = cache_dir / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as unnamed:
         file = Path(unnamed) / "weights"
@@ -149,8 +122,7 @@ def register(weights: classifier.Weights, data_name: str, cache_dir: Path) -> st
 def _training_images(config: DataConfig, root: Path | None) -> ImageDataset:
     """The data set; for the built-in one, pictures that no run trains on or is compared with.
 
-    Its further classes are geometry whose relations are broken: features that distinguish these from the real ones
-    change when only distant parts disagree; those of a classifier of the data's own classes hardly do.
+    Its further classes are geometry whose relations are broken, so that features change when distant parts disagree.
     """
     dataset = open_dataset(config, root)
     if config.name != "embedded":
@@ -165,9 +137,7 @@ def _training_images(config: DataConfig, root: Path | None) -> ImageDataset:
             classes.append(f"{dataset.classes[label]} of another {broken}")
     drawn = torch.cat(images)
     content = hashlib.sha256(drawn.numpy().tobytes()).hexdigest()[:16]
-    return dataclasses.replace(
-        dataset, images=drawn, labels=torch.cat(labels), classes=tuple(classes), fingerprint=content
-    )
+    return replace(dataset, images=drawn, labels=torch.cat(labels), classes=tuple(classes), fingerprint=content)
 
 
 def main(arguments: list[str] | None = None) -> int:

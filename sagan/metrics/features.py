@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -37,44 +37,31 @@ def extract(
     *,
     measure: Callable[[Tensor], Tensor] | None = None,
 ) -> Features:
-    """Features of uint8 [B, 3, H, W] batches that follow the order of `labels` [N], or of `labels[shard]`.
-
-    `measure` maps such a batch to shape parameters [B, P].
+    """Features of uint8 [B, 3, H, W] batches that follow the order of `labels` [N], or of `labels[shard]`; `measure`
+    maps such a batch to shape parameters [B, P].
 
     Local tokens sit at four positions per image, drawn from a fixed seed by the image's place in the sequence, so the
-    result depends neither on the batch size nor on which process extracts which shard. TF32 and autocast are off:
-    float32 means float32 on every machine.
+    result depends neither on the batch size nor on which process extracts which shard. TF32 and autocast are off.
     """
     choices = torch.rand(len(labels), TOKENS_PER_IMAGE, generator=torch.Generator().manual_seed(_TOKEN_SEED))
     if shard is not None:
         choices, labels = choices[shard], labels[shard]
-    pooled, logits, local, small, shapes, start = [], [], [], [], [], 0
+    found: dict[str, list[Tensor]] = {name: [] for name in Features.__annotations__ if name != "labels"}
+    start = 0
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
-        for batch in _parts(images, device):
-            stop = start + len(batch)
-            assert stop <= len(labels), f"more images than the {len(labels)} labels"
-            batch = batch.to(device)
-            x, y, tokens = extractor(batch)
-            cells = tokens.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, dl]
-            chosen = (choices[start:stop].to(device) * cells.shape[1]).long()
-            pooled.append(x.float().cpu())
-            logits.append(y.float().cpu())
-            local.append(cells[torch.arange(len(cells), device=device)[:, None], chosen].flatten(0, 1).float().cpu())
-            small.append(thumbnails(batch).cpu())
-            shapes.append(measure(batch).cpu() if measure else torch.empty(len(batch), 0))
-            start = stop
+        for batch in images:
+            for part in batch.split(_CPU_ROWS) if device.type == "cpu" else [batch]:
+                part = part.to(device)
+                features, logits, tokens = extractor(part)
+                cells = tokens.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, dl]
+                chosen = (choices[start : start + len(part)].to(device) * cells.shape[1]).long()
+                found["features"].append(features.float().cpu())
+                found["logits"].append(logits.float().cpu())
+                rows = torch.arange(len(cells), device=device)[:, None]
+                found["local"].append(cells[rows, chosen].flatten(0, 1).float().cpu())
+                found["thumbnails"].append(thumbnails(part).cpu())
+                found["shape_parameters"].append(measure(part).cpu() if measure else torch.empty(len(part), 0))
+                start += len(part)
     assert start == len(labels), f"{start} images for {len(labels)} labels"
-    return Features(
-        features=torch.cat(pooled),
-        logits=torch.cat(logits),
-        local=torch.cat(local),
-        labels=labels.cpu(),
-        thumbnails=torch.cat(small),
-        shape_parameters=torch.cat(shapes),
-    )
-
-
-def _parts(images: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    for batch in images:
-        yield from batch.split(_CPU_ROWS) if device.type == "cpu" else [batch]
+    return Features(**{name: torch.cat(parts) for name, parts in found.items()}, labels=labels.cpu())

@@ -86,8 +86,17 @@ def frechet_distance_few(one: Tensor, other: Tensor) -> float:
     With centred factors C1 = A'A and C2 = B'B, tr (C1 C2)^(1/2) is the nuclear norm of A B', and no d x d matrix is
     ever formed.
     """
-    a, b = _factor(one), _factor(other)
-    shared = torch.linalg.svdvals(_short(a) @ _short(b).T).sum()
+
+    def factor(features: Tensor) -> Tensor:
+        wide = features.double()
+        return (wide - wide.mean(0)) / math.sqrt(len(wide) - 1)
+
+    def short(factor: Tensor) -> Tensor:
+        """At most d rows with the same A'A."""
+        return factor if factor.shape[0] <= factor.shape[1] else torch.linalg.qr(factor, mode="r").R
+
+    a, b = factor(one), factor(other)
+    shared = torch.linalg.svdvals(short(a) @ short(b).T).sum()
     shift = (one.mean(0, dtype=torch.float64) - other.mean(0, dtype=torch.float64)).square().sum()
     return float(shift + a.square().sum() + b.square().sum() - 2 * shared)
 
@@ -95,23 +104,27 @@ def frechet_distance_few(one: Tensor, other: Tensor) -> float:
 def frechet_standard_error(real: RealGaussian, other: Gaussian, features: Tensor, labels: Tensor) -> float:
     """Standard error of the distance over the draw of the generated [n, d] features, at given labels and real side.
 
-    `other` is `fit(features)`.
-
-    Delta method: the distance moves by the mean of psi(x) = 2 (m2 - m1)'(x - m2) + (x - m2)'(I - T)(x - m2) - const,
-    T = S (S C2 S)^(-1/2) S. Labels [n] are chosen, not drawn, so only the spread of psi within a class counts. It says
-    how sure one generator's figure is; two trainings of the same generator differ by far more (26 times, measured with
-    the `embedded` preset as first shipped).
+    `other` is `fit(features)`. Delta method: the distance moves by the mean of psi(x) = 2 (m2 - m1)'(x - m2) +
+    (x - m2)'(I - T)(x - m2) - const, T = S (S C2 S)^(-1/2) S. Labels [n] are chosen, not drawn, so only the spread of
+    psi within a class counts. It says how sure one generator's figure is; two trainings of the same generator differ by
+    far more.
     """
     values, vectors = torch.linalg.eigh(_lower_product(real, other))
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
     inverse_root = torch.where(kept, values.clamp(min=0).rsqrt(), 0.0)
     transport = real.root @ (vectors * inverse_root) @ vectors.T @ real.root
     weight = torch.eye(len(values), dtype=torch.float64) - transport
-    psi = []
+    parts = []
     for rows in torch.split(features, _ROWS):
         centred = rows.double() - other.mean
-        psi.append(2 * centred @ (other.mean - real.mean) + ((centred @ weight) * centred).sum(1))
-    return math.sqrt(_variance_within(torch.cat(psi), labels) / len(features))
+        parts.append(2 * centred @ (other.mean - real.mean) + ((centred @ weight) * centred).sum(1))
+    psi = torch.cat(parts)
+    _, group, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    if len(counts) == len(labels):  # no class has two images
+        return math.sqrt(float(psi.var()) / len(features))
+    means = torch.zeros(len(counts), dtype=psi.dtype).index_add_(0, group, psi) / counts
+    variance = float((psi - means[group]).square().sum()) / (len(psi) - len(counts))
+    return math.sqrt(variance / len(features))
 
 
 def frechet_extrapolated(
@@ -137,15 +150,6 @@ def halves(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return order[0::2], order[1::2]
 
 
-def _variance_within(values: Tensor, labels: Tensor) -> float:
-    """Variance of [n] values about their class means; about their common mean where no class has two values."""
-    _, group, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    if len(counts) == len(labels):
-        return float(values.var())
-    means = torch.zeros(len(counts), dtype=values.dtype).index_add_(0, group, values) / counts
-    return float((values - means[group]).square().sum()) / (len(values) - len(counts))
-
-
 def _lower_product(real: RealGaussian, other: Gaussian) -> Tensor:
     """S C2 S with at least its lower triangle, which is the one that eigh and eigvalsh read."""
     product = torch.zeros_like(other.cov)
@@ -167,16 +171,3 @@ def _strips(d: int) -> Iterator[tuple[slice, slice]]:
     for start in range(0, d, _STRIP):
         stop = min(start + _STRIP, d)
         yield slice(start, stop), slice(stop, d)
-
-
-def _factor(features: Tensor) -> Tensor:
-    wide = features.double()
-    return (wide - wide.mean(0)) / math.sqrt(len(wide) - 1)
-
-
-def _short(factor: Tensor) -> Tensor:
-    """At most d rows with the same A'A."""
-    if factor.shape[0] <= factor.shape[1]:
-        return factor
-    triangle: Tensor = torch.linalg.qr(factor, mode="r").R
-    return triangle

@@ -8,7 +8,8 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from sagan.data import ImageDataset
 from sagan.metrics.extractor import Extractor
 from sagan.metrics.features import extract
 from sagan.metrics.frechet import RealGaussian, fit, fit_in_parts, fit_real, frechet_distance, halves, rooted
-from sagan.metrics.pairs import Within, within
+from sagan.metrics.pairs import within
 from sagan.metrics.relations import FORMAT as RELATIONS_FORMAT
 from sagan.metrics.relations import measure_of
 
@@ -43,13 +44,14 @@ _ENOUGH = 0.25
 class Reference:
     """Real features and all that is derived from them alone."""
 
-    tensors: dict[str, Tensor]  # what the cache holds; see `_measure`
+    tensors: dict[str, Tensor]  # what the cache holds (see `_measure`); by the same names as in Features
     classes: tuple[str, ...]
     groups: dict[str, tuple[int, ...]]
     named_logits: bool  # the extractor's logits are those of the data's classes
     scored_logits: bool  # the extractor's classes fit the domain, so that an Inception score has a meaning
     class_sizes: Tensor  # int64 [classes], of all real images
     stored_class: Callable[[int], RealGaussian | Tensor] | None  # where `features` are those of some images only
+    _gaussians: dict[int, RealGaussian] = field(default_factory=dict)  # of classes, once they are asked for
 
     @property
     def features(self) -> Tensor:
@@ -58,16 +60,6 @@ class Reference:
     @property
     def labels(self) -> Tensor:
         return self.tensors["labels"]
-
-    @property
-    def thumbnails(self) -> Tensor:
-        """As in Features."""
-        return self.tensors["thumbnails"]
-
-    @property
-    def shape_parameters(self) -> Tensor:
-        """As in Features."""
-        return self.tensors["shape_parameters"]
 
     @property
     def pooled(self) -> RealGaussian:
@@ -82,10 +74,6 @@ class Reference:
         return self.features[pairwise_subset(len(self.features))]
 
     @property
-    def within_pairwise(self) -> Within:
-        return Within(float(self.tensors["pairs"]), self.tensors["radii"])
-
-    @property
     def enough_of_class(self) -> int:
         """Images that a class must have on either side for a Fréchet distance of its own."""
         return max(2, math.ceil(_ENOUGH * self.features.shape[1]))
@@ -97,12 +85,12 @@ class Reference:
         """
         if self.stored_class:
             return self.stored_class(label)
-        return self._class_gaussians.get(label, self.features[self.labels == label])
-
-    @cached_property
-    def _class_gaussians(self) -> dict[int, RealGaussian]:
-        large = torch.where(self.class_sizes > self.features.shape[1])[0].tolist()
-        return {label: fit_real(self.features[self.labels == label]) for label in large}
+        features = self.features[self.labels == label]
+        if len(features) <= features.shape[1]:
+            return features
+        if label not in self._gaussians:
+            self._gaussians[label] = fit_real(features)
+        return self._gaussians[label]
 
     @cached_property
     def group_gaussians(self) -> dict[str, RealGaussian]:
@@ -123,25 +111,26 @@ class Reference:
 def load_reference(
     dataset: ImageDataset, extractor: Extractor, cache_dir: Path, device: torch.device, per_class: int = 0
 ) -> Reference:
-    """`per_class` is the number of generated images of each class that will be compared.
+    """From the cache where it has an entry for this very content, else computed and stored; of several processes one
+    computes and the others wait. `per_class` generated images of each class will be compared.
 
-    From the cache where it has an entry for this very content, else computed and stored.
-
-    Entries are named by a hash of data, weights and protocol, written atomically, and checked by a digest of their
-    content when read; a damaged one is built again. Of several processes one builds and the others wait.
+    Entries are named by a hash of data, weights and protocol, and checked by a digest of their content when read.
     """
-    tensors = _cached(dataset, extractor, cache_dir, device)
+    key = _key(dataset, extractor)
+    file = cache_dir / f"reference-{key}.safetensors"
+    tensors = _kept(file, file.with_suffix(".lock"), lambda: _measure(dataset, extractor, device))
     # An extractor may know further classes, such as broken relations; a metric of classes looks at the data's own.
     named = extractor.labels is not None and extractor.labels[: len(dataset.classes)] == dataset.classes
     natural = extractor.name == "inception" and dataset.name != "embedded"
     sizes = torch.bincount(dataset.labels, minlength=len(dataset.classes))
     stored = None
     if reference_size(dataset) < len(dataset.labels):
-        stored = _StoredClasses(dataset, extractor, cache_dir / f"classes-{_key(dataset, extractor)}", device)
+        stored = _StoredClasses(dataset, extractor, cache_dir / f"classes-{key}", device)
     found = Reference(tensors, dataset.classes, dataset.groups, named, named or natural, sizes, stored)
     if stored and len(dataset.classes) > 1 and per_class >= found.enough_of_class:
         for label in torch.where(sizes >= found.enough_of_class)[0].tolist():
-            stored.build(label)
+            if not stored.file(label).is_file():
+                stored(label)
     return found
 
 
@@ -154,61 +143,39 @@ def reference_size(dataset: ImageDataset) -> int:
     return min(len(dataset.labels), REFERENCE_SAMPLES)
 
 
-def _cached(dataset: ImageDataset, extractor: Extractor, cache_dir: Path, device: torch.device) -> dict[str, Tensor]:
-    file = cache_dir / f"reference-{_key(dataset, extractor)}.safetensors"
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
-        tensors = _read(file)
-        if tensors is None:
-            tensors = _measure(dataset, extractor, device)
-            _write(tensors, file)
-    return tensors
-
-
 def _key(dataset: ImageDataset, extractor: Extractor) -> str:
     protocol = [_FORMAT, RELATIONS_FORMAT if measure_of(dataset) else 0]
     key = json.dumps([*protocol, dataset.fingerprint, extractor.sha256, extractor.resize, reference_size(dataset)])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
 class _StoredClasses:
-    """Statistics of all real images of a class, one file per class; only one class is in memory at a time.
+    """Statistics of all real images of a class, one file per class; only one class is in memory at a time."""
 
-    Files are written, named and checked as a Reference's; a damaged one is built again when it is read.
-    """
+    dataset: ImageDataset
+    extractor: Extractor
+    folder: Path
+    device: torch.device
 
-    def __init__(self, dataset: ImageDataset, extractor: Extractor, folder: Path, device: torch.device) -> None:
-        self._dataset, self._extractor, self._folder, self._device = dataset, extractor, folder, device
-
-    def build(self, label: int) -> None:
-        """Computes and stores the statistics of a class, unless they are stored already."""
-        if not self._file(label).is_file():
-            self(label)
+    def file(self, label: int) -> Path:
+        return self.folder / f"{label}.safetensors"
 
     def __call__(self, label: int) -> RealGaussian | Tensor:
-        file = self._file(label)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._folder / "lock"):
-            tensors = _read(file)
-            if tensors is None:
-                tensors = self._measure(label)
-                _write(tensors, file)
+        tensors = _kept(self.file(label), self.folder / "lock", lambda: self._measure(label))
         return tensors["features"] if "features" in tensors else RealGaussian(tensors["mean"], tensors["root"])
 
-    def _file(self, label: int) -> Path:
-        return self._folder / f"{label}.safetensors"
-
     def _measure(self, label: int) -> dict[str, Tensor]:
-        rows = torch.where(self._dataset.labels == label)[0]
-        parts = (self._features(part) for part in rows.split(_BATCH))
+        images, labels = self.dataset.images, self.dataset.labels
+        rows = torch.where(labels == label)[0]
+        parts = (
+            extract(self.extractor, [images[part]], labels[part], self.device).features for part in rows.split(_BATCH)
+        )
         first = next(parts)
         if len(rows) <= first.shape[1]:
             return {"features": torch.cat([first, *parts])}
         gaussian = rooted(fit_in_parts(chain([first], parts)))
         return {"mean": gaussian.mean, "root": gaussian.root}
-
-    def _features(self, rows: Tensor) -> Tensor:
-        return extract(self._extractor, [self._dataset.images[rows]], self._dataset.labels[rows], self._device).features
 
 
 def _measure(dataset: ImageDataset, extractor: Extractor, device: torch.device) -> dict[str, Tensor]:
@@ -238,25 +205,24 @@ def _fixed_order(n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    content = hashlib.sha256()
-    for name in sorted(tensors):
-        content.update(name.encode())
-        content.update(tensors[name].contiguous().numpy().tobytes())
-    return content.hexdigest()
+def _kept(file: Path, lock: Path, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in `file`; where it is missing or damaged, those of `measure`, which are written to it first."""
 
+    def digest(tensors: dict[str, Tensor]) -> str:
+        content = hashlib.sha256()
+        for name in sorted(tensors):
+            content.update(name.encode())
+            content.update(tensors[name].contiguous().numpy().tobytes())
+        return content.hexdigest()
 
-def _read(file: Path) -> dict[str, Tensor] | None:
-    try:
-        with safe_open(file, "pt") as stored:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        with suppress(FileNotFoundError, SafetensorError), safe_open(file, "pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-            metadata = stored.metadata() or {}
-    except (FileNotFoundError, SafetensorError):
-        return None
-    return tensors if metadata.get("digest") == _digest(tensors) else None
-
-
-def _write(tensors: dict[str, Tensor], file: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=file.parent, suffix=".partial") as folder:
-        save_file(tensors, Path(folder) / file.name, {"digest": _digest(tensors)})
-        os.replace(Path(folder) / file.name, file)
+            if (stored.metadata() or {}).get("digest") == digest(tensors):
+                return tensors
+        tensors = measure()
+        with tempfile.TemporaryDirectory(dir=file.parent, suffix=".partial") as folder:
+            save_file(tensors, Path(folder) / file.name, {"digest": digest(tensors)})
+            os.replace(Path(folder) / file.name, file)
+    return tensors

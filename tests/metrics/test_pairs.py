@@ -9,9 +9,8 @@ from torch import Tensor
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from sagan.metrics import blocks
-from sagan.metrics.neighbours import Neighbours, _largest
-from sagan.metrics.pairs import between, within
+from sagan.metrics import pairs
+from sagan.metrics.pairs import Neighbours, _largest, between, within
 
 
 def pair(rng: torch.Generator, n: int = 700, m: int = 900) -> tuple[Tensor, Tensor]:
@@ -83,7 +82,7 @@ def test_density_and_coverage_equal_their_definition(rng: torch.Generator) -> No
 def test_block_size_and_kept_figures_change_nothing(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     generated, real = pair(rng)
     distance, found = between(generated, real)
-    monkeypatch.setattr(blocks, "_ROWS", 37)
+    monkeypatch.setattr(pairs, "_ROWS", 37)
     again, found_again = between(generated, real, within(real))
     assert found_again == found and again == pytest.approx(distance, rel=1e-9)
 
