@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sagan.best import BestOfRun
-from sagan.config import Config
 from sagan.data import ImageDataset
-from sagan.distributed import World
 from sagan.metrics.diversity import COLLAPSED
 from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Generator
@@ -28,42 +24,40 @@ _COLLAPSED_CLASSES = 0.5
 DIVERSITY_SAMPLES = 1000  # enough to estimate it; fifty thousand would fill the memory
 
 
+_BEST_SCORES = ("fid", "is", "intra_fid")
+
+
 class Stopped(Exception):
     """The caller asked to stop."""
+
+
+class BestOfRun:
+    """Weights and buffers of the averaged generator at the evaluation of lowest `fid`."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.fid = math.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, step: int, fid: float, generator: Generator) -> None:
+        """Keep a copy of `generator` if its `fid` is the lowest so far."""
+        if fid < self.fid:
+            self.step, self.fid = step, fid
+            self.weights = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
 
 
 class Scorer:
     """Generates and scores the same samples at each step, each process its shard, and keeps the best weights.
 
-    `stop` of the first process is called between batches. When it returns True, Stopped is raised in all processes and
-    this evaluation leaves no trace.
+    `stop` of the first process is called between batches: when it returns True, Stopped is raised in all processes.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        dataset: ImageDataset,
-        seed: int,
-        *,
-        device: torch.device,
-        world: World,
-        cache_dir: Path,
-        inception_weights: Path | None,
-    ) -> None:
-        self.evaluator = Evaluator(
-            dataset,
-            config.eval,
-            device=device,
-            cache_dir=cache_dir,
-            inception_weights=inception_weights,
-            weights="ema" if config.optim.ema_decay else "raw",
-        )
-        self.sampler = Sampler(config, len(dataset.classes), seed, device, world)
+    def __init__(self, evaluator: Evaluator, sampler: Sampler, dataset: ImageDataset) -> None:
+        self.evaluator, self.sampler, self._world = evaluator, sampler, sampler.world
         self.real_diversity = real_diversity(dataset)
         self.has_varied = self.has_varied_within = False
         self.best = BestOfRun()
         self.stop: Callable[[], bool] = lambda: False
-        self._world = world
 
     def score(self, step: int, average: Generator) -> dict[str, float]:
         """All metrics and `sample_diversity`, as a share of the real images'; `average` is left as it was scored.
@@ -73,7 +67,7 @@ class Scorer:
         self.sampler.prepare(average)
         first: list[Tensor] = []
         batches = with_copies(self.sampler.images(average), first, self.sampler.batches_within(DIVERSITY_SAMPLES))
-        metrics = self._metrics(batches, self.sampler.labels, self.sampler.shard)
+        metrics = self._metrics(batches)
         gathered = [batch for batches in self._world.gather(first) for batch in batches]
         value = diversity(torch.cat(gathered)) / self.real_diversity if gathered else 0.0
         metrics = {**metrics, "sample_diversity": self._world.broadcast(value)}
@@ -82,8 +76,16 @@ class Scorer:
         return metrics
 
     def best_of_run(self, generator: Generator) -> dict[str, float]:
-        """As BestOfRun.score; the best weights are loaded into `generator`."""
-        return self.best.score(generator, self.sampler, self._metrics)
+        """`best/step` and the scores of the best weights, which are loaded into `generator`; {} if there are none.
+
+        New samples, because the lowest of many scores is partly chance: on the samples that chose it, it is too low.
+        """
+        if not self.best.weights:
+            return {}
+        generator.load_state_dict(self.best.weights)
+        scores = self._metrics(self.sampler.images(generator.eval(), "best"))
+        best = {f"best/{name}": scores[name] for name in _BEST_SCORES if name in scores}
+        return {"best/step": float(self.best.step)} | best
 
     def has_collapsed(self, metrics: dict[str, float], is_last: bool) -> bool:
         """Whether samples with these metrics have collapsed, overall or within classes, and earlier ones had not."""
@@ -96,26 +98,22 @@ class Scorer:
         return has_collapsed
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "best": self.best.state_dict(),
-            "has_varied": self.has_varied,
-            "has_varied_within": self.has_varied_within,
-        }
+        varied = {"has_varied": self.has_varied, "has_varied_within": self.has_varied_within}
+        return {"best": dict(vars(self.best)), **varied}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best.load_state_dict(state["best"])
-        self.has_varied = state["has_varied"]
-        self.has_varied_within = state["has_varied_within"]
+        vars(self.best).update(state["best"])
+        self.has_varied, self.has_varied_within = state["has_varied"], state["has_varied_within"]
 
-    def _metrics(self, images: Iterable[Tensor], labels: Tensor, shard: slice) -> dict[str, float]:
-        return self.evaluator(self._until_stopped(images), labels, shard)
+    def _metrics(self, batches: Iterable[Tensor]) -> dict[str, float]:
+        def until_stopped() -> Iterator[Tensor]:
+            for number, batch in enumerate(batches):
+                # All processes must take part in the broadcast, and some have one batch more than others.
+                if number < self.sampler.fewest_batches and self._world.broadcast(self.stop()):
+                    raise Stopped
+                yield batch
 
-    def _until_stopped(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        for number, batch in enumerate(batches):
-            # All processes must take part in the broadcast, and some have one batch more than others.
-            if number < self.sampler.fewest_batches and self._world.broadcast(self.stop()):
-                raise Stopped
-            yield batch
+        return self.evaluator(until_stopped(), self.sampler.labels, self.sampler.shard)
 
 
 def real_diversity(dataset: ImageDataset) -> float:

@@ -55,8 +55,10 @@ class Batches:
         self._shard = shard or slice(None)
         self._batch_size, self._seed, self._h_flip, self._device = batch_size, seed, h_flip, device
         self._images: Tensor | ImageFile = dataset.images
-        if _fits(dataset.images, device):
-            self._images = _moved(dataset.images, device)
+        if device.type == "cuda" and dataset.images.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
+            self._images = torch.empty(tuple(dataset.images.shape), dtype=torch.uint8, device=device)
+            for rows in torch.arange(len(dataset.images)).split(_MOVED_AT_ONCE):
+                self._images[rows[0] : rows[-1] + 1] = dataset.images[rows].to(device)
         self._labels = dataset.labels.to(self._images.device if isinstance(self._images, Tensor) else "cpu")
         self._epoch, self._order = -1, dataset.labels[:0]
         self._readers = ThreadPoolExecutor(_AHEAD) if isinstance(self._images, ImageFile) else None
@@ -103,15 +105,3 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
-
-
-def _fits(images: Tensor | ImageFile, device: torch.device) -> bool:
-    return device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 4
-
-
-def _moved(images: Tensor | ImageFile, device: torch.device) -> Tensor:
-    """All images on the device, copied a few at a time."""
-    moved = torch.empty(tuple(images.shape), dtype=torch.uint8, device=device)
-    for rows in torch.arange(len(images)).split(_MOVED_AT_ONCE):
-        moved[rows[0] : rows[-1] + 1] = images[rows].to(device)
-    return moved

@@ -27,10 +27,12 @@ from sagan.cost import count
 from sagan.data import open_dataset
 from sagan.distributed import World, for_first_process
 from sagan.generator_file import save_generator
+from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Discriminator, Generator
 from sagan.passes import compiled_passes, discriminator_pass, generator_pass, pays_to_compile
 from sagan.precision import autocast
 from sagan.replay import Replay
+from sagan.sampling import Sampler
 from sagan.scoring import Scorer, Stopped
 from sagan.streams import Batches, noise, seed_of_streams, stream, to_device
 
@@ -38,6 +40,7 @@ Outcome = Literal["finished", "collapsed", "diverged"]
 
 log = logging.getLogger(__name__)
 
+_STATEFUL = ("generator", "discriminator", "average", "scorer", "optimizer_g", "optimizer_d")
 _LOGGED = ("loss_g", "loss_d", "logit_real", "logit_fake")  # the adversarial losses alone
 
 
@@ -63,13 +66,10 @@ class Trainer:
     records a step as a CUDA graph and replays it (sagan/replay.py).
 
     Where processes have joined (sagan/distributed.py), each builds and runs this. `optim.batch_size` is the total over
-    all of them, results equal those of one process to rounding, and only the first writes files and yields events.
+    all of them, and only the first writes files and yields events.
 
-    The checkpoint may be of a shorter run that differs in
-    optim.steps (and eval.endpoint) alone: this run continues from there and ends with the same bits as if it had been
-    trained from step 0 with as many steps. (On a GPU equal to rounding: whether a run is compiled depends on its
-    length.) Raises ValueError for a config that cannot be built and for a checkpoint of another config, naming the
-    fields.
+    The checkpoint may be of a shorter run (EXTENDABLE_FIELDS): this one ends as if it had begun at step 0. Raises
+    ValueError for a config that cannot be built and for a checkpoint of another config, naming the fields.
     """
 
     def __init__(
@@ -99,9 +99,8 @@ class Trainer:
         cache_dir = cache_dir or directory / "cache"
         dataset = open_dataset(config.data, data_root, cache_dir).conditioned(config.model.conditioning)
         self.classes, self.groups, self.data_fingerprint = dataset.classes, dataset.groups, dataset.fingerprint
-        self.batches = Batches(
-            dataset, config.optim.batch_size, drawn_from, config.data.h_flip, self.device, self.shard
-        )
+        size, h_flip = config.optim.batch_size, config.data.h_flip
+        self.batches = Batches(dataset, size, drawn_from, h_flip, self.device, self.shard)
 
         resolution, num_classes = config.data.resolution, len(dataset.classes)
         self.generator = Generator(config.model, resolution, num_classes, seed=drawn_from).to(self.device)
@@ -126,16 +125,16 @@ class Trainer:
         # Several processes communicate within a step, which is therefore not recorded.
         self.replay = Replay() if self.device.type == "cuda" and self.world.size == 1 else None
 
-        self.scorer = Scorer(
-            config,
+        evaluator = Evaluator(
             dataset,
-            drawn_from,
+            config.eval,
             device=self.device,
-            world=self.world,
             cache_dir=cache_dir,
             inception_weights=inception_weights,
+            weights="ema" if config.optim.ema_decay else "raw",
         )
-        self.metric_fingerprint = self.scorer.evaluator.fingerprint
+        self.metric_fingerprint = evaluator.fingerprint
+        self.scorer = Scorer(evaluator, Sampler(config, num_classes, drawn_from, self.device, self.world), dataset)
 
         optional = {"loss_class": self.discriminator.classifier is not None, "r1": config.optim.r1_gamma > 0}
         self.logged = (*_LOGGED, *(name for name, is_used in optional.items() if is_used))
@@ -300,29 +299,12 @@ class Trainer:
             capturable=self.device.type == "cuda",  # in a recorded step
         )
 
-    def _stateful(self) -> dict[str, Any]:
-        return {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            "average": self.average,
-            "scorer": self.scorer,
-            "optimizer_g": self.optimizer_g,
-            "optimizer_d": self.optimizer_d,
-        }
-
     def _save(self) -> None:
         if self.world.rank > 0:
             return
-        state: dict[str, Any] = {name: owner.state_dict() for name, owner in self._stateful().items()}
-        state |= {
-            "config": flatten(self.config),
-            "seed": self.seed,
-            "images": self.data_fingerprint,
-            "processes": self.world.size,
-            "step": self.step,
-            "since": self.since,
-            "sums": self.sums,
-        }
+        state: dict[str, Any] = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+        state |= {"config": flatten(self.config), "seed": self.seed, "images": self.data_fingerprint}
+        state |= {"processes": self.world.size, "step": self.step, "since": self.since, "sums": self.sums}
         save_checkpoint(self.directory, state)
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -335,8 +317,8 @@ class Trainer:
         if before != now and self.world.rank == 0:
             changed = f"the checkpoint is of {before} processes and is resumed with {now}"
             log.warning("%s: %s: equal to rounding, not to the bit", self.directory, changed)
-        for name, owner in self._stateful().items():
-            owner.load_state_dict(saved[name])
+        for name in _STATEFUL:
+            getattr(self, name).load_state_dict(saved[name])
         for optimizer in (self.optimizer_g, self.optimizer_d):
             for group in optimizer.param_groups:
                 group["capturable"] = self.device.type == "cuda"  # the checkpoint has the value of its own device

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sagan import load_generator
-from sagan.best import BestOfRun
 from sagan.config import Config, override
 from sagan.data import embedded
 from sagan.networks import Generator
 from sagan.sampling import to_uint8
+from sagan.scoring import BestOfRun
 from sagan.streams import stream
 from sagan.training import Trainer
 

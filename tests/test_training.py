@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sagan import load_generator
-from sagan.best import BestOfRun
 from sagan.checkpoint import load_checkpoint
 from sagan.config import Config, override
+from sagan.scoring import BestOfRun
 from sagan.training import Event, Trainer
 
 TIMED = {"images_per_sec", "peak_memory_mib"}
