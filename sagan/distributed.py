@@ -1,16 +1,13 @@
 """Several processes for one run, each with its shard of every batch; `torchrun` starts them and gives them ranks.
 
-Gradients are averaged explicitly, in one flat tensor after each backward pass. DistributedDataParallel would tie
-communication to one module's forward pass, but here one compiled function runs both networks, one of them without
-gradients; and logged values are averaged in the same tensor at no further cost.
+Gradients are averaged in one flat tensor after each backward pass, with logged values in it. DistributedDataParallel
+would tie this to one module's forward pass, but here one compiled function runs both networks.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,11 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sagan.device import named_device
+
 T = TypeVar("T")
 
 # The other processes wait while the first one scores and logs, so this is long. torchrun ends them if one dies.
 _TIMEOUT = timedelta(hours=1)
-_SAVING_SECONDS = 60.0  # that a process has for saving when its torchrun has ended
 
 
 @dataclass(frozen=True)
@@ -102,26 +100,17 @@ def _subgroup(count: int) -> dist.ProcessGroup:
     return dist.new_subgroups(count)[0]
 
 
-def _leave_after(torchrun: int) -> None:
-    """Ends this process after torchrun has ended: it may be waiting for a GPU or a process that never answers."""
-    while os.getppid() == torchrun:
-        time.sleep(1)
-    time.sleep(_SAVING_SECONDS)
-    os._exit(1)
-
-
-def join(device: str) -> str:
+def join(name: str) -> torch.device:
     """Join the other processes, if torchrun started this one; returns the device of this process.
 
-    Under torchrun "cuda" is the GPU with the local rank as its number.
+    Under torchrun "cuda" is the GPU with the local rank as its number. Raises ValueError as `named_device` does.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return device
-    threading.Thread(target=_leave_after, args=(os.getppid(),), daemon=True).start()
-    if torch.device(device).type == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    if sys.platform == "linux":  # by default gloo takes the interface of the host name, which a firewall may block
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(timeout=_TIMEOUT)  # gloo for tensors in memory, NCCL for those on GPUs
+    is_one_of_several = "TORCHELASTIC_RUN_ID" in os.environ
+    device = named_device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and is_one_of_several else name)
+    if is_one_of_several:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if sys.platform == "linux":  # by default gloo takes the interface of the host name, which a firewall may block
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        dist.init_process_group(timeout=_TIMEOUT)  # gloo for tensors in memory, NCCL for those on GPUs
     return device

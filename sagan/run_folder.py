@@ -1,14 +1,4 @@
-"""A run's folder: which files it holds, and config.yaml, which says what is trained there. Nothing here needs torch.
-
-config.yaml                     the config, the seed, and the machine options it was started with
-protocol.json                   fingerprints of data and metrics, names of classes and groups, step of the last start
-journal.jsonl                   the record of the run (sagan/journal.py)
-failure.json                    the error that ended it, for the program that started it (sagan/failure.py)
-checkpoint.pt, checkpoint.previous.pt
-samples/step_0001000.png        the sample grid of an evaluation
-attention/g32/step_0001000.npz  attention maps of G's feat32: images, queries, maps
-generator.safetensors           the generator, once the run has ended at its last step
-"""
+"""A run's folder, whose files are listed in sagan/README.md, and its config.yaml. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -35,10 +25,9 @@ class Run:
 
 def config_yaml(run: Run) -> bytes:
     """The content of config.yaml: one "name: value" per line, each value in JSON, which YAML includes."""
-    machine = {f"machine.{name}": run.machine[name] for name in _MACHINE}
     lines = [f"{name}: {json.dumps(value)}" for name, value in {"seed": run.seed, **flatten(run.config)}.items()]
     lines += ["# Of the machine where it was started. Options of the command take the place of these."]
-    lines += [f"{name}: {json.dumps(value)}" for name, value in machine.items()]
+    lines += [f"machine.{name}: {json.dumps(run.machine[name])}" for name in _MACHINE]
     return "".join(f"{line}\n" for line in lines).encode()
 
 
@@ -48,27 +37,22 @@ def read_run(folder: Path) -> Run | None:
         return None
     if not folder.is_dir():
         raise ValueError(f"FOLDER: must be a folder, got the file {str(folder)!r}; name another one")
+    elsewhere = "nothing in the folder was changed; name another one"
     content = folder / CONFIG
     if content.is_file():
         try:
             return _parsed(content.read_text())
         except (ValueError, KeyError) as error:
-            raise ValueError(f"{content}: must be a config that sagan.train wrote, but {error}; {_ELSEWHERE}") from None
-    strange = next((path for path in sorted(folder.iterdir()) if not _is_of_a_start(path)), None)
-    if strange is not None:
-        raise ValueError(
-            f"FOLDER: must be new, empty, or the folder of a run, got {str(folder)!r}, which holds {strange.name!r} "
-            f"and no {CONFIG}; {_ELSEWHERE}"
-        )
+            raise ValueError(f"{content}: must be a config that sagan.train wrote, but {error}; {elsewhere}") from None
+    for path in sorted(folder.iterdir()):
+        # A process that was killed while it created the folder may leave a draft of the config and an empty journal.
+        is_empty_journal = path.name == journal.NAME and path.stat().st_size == 0
+        if not is_empty_journal and not path.name.startswith(f".{CONFIG}."):
+            raise ValueError(
+                f"FOLDER: must be new, empty, or the folder of a run, got {str(folder)!r}, which holds {path.name!r} "
+                f"and no {CONFIG}; {elsewhere}"
+            )
     return None
-
-
-_ELSEWHERE = "nothing in the folder was changed; name another one"
-
-
-def _is_of_a_start(path: Path) -> bool:
-    """Whether `path` may be left by a process that was killed while it created the folder."""
-    return path.name.startswith(f".{CONFIG}.") or (path.name == journal.NAME and path.stat().st_size == 0)
 
 
 def _parsed(text: str) -> Run:

@@ -1,12 +1,8 @@
 """Train one SAGAN in one folder: `python -m sagan.train FOLDER --preset embedded --seed 0`; again: resume.
 
-What the folder holds is described in sagan/run_folder.py. `torchrun --nproc-per-node=2 -m sagan.train ...` is the same
-run on several processes, of which the first writes.
-
-Exit status: 0 the run has ended (finished, collapsed or diverged; the journal's last line says which); 2 bad input,
-one line on stderr and nothing written; 74 a disk is full; 130 interrupted and 143 terminated, with a checkpoint saved.
-A program that starts runs gives its process id as `--parent`: then a run ends at most ten seconds after that program,
-and an error is also written to the folder (sagan/failure.py).
+Options and exit statuses are in sagan/README.md. `torchrun --nproc-per-node=2 -m sagan.train ...` is the same run on
+several processes, of which the first writes. A program that starts runs gives its process id as `--parent`: then a run
+ends at most ten seconds after that program, and an error is also written to the folder (sagan/failure.py).
 """
 
 from __future__ import annotations
@@ -20,11 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -54,7 +51,6 @@ if TYPE_CHECKING:
 EXIT_DISK_FULL = 74  # EX_IOERR of sysexits.h
 EXIT_NOT_STARTED = 75  # `begin` returned False
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LEAVING_SECONDS = 8.0  # that a run has for saving a checkpoint when its parent has ended
 _QUIET_SECONDS = 10.0  # between two lines of losses without a terminal; every evaluation has a line
 
 
@@ -74,7 +70,9 @@ def main(
     first = not _is_one_of_several() or os.environ["RANK"] == "0"
     console = Console(quiet=not first, markup=False, highlight=False, soft_wrap=True)
     device = options.device or "cpu"
-    with _Signals(options.parent) as signals, ExitStack() as journals:
+    with _Signals() as signals, ExitStack() as journals:
+        _end_with(options.parent, 8.0)
+        _end_with(os.getppid() if _is_one_of_several() else None, 60.0)
         try:
             try:
                 known = read_run(folder)
@@ -116,35 +114,24 @@ def _is_one_of_several() -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m sagan.train",
-        description="Train one SAGAN in a folder. The same command, or the folder alone, resumes it.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="new, empty, or of a run to resume, also with more steps"
-    )
+    about = "Train one SAGAN in a folder. The same command, or the folder alone, resumes it."
+    parser = Parser(prog="python -m sagan.train", description=about, allow_abbrev=False)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="new, empty, or of a run to resume, also with more steps")
     add_protocol(parser)
-    parser.add_argument("--seed", type=int, metavar="N", help="decides all that is drawn at random (default: 0)")
+    add("--seed", type=int, metavar="N", help="decides all that is drawn at random (default: 0)")
     add_machine(parser)
-    parser.add_argument("--parent", type=int, metavar="PID", help="the program that starts this: the run ends with it")
+    add("--parent", type=int, metavar="PID", help="the program that starts this: the run ends with it")
     return parser
 
 
 class _Signals:
-    """What SIGTERM and Ctrl-C do. Until `wait` is set they end the process at once; from then on they make this object
-    true, and training saves a checkpoint and ends.
+    """What SIGTERM and Ctrl-C do. Until `wait` is set they end the process at once; from then on training sees `status`
+    set, saves a checkpoint and ends."""
 
-    It becomes true as well when the torchrun that started this process has ended. When the process `parent` has ended,
-    this process gets SIGTERM, and is ended some seconds later if it is still there.
-    """
-
-    def __init__(self, parent: int | None = None) -> None:
-        if parent is not None:
-            threading.Thread(target=_leave_after, args=(parent,), daemon=True).start()
+    def __init__(self) -> None:
         self.wait = False
         self.status: int | None = None  # the exit status that a shell knows a signal by
-        self._torchrun = os.getppid() if _is_one_of_several() else None
 
     def __enter__(self) -> _Signals:
         self._before = {number: signal.signal(number, self._arrived) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -154,36 +141,32 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def __bool__(self) -> bool:
-        if self.status is None and self._torchrun is not None and os.getppid() != self._torchrun:
-            self.status = 128 + signal.SIGTERM
-        return self.status is not None
-
     def _arrived(self, number: int, _frame: FrameType | None) -> None:
         self.status = 128 + number
         if not self.wait:
             raise SystemExit(self.status)
 
 
-def _leave_after(parent: int) -> None:
-    import psutil
+def _end_with(parent: int | None, seconds: float) -> None:
+    """When the process `parent` has ended, this one gets SIGTERM, and is ended if it is there after so many seconds: it
+    may be waiting for a GPU or a process that never answers."""
 
-    try:
-        process = psutil.Process(parent)
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.5)
-    except psutil.NoSuchProcess:
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_LEAVING_SECONDS)
-    os._exit(128 + signal.SIGTERM)
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(parent)
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(seconds)
+        os._exit(128 + signal.SIGTERM)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int]:
     """Config and seed that the command line asks for; what it leaves out is as in the folder, if that holds a run.
-
-    That run may have fewer steps. Raises ValueError, also where it differs in other fields, naming them.
-    """
+    Raises ValueError, also where that run differs in more than its number of steps, naming the fields."""
     if options.preset is None and known is None:
         raise ValueError("--preset: must be given for a new run, got none; write --preset embedded")
     base = known.config if options.preset is None and known is not None else preset_of(options.preset)
@@ -212,9 +195,8 @@ def _machine(options: argparse.Namespace, before: Mapping[str, Any]) -> dict[str
         "threads": options.threads if options.threads is not None else before.get("threads"),
     }
     for name in ("data_root", "inception_weights"):
-        given = getattr(options, name) or (before.get(name) and Path(before[name]))
-        path = existing(f"--{name.replace('_', '-')}", given or None)
-        machine[name] = None if path is None else str(path)
+        given = getattr(options, name) or before.get(name)
+        machine[name] = str(existing(f"--{name.replace('_', '-')}", Path(given))) if given else None
     machine["cache_dir"] = str((options.cache_dir or Path(before.get("cache_dir") or DEFAULT_CACHE)).resolve())
     return machine
 
@@ -246,27 +228,20 @@ def _open(
     trainer: Callable[..., Trainer] | None,
 ) -> tuple[Trainer, Journal | None]:
     """The trainer, at the run's last checkpoint if it has one, and the journal, which `journals` closes (None in all
-    processes but the first).
-
-    The folder is created only when all else is ready, so that a mistake leaves nothing. Raises ValueError.
-    """
-
+    processes but the first). The folder is created only when all else is ready, so that a mistake leaves nothing."""
+    from sagan.checkpoint import write_atomically
     from sagan.data.preparation import prepare_images
-    from sagan.device import named_device
     from sagan.distributed import World, join
     from sagan.metrics.extractor import load_extractor
     from sagan.training import Trainer
 
     config, machine = run.config, run.machine
-    is_card = machine["device"] == "cuda" and _is_one_of_several()
-    named_device(f"cuda:{os.environ['LOCAL_RANK']}" if is_card else machine["device"])
-    set_threads(machine["threads"])
     device = join(machine["device"])
+    set_threads(machine["threads"])
     world = World.here()
     data_root, weights = (Path(machine[name]) if machine[name] else None for name in ("data_root", "inception_weights"))
     cache_dir = Path(machine["cache_dir"])
-    record: Journal | None = None
-    mistake: str | None = None
+    record = mistake = None
     if world.rank == 0:  # the other processes wait below, in broadcast
         try:
             if known is not None:
@@ -279,18 +254,10 @@ def _open(
     if mistake := world.broadcast(mistake):
         raise ValueError(mistake)
     training = (trainer or Trainer)(
-        config,
-        run.seed,
-        folder,
-        device=device,
-        data_root=data_root,
-        cache_dir=cache_dir,
-        inception_weights=weights,
+        config, run.seed, folder, device=device, data_root=data_root, cache_dir=cache_dir, inception_weights=weights
     )
     if world.rank > 0:
         return training, None
-    from sagan.checkpoint import write_atomically
-
     if record is None:
         folder.mkdir(parents=True, exist_ok=True)
         record = journals.enter_context(Journal(folder / journal.NAME))
@@ -302,13 +269,8 @@ def _open(
             record.append(max(training.step, training.since + 1), {})
             (folder / GENERATOR).unlink(missing_ok=True)
         write_atomically(folder / CONFIG, config_yaml(run))
-    about = {
-        "data_fingerprint": training.data_fingerprint,
-        "metric_fingerprint": training.metric_fingerprint,
-        "classes": training.classes,
-        "groups": training.groups,
-        "step": training.step,
-    }
+    names = ("data_fingerprint", "metric_fingerprint", "classes", "groups", "step")
+    about = {name: getattr(training, name) for name in names}
     write_atomically(folder / PROTOCOL, json.dumps(about, indent=1).encode())
     return training, record
 
@@ -326,7 +288,7 @@ def _train(training: Trainer, folder: Path, record: Journal | None, stop: _Signa
     )
     last: Record | None = None
     with _shown(config, training.step, console) as show:
-        events = training.run(lambda: bool(stop))
+        events = training.run(lambda: stop.status is not None)
         for event in events:  # in the first process only
             assert record is not None
             try:
@@ -352,16 +314,15 @@ def _train(training: Trainer, folder: Path, record: Journal | None, stop: _Signa
 @contextmanager
 def _shown(config: Config, step: int, console: Console) -> Iterator[Callable[[Record], None]]:
     """What shows a record: a progress bar on a terminal, lines elsewhere."""
-    scores: dict[str, float] = {}
     if console.is_terminal:
+        scores: dict[str, float] = {}
         columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}")
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=config.optim.steps, completed=step, metrics="")
 
             def move(record: Record) -> None:
                 scores.update({name: record.metrics[name] for name in _SCORES if name in record.metrics})
-                metrics = _in_words(config, record.metrics | scores)
-                progress.update(task, completed=record.step, metrics=metrics)
+                progress.update(task, completed=record.step, metrics=_in_words(config, record.metrics | scores))
 
             yield move
         return
