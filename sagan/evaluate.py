@@ -3,10 +3,7 @@
     python -m sagan.evaluate SAMPLES --preset imagenet128 --data-root DIR --inception-weights FILE
 
 SAMPLES is a generator file, the folder of a run that has ended, a folder of images (one folder for each class, or all
-in one), or an .npz as guided-diffusion and BigGAN-PyTorch write it. All metrics are printed, with the fingerprint of
-the protocol: figures under different fingerprints are not comparable.
-
-Exit status: 0 scored; 2 bad input, one line on stderr.
+in one), or an .npz. Exit status: 0 scored; 2 bad input, one line on stderr.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -50,57 +47,43 @@ _AT_ONCE = 50
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Descriptions of the images, the data set and the protocol, and the metrics by name."""
+class _Images:
+    """Images to score, in the order of `labels` (None where they have none), and what they are compared with."""
 
-    images: str
-    data: str
-    fingerprint: str
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How images are scored: the options of the command. `config` is None where the generator's own is taken."""
-
-    config: Config | None
-    changes: dict[str, str]
-    device: str
-    data_root: Path | None
-    inception_weights: Path | None
-    cache_dir: Path
-    seed: int
+    batches: Iterable[Tensor]
+    labels: Tensor | None
+    dataset: ImageDataset
+    config: Config
+    weights: Literal["raw", "ema"] | None  # of G, that drew them
+    words: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     escape_unprintable_output()
     options = _parser().parse_args(arguments)
     try:
-        path, protocol = _checked(options)
+        _check(options)
         set_threads(options.threads)
-        protocol.cache_dir.mkdir(parents=True, exist_ok=True)
-        found = score_generator(path, protocol) if path.suffix == ".safetensors" else score_images(path, protocol)
+        options.cache_dir.mkdir(parents=True, exist_ok=True)
+        found = _score(options)
     except (ValueError, OSError) as error:
         print(f"sagan.evaluate: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps({**vars(found), "metrics": to_json(found.metrics)}, indent=1))
+        print(json.dumps({**found, "metrics": to_json(found["metrics"])}, indent=1))
         return 0
     for name in ("images", "data", "fingerprint"):
-        print(f"{name}: {getattr(found, name)}")
-    if not found.fingerprint.startswith("inception@"):
+        print(f"{name}: {found[name]}")
+    if not found["fingerprint"].startswith("inception@"):
         print("note: the extractor is not Inception, so `fid` and `is` compare under this fingerprint only")
-    for name, value in found.metrics.items():
+    for name, value in found["metrics"].items():
         print(f"{name:<32} {value:.6g}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m sagan.evaluate",
-        description="Score a generator, or images of any origin, against a data set.",
-        allow_abbrev=False,
-    )
+    about = "Score a generator, or images of any origin, against a data set."
+    parser = Parser(prog="python -m sagan.evaluate", description=about, allow_abbrev=False)
     add = parser.add_argument
     add("samples", type=Path, metavar="SAMPLES", help="generator.safetensors, folder, or .npz")
     add_protocol(parser)
@@ -110,135 +93,122 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _checked(options: argparse.Namespace) -> tuple[Path, Protocol]:
-    """The images to score and the protocol, checked as far as this is possible without torch. Raises ValueError."""
+def _check(options: argparse.Namespace) -> None:
+    """Raises ValueError for mistakes that can be found without torch. Afterwards paths are absolute, `samples` is a
+    generator file where it was the folder of a run, `set` is a dict, and `preset` is the changed Config or None."""
     path: Path = options.samples
     if not path.exists():
         raise ValueError(f"SAMPLES: must be a generator file, a folder or an .npz, got {str(path)!r}; nothing is there")
     if (path / GENERATOR).is_file():
-        path = path / GENERATOR
+        options.samples = path = path / GENERATOR
     if path.is_file() and path.suffix not in (".safetensors", ".npz"):
         raise ValueError(f"SAMPLES: a file must end in .safetensors or .npz, got {str(path)!r}; or give a folder")
     if options.preset is None and path.suffix != ".safetensors":
         raise ValueError("--preset: must say what images are compared with, got none; write --preset cifar10")
     config = None if options.preset is None else preset_of(options.preset)
-    changes = changes_of(options.set)
-    for name in changes:
+    options.set = changes_of(options.set)
+    for name in options.set:
         if name not in _FIELDS:
             raise ValueError(f"--set: must be one of {', '.join(_FIELDS)} here, got {name}; others play no part")
-    if config is not None:
-        override(config, changes)
-    device = options.device or "cpu"
-    check_machine(device, options.threads)
-    cache_dir = (options.cache_dir or DEFAULT_CACHE).resolve()
-    check_folder(cache_dir)
-    data_root = existing("--data-root", options.data_root)
-    weights = existing("--inception-weights", options.inception_weights)
-    return path, Protocol(config, changes, device, data_root, weights, cache_dir, options.seed)
+    options.preset = None if config is None else override(config, options.set)
+    options.device = options.device or "cpu"
+    check_machine(options.device, options.threads)
+    options.cache_dir = (options.cache_dir or DEFAULT_CACHE).resolve()
+    check_folder(options.cache_dir)
+    options.data_root = existing("--data-root", options.data_root)
+    options.inception_weights = existing("--inception-weights", options.inception_weights)
 
 
-def score_generator(path: Path, protocol: Protocol) -> Scores:
-    """Every metric of samples of a generator file, drawn as in training, with the batch-norm statistics of the file.
-
-    With the seed of its run these are the samples of the run's last evaluation. Raises ValueError.
-    """
+def _score(options: argparse.Namespace) -> dict[str, Any]:
+    """Descriptions of the images, the data set and the protocol, and every metric by name. Raises ValueError."""
     import torch
 
     from sagan.device import named_device
+    from sagan.metrics.evaluation import Evaluator
+    from sagan.sampling import diversity
+    from sagan.scoring import DIVERSITY_SAMPLES, real_diversity, with_copies
+
+    device = named_device(options.device)
+    torch.backends.cudnn.allow_tf32 = False  # as in training
+    with tempfile.TemporaryDirectory(dir=options.cache_dir) as folder:
+        if options.samples.suffix == ".safetensors":
+            images = _generated(options, device)
+        else:
+            images = _given(options, Path(folder))
+        dataset, config, labels = images.dataset, images.config, images.labels
+        without = ""
+        if labels is None:
+            dataset = dataset.conditioned("none")
+            labels = torch.zeros(config.eval.num_samples, dtype=torch.long)
+            # All classes together have another distribution than each class, so `relation_error` is another figure.
+            without = "; without labels"
+        evaluator = Evaluator(
+            dataset,
+            config.eval,
+            device=device,
+            cache_dir=options.cache_dir,
+            inception_weights=options.inception_weights,
+            weights=images.weights,
+        )
+        first: list[Tensor] = []
+        metrics = evaluator(with_copies(images.batches, first, DIVERSITY_SAMPLES // _AT_ONCE), labels)
+    metrics["sample_diversity"] = diversity(torch.cat(first)) / real_diversity(dataset)
+    classes = f" in {len(dataset.classes)} classes" if len(dataset.classes) > 1 else ""
+    count = f"{len(dataset.labels):,} images{classes}"
+    data = f"{dataset.name} at {config.data.resolution} px, {count}, {dataset.fingerprint}"
+    return {"images": images.words, "data": data, "fingerprint": evaluator.fingerprint + without, "metrics": metrics}
+
+
+def _generated(options: argparse.Namespace, device: torch.device) -> _Images:
+    """Samples of a generator file, drawn as in training, with the batch-norm statistics of the file.
+
+    With the seed of its run these are the samples of the run's last evaluation.
+    """
     from sagan.generator_file import read_generator
     from sagan.sampling import Sampler
     from sagan.streams import seed_of_streams
 
-    device = named_device(protocol.device)
-    torch.backends.cudnn.allow_tf32 = False  # as in training
-    generator, own, classes = read_generator(path, device)
-    config = override(protocol.config or own, protocol.changes)
+    generator, own, classes = read_generator(options.samples, device)
+    config = override(options.preset or own, options.set)
     config = replace(config, model=own.model, eval=replace(config.eval, bn=own.eval.bn, endpoint=1))
     if config.data.resolution != own.data.resolution:
         raise ValueError(
             f"data.resolution: must be the generator's, {own.data.resolution}, got {config.data.resolution}; write "
             f"--set data.resolution={own.data.resolution}"
         )
-    dataset = _data(config, protocol, own.model.conditioning)
+    dataset = _data(config, options, own.model.conditioning).conditioned(own.model.conditioning)
     if dataset.classes != classes:
         raise ValueError(
             f"SAMPLES: the generator's classes must be those of {config.data.name}, got {', '.join(classes[:10])} for "
             f"{', '.join(dataset.classes[:10])}; score it against the data that it was trained on"
         )
-    sampler = Sampler(config, len(classes), seed_of_streams(protocol.seed, own.optim.streams), device)
+    sampler = Sampler(config, len(classes), seed_of_streams(options.seed, own.optim.streams), device)
     weights: Literal["raw", "ema"] = "ema" if own.optim.ema_decay else "raw"
-    words = f"{config.eval.num_samples:,} drawn by {path}, seed {protocol.seed}"
-    return _score(sampler.images(generator), sampler.labels, dataset, config, protocol, device, weights, words)
+    words = f"{config.eval.num_samples:,} drawn by {options.samples}, seed {options.seed}"
+    return _Images(sampler.images(generator), sampler.labels, dataset, config, weights, words)
 
 
-def score_images(path: Path, protocol: Protocol) -> Scores:
-    """Every metric of the images of a folder or an .npz; those by class where the images have labels.
-
-    Raises ValueError.
-    """
-    from sagan.device import named_device
+def _given(options: argparse.Namespace, folder: Path) -> _Images:
+    """The images of a folder or an .npz, which are brought to the size of the data's in `folder`."""
     from sagan.samples import open_samples
 
-    assert protocol.config is not None, "images have no config of their own"
-    device = named_device(protocol.device)
-    config = override(protocol.config, protocol.changes)
-    dataset = _data(config, protocol, None)
-    with tempfile.TemporaryDirectory(dir=protocol.cache_dir) as folder:
-        samples = open_samples(path, dataset.classes, config.data.resolution, Path(folder))
-        labels = samples.labels
-        if labels is None:
-            dataset = dataset.conditioned("none")
-            labels = samples.rows.new_zeros(len(samples.rows))
-        config = replace(config, eval=replace(config.eval, num_samples=len(labels), endpoint=1))
-        batches = (samples.images[rows] for rows in samples.rows.split(_AT_ONCE))
-        found = _score(batches, labels, dataset, config, protocol, device, None, samples.words)
-    # All classes together have another distribution than each class, so `relation_error` is another figure, too.
-    return found if samples.labels is not None else replace(found, fingerprint=f"{found.fingerprint}; without labels")
+    config: Config = options.preset
+    dataset = _data(config, options, "none")
+    samples = open_samples(options.samples, dataset.classes, config.data.resolution, folder)
+    config = replace(config, eval=replace(config.eval, num_samples=len(samples.rows), endpoint=1))
+    batches = (samples.images[rows] for rows in samples.rows.split(_AT_ONCE))
+    return _Images(batches, samples.labels, dataset, config, None, samples.words)
 
 
-def _data(config: Config, protocol: Protocol, conditioning: str | None) -> ImageDataset:
-    """The real images, prepared first if necessary, and with the labels of that conditioning, if it is not None."""
+def _data(config: Config, options: argparse.Namespace, conditioning: str) -> ImageDataset:
+    """The real images, prepared first if necessary. Raises ValueError where they lack labels for `conditioning`."""
     from sagan.data import open_dataset
     from sagan.data.preparation import prepare_images
 
-    needed = override(config, {"model.conditioning": conditioning or "none"})
+    needed = override(config, {"model.conditioning": conditioning})
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    prepare_images([needed], protocol.data_root, protocol.cache_dir, console)
-    dataset = open_dataset(config.data, protocol.data_root, protocol.cache_dir)
-    return dataset if conditioning is None else dataset.conditioned(conditioning)
-
-
-def _score(
-    batches: Iterable[Tensor],
-    labels: Tensor,
-    dataset: ImageDataset,
-    config: Config,
-    protocol: Protocol,
-    device: torch.device,
-    weights: Literal["raw", "ema"] | None,
-    words: str,
-) -> Scores:
-    import torch
-
-    from sagan.metrics.evaluation import Evaluator
-    from sagan.sampling import diversity
-    from sagan.scoring import DIVERSITY_SAMPLES, real_diversity, with_copies
-
-    evaluator = Evaluator(
-        dataset,
-        config.eval,
-        device=device,
-        cache_dir=protocol.cache_dir,
-        inception_weights=protocol.inception_weights,
-        weights=weights,
-    )
-    first: list[Tensor] = []
-    metrics = evaluator(with_copies(batches, first, DIVERSITY_SAMPLES // _AT_ONCE), labels)
-    metrics["sample_diversity"] = diversity(torch.cat(first)) / real_diversity(dataset)
-    classes = f" in {len(dataset.classes)} classes" if len(dataset.classes) > 1 else ""
-    count = f"{len(dataset.labels):,} images{classes}"
-    data = f"{dataset.name} at {config.data.resolution} px, {count}, {dataset.fingerprint}"
-    return Scores(words, data, evaluator.fingerprint, metrics)
+    prepare_images([needed], options.data_root, options.cache_dir, console)
+    return open_dataset(config.data, options.data_root, options.cache_dir)
 
 
 if __name__ == "__main__":

@@ -40,11 +40,16 @@ class Samples:
 def open_samples(path: Path, classes: Sequence[str], resolution: int, folder: Path) -> Samples:
     """The images of a folder or an .npz, brought to `resolution` as the images of a data set are, and kept in `folder`.
 
-    A folder has one folder for each class, named as one of `classes` or by its number from 0, or holds pictures without
-    labels. `classes` are those of the data set; where it has none (fewer than two), labels are passed over. Raises
-    ValueError for what cannot be read, and for labels that are none of the data set's.
+    `classes` are those of the data set; where it has none (fewer than two), labels are passed over. Raises ValueError
+    for what cannot be read, and for labels that are none of the data set's.
     """
-    source = _from_npz(path, classes) if path.suffix == ".npz" else _from_folder(path)
+    if path.suffix == ".npz":
+        source = _from_npz(path, classes)
+    else:
+        try:
+            source = replace(find_source(DataConfig(name="folder"), path), name="samples")
+        except ValueError as error:  # whose words are those of an option that names such a folder
+            raise ValueError(str(error).replace("--data-root", "SAMPLES")) from None
     if len(source.labels) < FEWEST:
         raise ValueError(f"SAMPLES: must be {FEWEST} images or more, got {len(source.labels)}; statistics need them")
     is_labelled = len(classes) > 1 and len(source.classes) > 0
@@ -57,21 +62,20 @@ def open_samples(path: Path, classes: Sequence[str], resolution: int, folder: Pa
         return image
 
     prepared = open_prepared(replace(source, read=read), resolution, folder)
-    said = [f"{len(prepared.labels):,} of {path}, {_resized(sizes, resolution)}", *prepared.warnings]
+    (width, height), largest = min(sizes), max(sizes)
+    spread = f" to {largest[0]} x {largest[1]}" if len(sizes) > 1 else ""
+    resized = f"cut to the central square and resized to {resolution} px with an antialiased bicubic filter"
+    how = "px as they are" if sizes == {(resolution, resolution)} else f"px, {resized}"
+    said = [f"{len(prepared.labels):,} of {path}, {width} x {height}{spread} {how}", *prepared.warnings]
     if not is_labelled:
         rows = torch.arange(len(prepared.labels))
         return Samples(prepared.images, rows, None, "; ".join([*said, "scored without labels"]))
     labels = torch.tensor(numbers)[prepared.labels]
-    rows = _in_turn(labels)
+    turns = torch.empty_like(labels)  # the first image of each class comes first, then the second of each, and so on
+    for label in labels.unique():
+        turns[labels == label] = torch.arange(int((labels == label).sum()))
+    rows = (turns * (int(labels.max()) + 1) + labels).argsort()
     return Samples(prepared.images, rows, labels[rows], "; ".join(said))
-
-
-def _from_folder(path: Path) -> Source:
-    try:
-        source = find_source(DataConfig(name="folder"), path)
-    except ValueError as error:  # whose words are those of an option that names such a folder
-        raise ValueError(str(error).replace("--data-root", "SAMPLES")) from None
-    return replace(source, name="samples")
 
 
 def _from_npz(path: Path, classes: Sequence[str]) -> Source:
@@ -124,21 +128,3 @@ def _numbers(names: Sequence[str], classes: Sequence[str]) -> list[int]:
                 f"{name!r}; rename it, or put all images into one folder, to score them without labels"
             )
     return [known[name] for name in names]
-
-
-def _in_turn(labels: Tensor) -> Tensor:
-    """Rows in an order in which the first image of each class comes first, then the second of each, and so on."""
-    turns = torch.empty_like(labels)
-    for label in labels.unique():
-        rows = torch.where(labels == label)[0]
-        turns[rows] = torch.arange(len(rows))
-    order: Tensor = (turns * (int(labels.max()) + 1) + labels).argsort()
-    return order
-
-
-def _resized(sizes: set[tuple[int, int]], resolution: int) -> str:
-    smallest, largest = min(sizes), max(sizes)
-    said = f"{smallest[0]} x {smallest[1]}" + (f" to {largest[0]} x {largest[1]}" if largest != smallest else "")
-    if sizes == {(resolution, resolution)}:
-        return f"{said} px as they are"
-    return f"{said} px, cut to the central square and resized to {resolution} px with an antialiased bicubic filter"
