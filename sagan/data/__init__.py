@@ -18,14 +18,7 @@ from sagan.options import DEFAULT_CACHE
 
 _UNLABELLED = ("all",)
 # Known numbers of classes: parameters can be counted on machines without the images.
-_NUM_CLASSES = {
-    "embedded": len(embedded.CLASSES),
-    "cifar10": 10,
-    "cifar100": 100,
-    "stl10": 10,
-    "imagenette": 10,
-    "imagenet": 1000,
-}
+_NUM_CLASSES = {"embedded": 2, "cifar10": 10, "cifar100": 100, "stl10": 10, "imagenette": 10, "imagenet": 1000}
 
 
 @dataclass(frozen=True)
@@ -44,19 +37,12 @@ class ImageDataset:
 
     def conditioned(self, by: str) -> ImageDataset:
         """The data set as networks of this `model.conditioning` use it: with "none", all images are of one class.
-
-        Raises ValueError where they need labels that the images do not have.
-        """
+        Raises ValueError where they need labels that the images do not have."""
         check_labels(self.name, self.classes != _UNLABELLED, by)
         if by != "none" or self.classes == _UNLABELLED:
             return self
-        return replace(
-            self,
-            labels=torch.zeros_like(self.labels),
-            classes=_UNLABELLED,
-            groups={},
-            fingerprint=f"{self.fingerprint}-unlabelled",
-        )
+        labels, fingerprint = torch.zeros_like(self.labels), f"{self.fingerprint}-unlabelled"
+        return replace(self, labels=labels, classes=_UNLABELLED, groups={}, fingerprint=fingerprint)
 
 
 def open_dataset(config: DataConfig, root: Path | None = None, cache_dir: Path = DEFAULT_CACHE) -> ImageDataset:

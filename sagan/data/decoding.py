@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from threading import Lock
 from typing import Any
 
@@ -69,12 +69,9 @@ def reason(error: Exception) -> str:
 def to_square(image: Image.Image, resolution: int, bits: int = 16) -> tuple[NDArray[np.uint8], set[str]]:
     """A picture as uint8 [3, resolution, resolution], upright, and what was peculiar about it: keys of KINDS.
 
-    It is cut to its central square and resized with an antialiased bicubic filter; transparent pixels become white.
     `bits` is how many of their bits greyscale pictures of 16 bits use (`used_bits`). Raises whatever a decoder does.
     """
-    if image.width * image.height <= _LARGE:
-        return _to_square(image, resolution, bits)
-    with _one_large:
+    with _one_large if image.width * image.height > _LARGE else nullcontext():
         return _to_square(image, resolution, bits)
 
 
@@ -121,8 +118,9 @@ def _to_square(stored: Image.Image, resolution: int, bits: int) -> tuple[NDArray
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
     square = image.crop(box).convert("RGB").resize((resolution, resolution), Image.Resampling.BICUBIC)
-    if _has_frames(stored):
-        kinds.add("frames")
+    with suppress(Exception):  # GIF looks for a second frame, when the pixels are there, and may fail at it
+        if getattr(stored, "is_animated", False):
+            kinds.add("frames")
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1)), kinds
 
 
@@ -146,11 +144,3 @@ def _turn(image: Image.Image) -> int | None:
         return None if image.info.get("exif") and not tags else int(tags.get(ExifTags.Base.Orientation, 1))
     except Exception:
         return None
-
-
-def _has_frames(image: Image.Image) -> bool:
-    """Asked when the pixels are there: GIF looks for a second frame, and may fail at it."""
-    try:
-        return bool(getattr(image, "is_animated", False))
-    except Exception:
-        return False

@@ -73,18 +73,16 @@ class Prepared:
 def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
     """Bring the pictures of `source` to `resolution` in the cache; yields how many have been read.
 
-    They are read on all cores and brought to size by `to_square`. Unreadable ones are left out, and `Prepared.warnings`
-    names them with the reason. Yields nothing where the entry is there already; waits for another process that builds
-    it. Raises ValueError where more than one picture in a hundred, or all pictures of a class, cannot be read.
+    Yields nothing where the entry is there already; waits for another process that builds it. Unreadable pictures are
+    left out. Raises ValueError where these are more than one in a hundred, or all of a class.
     """
     entry = _entry(source, resolution, cache_dir)
+    building = entry.with_suffix(".partial")
     entry.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(entry.with_suffix(".lock")):
         if _is_undamaged(entry, resolution):
             return
-        building = entry.with_suffix(".partial")
         building.mkdir(exist_ok=True)
-        _check_space(source, resolution, building)
         yield from _build(source, resolution, building)
         try:
             _finish(source, resolution, building)
@@ -130,7 +128,13 @@ def _build(source: Source, resolution: int, building: Path) -> Iterator[int]:
     chunks = _recorded(log)
     log.write_text("".join(f"{json.dumps(asdict(chunk))}\n" for chunk in chunks))
     row_bytes = 3 * resolution * resolution
-    done = sum(chunk.rows for chunk in chunks)
+    done, kept = sum(chunk.rows for chunk in chunks), sum(len(chunk.kept) for chunk in chunks)
+    needed, free = (len(source.labels) - kept) * row_bytes, shutil.disk_usage(building).free
+    if needed > free:
+        raise ValueError(
+            f"{source.name} at {resolution} px takes {needed / 1e9:.1f} GB in {building.parent.resolve()}, where "
+            f"{free / 1e9:.1f} are free; make room, or run in a folder on a larger disk"
+        )
     yield done
     bits = max((chunk.bits for chunk in chunks), default=0)
     with (
@@ -139,7 +143,7 @@ def _build(source: Source, resolution: int, building: Path) -> Iterator[int]:
         relaxed_pillow_limits(),
         ThreadPoolExecutor() as pool,
     ):
-        images.truncate(sum(len(chunk.kept) for chunk in chunks) * row_bytes)
+        images.truncate(kept * row_bytes)
         for start in range(done, len(source.labels), _CHUNK):
             rows = range(start, min(start + _CHUNK, len(source.labels)))
             found = list(pool.map(partial(_read, source, resolution, bits or 16), rows))
@@ -168,17 +172,6 @@ def _build(source: Source, resolution: int, building: Path) -> Iterator[int]:
             yield rows.stop
 
 
-def _check_space(source: Source, resolution: int, building: Path) -> None:
-    images = building / "images.u8"
-    needed = len(source.labels) * 3 * resolution**2 - (images.stat().st_size if images.exists() else 0)
-    free = shutil.disk_usage(building).free
-    if needed > free:
-        raise ValueError(
-            f"{source.name} at {resolution} px takes {needed / 1e9:.1f} GB in {building.parent.resolve()}, where "
-            f"{free / 1e9:.1f} are free; make room, or run in a folder on a larger disk"
-        )
-
-
 def _recorded(log: Path) -> list[_Chunk]:
     """The chunks of an interrupted build; an incomplete last line is ignored."""
     chunks = []
@@ -191,10 +184,31 @@ def _recorded(log: Path) -> list[_Chunk]:
 
 
 def _finish(source: Source, resolution: int, building: Path) -> None:
+    """Write labels and manifest."""
     chunks = _recorded(building / "log.jsonl")
     kept = [row for chunk in chunks for row in chunk.kept]
     labels = source.labels[kept]
-    warnings = [*_left_out(source, labels, chunks), *_kinds(chunks, resolution), *_repeats(source, chunks, labels)]
+    warnings = _left_out(source, labels, chunks)
+
+    totals: Counter[str] = Counter()
+    for chunk in chunks:
+        totals.update(chunk.kinds)
+    bits = max(chunk.bits for chunk in chunks)
+    for kind, text in KINDS.items():
+        if totals[kind]:
+            text = text.format(resolution=resolution, bits=bits, largest=2**bits - 1)
+            warnings.append(f"{totals[kind]:,} images {text}")
+
+    digests = np.array([digest for chunk in chunks for digest in chunk.digests])
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    original = first[inverse]  # of each picture the first that is equal to it
+    again = np.flatnonzero(original != np.arange(len(digests)))
+    if len(again):
+        one, other = source.title(kept[again[0]]), source.title(kept[original[again[0]]])
+        elsewhere = int((labels[again] != labels[original[again]]).sum())
+        in_others = f"; {elsewhere:,} of them in another class" if elsewhere else ""
+        warnings.append(f"{len(again):,} images repeat others, such as {one} and {other}{in_others}")
+
     np.save(building / "labels.npy", labels)
     manifest = {
         "images": len(kept),
@@ -206,6 +220,21 @@ def _finish(source: Source, resolution: int, building: Path) -> None:
     }
     (building / "log.jsonl").unlink()
     (building / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _left_out(source: Source, labels: NDArray[np.int64], chunks: list[_Chunk]) -> list[str]:
+    """A warning about unreadable pictures, if there are any. Raises ValueError where they are too many."""
+    lost = [why for chunk in chunks for why in chunk.unreadable]
+    if not lost:
+        return []
+    named = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
+    message = f"{len(lost):,} of {len(source.labels):,} images cannot be read: {named}"
+    if len(lost) > _MAX_UNREADABLE * len(source.labels):
+        raise ValueError(f"{source.name}: {message}; more than one in a hundred is missing: repair or remove them")
+    empty = [name for label, name in enumerate(source.classes) if not (labels == label).any()]
+    if empty:
+        raise ValueError(f"{source.name}: {message}; nothing is left of {', '.join(empty)}: repair or remove them")
+    return [f"{message}; they are left out"]
 
 
 def _fingerprint(classes: Sequence[str], resolution: int, chunks: Sequence[str], labels: NDArray[np.int64]) -> str:
@@ -232,14 +261,7 @@ def _is_undamaged(entry: Path, resolution: int) -> bool:
                 hashlib.sha256(stream.read(rows * row_bytes)).hexdigest() == sha256
                 for rows, sha256 in manifest["chunks"]
             )
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-    ):  # absent, truncated, not ours
+    except (OSError, ValueError, KeyError, TypeError, EOFError):  # absent, truncated, not ours
         return False
 
 
@@ -258,44 +280,3 @@ def _used_bits(source: Source, row: int) -> int:
             return used_bits(image)
     except Exception:  # the error is reported when the picture is read to be kept
         return 0
-
-
-def _kinds(chunks: list[_Chunk], resolution: int) -> list[str]:
-    totals: Counter[str] = Counter()
-    for chunk in chunks:
-        totals.update(chunk.kinds)
-    bits = max(chunk.bits for chunk in chunks)
-    met = {
-        kind: text.format(resolution=resolution, bits=bits, largest=2**bits - 1)
-        for kind, text in KINDS.items()
-        if totals[kind]
-    }
-    return [f"{totals[kind]:,} images {text}" for kind, text in met.items()]
-
-
-def _left_out(source: Source, labels: NDArray[np.int64], chunks: list[_Chunk]) -> list[str]:
-    """Raises ValueError where too many pictures are missing."""
-    lost = [why for chunk in chunks for why in chunk.unreadable]
-    if not lost:
-        return []
-    named = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
-    message = f"{len(lost):,} of {len(source.labels):,} images cannot be read: {named}"
-    if len(lost) > _MAX_UNREADABLE * len(source.labels):
-        raise ValueError(f"{source.name}: {message}; more than one in a hundred is missing: repair or remove them")
-    empty = [name for label, name in enumerate(source.classes) if not (labels == label).any()]
-    if empty:
-        raise ValueError(f"{source.name}: {message}; nothing is left of {', '.join(empty)}: repair or remove them")
-    return [f"{message}; they are left out"]
-
-
-def _repeats(source: Source, chunks: list[_Chunk], labels: NDArray[np.int64]) -> list[str]:
-    digests = np.array([digest for chunk in chunks for digest in chunk.digests])
-    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-    again = np.flatnonzero(first[inverse] != np.arange(len(digests)))
-    if not len(again):
-        return []
-    kept = [row for chunk in chunks for row in chunk.kept]
-    one, other = kept[again[0]], kept[first[inverse[again[0]]]]
-    message = f"{len(again):,} images repeat others, such as {source.title(one)} and {source.title(other)}"
-    elsewhere = int((labels[again] != labels[first[inverse[again]]]).sum())
-    return [message + (f"; {elsewhere:,} of them in another class" if elsewhere else "")]

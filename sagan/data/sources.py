@@ -1,7 +1,6 @@
 """Data sets as they lie on the disk: torchvision's, which it downloads where it can, and folders of one's own.
 
-A source lists pictures and labels; nothing is decoded here but what torchvision keeps in one array. torchvision is
-imported where it is needed: it takes as long as torch, and the built-in pictures do without.
+torchvision is imported where it is needed: it takes as long as torch, and the built-in pictures do without.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ class Source:
     left_out: int = 0  # files that are no images
 
     def summary(self) -> str:
-        """ "imagenette: 9,469 images in 10 classes of 858 to 993"."""
+        """For example "imagenette: 9,469 images in 10 classes of 858 to 993"."""
         said = f"{self.name}: {len(self.labels):,} images"
         if not self.classes:
             return f"{said} without labels"
-        counts = self._counts()
         if len(self.classes) == 1:
             return f"{said} in one class, {self.classes[0]}"
+        counts = np.bincount(self.labels, minlength=len(self.classes))
         spread = f"{counts.min():,}" + (f" to {counts.max():,}" if counts.max() > counts.min() else "")
         return f"{said} in {len(self.classes):,} classes of {spread}"
 
@@ -60,18 +59,14 @@ class Source:
                 f"there is one class only, {self.classes[0]}: labels teach nothing; model.conditioning=none leaves "
                 f"them out of the networks"
             )
-        if len(self.classes) > 1:
-            counts = self._counts()
-            if counts.max() > _UNEVEN * counts.min():
-                few, many = int(counts.argmin()), int(counts.argmax())
-                said.append(
-                    f"classes are uneven: {self.classes[few]} has {counts[few]:,}, {self.classes[many]} "
-                    f"{counts[many]:,}; labels are drawn evenly, as in the paper, so distances count the difference"
-                )
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        few, many = int(counts.argmin()), int(counts.argmax())
+        if counts[many] > _UNEVEN * counts[few]:
+            said.append(
+                f"classes are uneven: {self.classes[few]} has {counts[few]:,}, {self.classes[many]} "
+                f"{counts[many]:,}; labels are drawn evenly, as in the paper, so distances count the difference"
+            )
         return said
-
-    def _counts(self) -> NDArray[np.int64]:
-        return np.bincount(self.labels, minlength=len(self.classes))
 
 
 def find_source(config: DataConfig, root: Path | None) -> Source:
@@ -100,12 +95,11 @@ def _stl10(config: DataConfig, root: Path) -> Source:
     """The 5,000 training and 8,000 test pictures, all that have labels; the 100,000 others are not read."""
     from torchvision.datasets import STL10
 
-    parts = [
-        _fetched(config.name, root, partial(STL10, root, split=split, download=True)) for split in ("train", "test")
-    ]
+    name = config.name
+    parts = [_fetched(name, root, partial(STL10, root, split=split, download=True)) for split in ("train", "test")]
     images = np.concatenate([part.data for part in parts]).transpose(0, 2, 3, 1)
     labels = np.concatenate([part.labels for part in parts])
-    return _from_arrays(config.name, images, labels, parts[0].classes, root / STL10.base_folder)
+    return _from_arrays(name, images, labels, parts[0].classes, root / STL10.base_folder)
 
 
 def _celeba(config: DataConfig, root: Path) -> Source:
@@ -148,10 +142,6 @@ def _imagenet(config: DataConfig, root: Path) -> Source:
     return replace(source, classes=names)
 
 
-def _folder(config: DataConfig, root: Path) -> Source:
-    return _from_folder(config.name, root)
-
-
 SOURCES: dict[str, Callable[[DataConfig, Path], Source]] = {
     "cifar10": _cifar,
     "cifar100": _cifar,
@@ -159,7 +149,7 @@ SOURCES: dict[str, Callable[[DataConfig, Path], Source]] = {
     "celeba": _celeba,
     "imagenette": _imagenette,
     "imagenet": _imagenet,
-    "folder": _folder,
+    "folder": lambda config, root: _from_folder(config.name, root),
 }
 
 
@@ -193,12 +183,7 @@ def _from_arrays(
 
 
 def _from_files(
-    name: str,
-    classes: tuple[str, ...],
-    labels: NDArray[np.int64],
-    files: Sequence[Path],
-    folder: Path,
-    left_out: int = 0,
+    name: str, classes: tuple[str, ...], labels: NDArray[np.int64], files: Sequence[Path], folder: Path
 ) -> Source:
     titles = [str(file.relative_to(folder)) for file in files]
     # The digest includes the labels: those of CelebA are in another file than the pictures.
@@ -208,7 +193,12 @@ def _from_files(
         """On one line, and without codes that a terminal obeys."""
         return "".join(char if char.isprintable() else "?" for char in titles[row])
 
-    return Source(name, classes, labels, lambda row: _opened(files[row]), title, digest, left_out)
+    def read(row: int) -> Image.Image:
+        if not stat.S_ISREG(files[row].stat().st_mode):  # a pipe would be waited for without an end
+            raise OSError("not a regular file")
+        return Image.open(files[row])
+
+    return Source(name, classes, labels, read, title, digest)
 
 
 def _from_folder(name: str, folder: Path, names: tuple[str, ...] | None = None) -> Source:
@@ -241,14 +231,10 @@ def _from_folder(name: str, folder: Path, names: tuple[str, ...] | None = None) 
             f"have none: {', '.join(empty[:10])}; fill or remove them"
         )
     counts = [len(listing.images) for listing in inner or [top]]
-    return _from_files(
-        name,
-        names or tuple(entry.name for entry in top.folders),
-        np.repeat(np.arange(len(counts)), counts),
-        [Path(entry.path) for listing in inner or [top] for entry in listing.images],
-        folder,
-        left_out=sum(listing.others for listing in (*inner, top)),
-    )
+    labels = np.repeat(np.arange(len(counts)), counts)
+    files = [Path(entry.path) for listing in inner or [top] for entry in listing.images]
+    source = _from_files(name, names or tuple(entry.name for entry in top.folders), labels, files, folder)
+    return replace(source, left_out=sum(listing.others for listing in (*inner, top)))
 
 
 @dataclass(frozen=True)
@@ -280,12 +266,6 @@ def _listing(folder: Path) -> _Listing:
     others = [entry for entry in files if not entry.name.lower().endswith(EXTENSIONS)]
     dangling = [entry.name for entry in others if entry.is_symlink() and not os.path.exists(entry)]
     return _Listing(folders, images, dangling, len(others))
-
-
-def _opened(path: Path) -> Image.Image:
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without an end
-        raise OSError("not a regular file")
-    return Image.open(path)
 
 
 def _digest(files: Iterable[tuple[str, Path]]) -> str:
