@@ -18,8 +18,7 @@ _SCORES_IN_CACHE = 2**18  # of one image: 1 MiB of float32, N x M of feat32 with
 class SelfAttention2d(nn.Module):
     """Self-attention over a feature map: (B, C, H, W) -> the same; the identity while gamma is 0.
 
-    Keys and values are 2x2 max-pooled, values have C/2 channels, scores are not scaled and the four 1x1 convolutions
-    have no bias: official non_local.py, where the paper's text has C/8, no pooling and the same convolutions.
+    The four 1x1 convolutions have no bias, as in the paper and in the official code.
     """
 
     def __init__(self, channels: int, config: AttentionConfig, *, spectral_norm: bool) -> None:
@@ -57,13 +56,10 @@ class SelfAttention2d(nn.Module):
 class ResidualControl(nn.Module):
     """A local block in place of attention: x + gamma * conv1x1(relu(conv3x3(x))), (B, C, H, W) -> the same.
 
-    The paper compares attention with "residual blocks with the same number of parameters" (Table 1) and does not say
-    which. As attention, this one is the identity while gamma is 0 and has no biases; a pixel sees its 3x3 neighbours.
-
-    `units` is its size. A unit is the 2C parameters that attention has for one channel of keys and queries, or of
-    values and outputs. A hidden channel of the 3x3 convolution takes five units (9C + C parameters); units that are
-    left over become hidden channels of a 1x1 convolution. So from five units on it has exactly 2C * units parameters,
-    and as many multiplications per pixel.
+    `units` is its size (sagan/README.md, What the paper leaves open). A unit is the 2C parameters that attention has
+    for one channel of keys and queries, or of values and outputs. A hidden channel of the 3x3 convolution takes five
+    units (9C + C parameters); units that are left over become hidden channels of a 1x1 convolution. So from five units
+    on it has exactly 2C * units parameters, and as many multiplications per pixel.
     """
 
     def __init__(self, channels: int, units: int, config: AttentionConfig, *, spectral_norm: bool) -> None:

@@ -1,8 +1,7 @@
 """DiffAugment (Zhao et al. 2020, arXiv 2006.10738): random transforms of every image that D sees, real or fake.
 
-Without them D learns a small set of pictures by heart. Because G's gradient flows through the transforms, and fake
-images get them as real ones do, G does not learn to draw transformed pictures. Transforms and their ranges are those
-of the paper's code (mit-han-lab/data-efficient-gans, DiffAugment_pytorch.py); its random numbers are passed in here.
+Transforms and their ranges are those of the paper's code (mit-han-lab/data-efficient-gans, DiffAugment_pytorch.py); its
+random numbers are passed in here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Checkpoints: written to another file and renamed, so that none is half written; checked by hash; read without running
-code that they may contain.
+"""Checkpoints: 8 fixed bytes, the SHA-256 of the rest, and the output of `torch.save`; the one before is kept as well.
 
-A file is 8 fixed bytes, the SHA-256 of the rest, and the output of `torch.save`. The checkpoint before is kept as well.
+They are written to another file and renamed, and read without running code that they may contain.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import hashlib
 import io
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,26 +58,17 @@ def put_checkpoint(directory: Path, content: bytes) -> None:
 
 def has_undamaged_checkpoint(directory: Path) -> bool:
     """Whether `load_checkpoint` would find one that is not damaged."""
-    return _newest_undamaged(directory) is not None
+    return any(is_undamaged for _, _, is_undamaged in _files(directory))
 
 
 def read_checkpoint(directory: Path) -> tuple[bytes, dict[str, Any]] | None:
-    """The newest undamaged checkpoint, as the bytes of its file and as its state; None where there is no checkpoint of
-    this package.
-
-    Changes nothing: it may be a run's that another process trains.
-    """
-    found = _newest_undamaged(directory)
-    with contextlib.suppress(ValueError):
-        return None if found is None else (found[1], _read(found[0], found[1][_HEAD:]))
-    return None
-
-
-def _newest_undamaged(directory: Path) -> tuple[Path, bytes] | None:
-    for path in (directory / name for name in _NAMES):
-        with contextlib.suppress(FileNotFoundError):
-            if _payload(content := path.read_bytes()) is not None:
-                return path, content
+    """The newest undamaged checkpoint, as the bytes of its file and as its state; None where there is none of this
+    package. Changes nothing: it may be a run's that another process trains."""
+    for path, content, is_undamaged in _files(directory):
+        if is_undamaged:
+            with contextlib.suppress(ValueError):
+                return content, _state(path, content)
+            return None
     return None
 
 
@@ -87,14 +78,11 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     Raises ValueError for a file that no version of this package wrote: it may contain code, which is not run.
     """
     damaged = False
-    for path in (directory / name for name in _NAMES):
-        if not path.exists():
-            continue
-        payload = _payload(path.read_bytes())
-        if payload is not None:
+    for path, content, is_undamaged in _files(directory):
+        if is_undamaged:
             if damaged:
                 log.warning("resuming from %s", path)
-            return _read(path, payload)
+            return _state(path, content)
         damaged = True
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)  # otherwise the next save would replace the undamaged checkpoint by this one
@@ -104,15 +92,17 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     return None
 
 
-def _payload(content: bytes) -> bytes | None:
-    """What `torch.save` wrote; None where a file is damaged."""
-    magic, expected, payload = content[:8], content[8:_HEAD], content[_HEAD:]
-    return payload if magic == _MAGIC and hashlib.sha256(payload).digest() == expected else None
+def _files(directory: Path) -> Iterator[tuple[Path, bytes, bool]]:
+    """The checkpoints, the newest first: path, content, and whether it is undamaged."""
+    for path in (directory / name for name in _NAMES):
+        with contextlib.suppress(FileNotFoundError):
+            content = path.read_bytes()
+            yield path, content, content[:_HEAD] == _MAGIC + hashlib.sha256(content[_HEAD:]).digest()
 
 
-def _read(path: Path, payload: bytes) -> dict[str, Any]:
+def _state(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content[_HEAD:]), map_location="cpu", weights_only=True)
         assert isinstance(state, dict)
         return state
     except Exception:  # torch raises many kinds here, and its messages advise to run the code

@@ -1,8 +1,4 @@
-"""The typed description of one training run: everything that decides its result, except seed and machine.
-
-`override` changes fields by dotted name, `diff` says what differs, `digest` names a config in eight bytes.
-Paths, devices and numbers of workers are not included: they may differ between machines, results may not.
-"""
+"""The typed description of one training run: everything that decides its result, except seed and machine."""
 
 from __future__ import annotations
 
@@ -18,9 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 RESOLUTIONS = (32, 64, 128, 256)
-# Fields that may differ when a shorter run is extended; they do not affect the steps that both runs share, nor the
-# evaluations at multiples of `eval.every`: the total decides where a run ends, and `eval.endpoint` which evaluations
-# its score is the mean of.
+# Fields that may differ when a shorter run is extended: they affect neither the steps that both runs share nor the
+# evaluations at multiples of `eval.every`.
 EXTENDABLE_FIELDS = ("optim.steps", "eval.endpoint")
 DATASETS = ("embedded", "cifar10", "cifar100", "stl10", "celeba", "imagenette", "imagenet", "folder")
 
@@ -51,8 +46,7 @@ class AttentionConfig:
     """Where self-attention sits and what it is made of. `at` lists feature maps: 32 is feat32.
 
     Defaults follow the official code; the paper's text has value_ratio=8 and pool=False. The other kinds put a local
-    residual block in attention's place, with as many parameters or, "residual_flops", as many multiplications as the
-    attention that the other fields describe (sagan/attention.py).
+    residual block of equal parameters, or of equal multiplications, in attention's place (sagan/attention.py).
     """
 
     kind: Literal["self_attention", "residual", "residual_flops"] = "self_attention"
@@ -160,12 +154,10 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """When and how samples are scored. The metric fingerprint has every field but `every` and `standing_images`:
-    variants that differ only in these share a table.
+    """When and how samples are scored. The metric fingerprint has every field but `every` and `standing_images`.
 
-    `bn` says which statistics G's batch norm uses: the running averages of training ("running", the official
-    protocol) or statistics measured before each evaluation over `standing_images` images of fresh z, or a few more,
-    as complete batches are drawn ("standing").
+    `bn` says which statistics G's batch norm uses: the running averages of training ("running", the official protocol)
+    or statistics measured before each evaluation over `standing_images` images of fresh z, or a few more ("standing").
     """
 
     every: int = 10_000
@@ -192,14 +184,16 @@ class Config:
 
     def build_error(self) -> str | None:
         """Why these networks cannot be built ("needs 128 px"), or None."""
-        groups, size = self.model.bn_groups, self.optim.batch_size
-        if size % groups or size < 2 * groups:
+        groups, batch_size = self.model.bn_groups, self.optim.batch_size
+        if batch_size % groups or batch_size < 2 * groups:
             return f"needs batches of {groups} equal parts of 2 images or more"
         for size in self.model.attention.at:
-            if size not in attention_sizes(self.data.resolution, self.model.attention.networks):
-                fitting = (r for r in RESOLUTIONS if size in attention_sizes(r, self.model.attention.networks))
-                smallest = next(fitting, None)
-                return f"needs {smallest} px" if smallest else f"no resolution has feat{size}"
+            # Attention follows a block; the first of D has half the image's size.
+            needed = size if self.model.attention.networks == "G" else 2 * size
+            if needed > RESOLUTIONS[-1]:
+                return f"no resolution has feat{size}"
+            if needed > self.data.resolution:
+                return f"needs {needed} px"
         return None
 
     def check_buildable(self) -> None:
@@ -247,13 +241,6 @@ class Config:
             )
 
 
-def attention_sizes(resolution: int, networks: str) -> tuple[int, ...]:
-    """Feature maps that carry attention: sizes of block outputs of G, of D, or of both (paper, Table 1: both)."""
-    sizes_g = tuple(size for size in (8, 16, 32, 64, 128, 256) if size <= resolution)
-    sizes_d = tuple(size for size in sizes_g if size <= resolution // 2)
-    return sizes_g if networks == "G" else sizes_d
-
-
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"optim.lr_g": 1e-4, ...} with every field of a Config, or of a part of one, once."""
     flat: dict[str, Any] = {}
@@ -278,7 +265,7 @@ def override(config: Config, changes: typing.Mapping[str, Any]) -> Config:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"fields are {', '.join(known)}"
             raise ValueError(f"{name}: no such field; {hint}")
-    return typing.cast(Config, _rebuild(config, "", {**changes}))
+    return typing.cast(Config, _rebuild(config, "", changes))
 
 
 def diff(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
@@ -298,7 +285,7 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _rebuild(node: Any, prefix: str, changes: dict[str, Any]) -> Any:
+def _rebuild(node: Any, prefix: str, changes: typing.Mapping[str, Any]) -> Any:
     kind: Any = type(node)
     hints = _hints(kind)
     values = {}

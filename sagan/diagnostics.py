@@ -30,8 +30,7 @@ def largest_singular_value(network: nn.Module) -> float:
     """The largest over convolutions, linear layers and D's embedding, of the weights before spectral norm divides them
     (exact, float64; not the running estimate)."""
     largest = 0.0
-    norms = [module for module in network.modules() if isinstance(module, BatchNormReLU)]
-    tables = {table for norm in norms for table in (norm.gain, norm.bias)}
+    tables = [table for norm in network.modules() if isinstance(norm, BatchNormReLU) for table in norm.children()]
     for layer in network.modules():
         if isinstance(layer, SpectralNormWeight) and layer not in tables:
             matrix = layer.weight.detach().flatten(1).double()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +22,9 @@ class Failure:
 
 
 def write_failure(folder: Path, error: BaseException, device: str) -> None:
-    """To be called while `error` is being handled. Of several processes of one run only the first to call this
-    writes: the others then fail because they can no longer reach it."""
-    reason = f"{type(error).__name__}: {error}"
-    if is_out_of_gpu_memory(error):
-        reason = out_of_gpu_memory(error, device)
+    """Of several processes of one run only the first to call this writes: the others fail as they cannot reach it."""
+    is_full = is_out_of_gpu_memory(error)
+    reason = out_of_gpu_memory(error, device) if is_full else f"{type(error).__name__}: {error}"
     try:
         with (folder / NAME).open("x") as file:
             json.dump({"reason": reason[:500], "traceback": "".join(traceback.format_exception(error))}, file)
@@ -51,10 +48,12 @@ def read_failure(folder: Path) -> Failure | None:
 
 
 def is_out_of_gpu_memory(error: BaseException) -> bool:
-    return any(
-        type(cause).__name__ == "OutOfMemoryError" or any(text in str(cause) for text in _OUT_OF_MEMORY)
-        for cause in _causes(error)
-    )
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__name__ == "OutOfMemoryError" or any(text in str(cause) for text in _OUT_OF_MEMORY):
+            return True
+        cause = cause.__cause__ or cause.__context__  # an error in a recorded step may raise another at its end
+    return False
 
 
 def out_of_gpu_memory(error: BaseException, device: str) -> str:
@@ -72,9 +71,3 @@ def out_of_gpu_memory(error: BaseException, device: str) -> str:
         f"out of GPU memory: {device} has {memory}; set a smaller optim.batch_size, or start fewer --workers "
         f"({type(error).__name__}: {reason})"
     )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__  # an error in a recorded step may raise another at its end

@@ -76,11 +76,22 @@ def write_grid(path: Path, classes: Sequence[str], n: int, out: Path, seed: int,
     if not path.is_file():
         raise ValueError(f"FILE: must be a generator.safetensors, got {str(path)!r}, where there is no file")
     generator, names = load_generator(path, named_device(device))
-    chosen = _labels(classes, names) or _spread(max(1, len(names)), n)
+    chosen = _labels(classes, names)
+    if not chosen:
+        known = max(1, len(names))
+        count = min(known, n, max(_ROWS_BY_DEFAULT, math.isqrt(n)))
+        chosen = [index * known // count for index in range(count)]
     if len(chosen) > n:
         raise ValueError(f"--n: must be at least the number of classes, {len(chosen)}, got {n}")
-    rows = _rows(chosen, n)
-    _write(draw(generator, rows, n, seed), out)
+    # Every class has as many rows as make the grid most nearly square.
+    rows = torch.tensor(chosen).repeat_interleave(max(1, round(math.sqrt(n) / len(chosen))))
+    content = io.BytesIO()
+    Image.fromarray(draw(generator, rows, n, seed).numpy()).save(content, "PNG")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, content.getvalue())
+    except OSError as error:
+        raise ValueError(f"--out: must be a file that can be written, got {str(out)!r} ({error.strerror})") from None
     of = f" of {', '.join(names[label] for label in chosen)}" if names else ""
     # Class names of an unknown file may contain control characters for the terminal.
     return "".join(char if char.isprintable() else "?" for char in f"wrote {out}: {n} pictures in {len(rows)} rows{of}")
@@ -104,23 +115,11 @@ def draw(generator: Generator, rows: Tensor, n: int, seed: int) -> Tensor:
     return grid.flatten(2, 3).flatten(0, 1)
 
 
-def _write(picture: Tensor, out: Path) -> None:
-    content = io.BytesIO()
-    Image.fromarray(picture.numpy()).save(content, "PNG")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, content.getvalue())
-    except OSError as error:
-        raise ValueError(f"--out: must be a file that can be written, got {str(out)!r} ({error.strerror})") from None
-
-
 def _labels(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
     """The labels of the classes `wanted`, each once."""
     if wanted and not names:
-        raise ValueError(
-            f"--class: must be left out, got {wanted[0]!r}: this generator was trained without classes "
-            f"(model.conditioning is none)"
-        )
+        without = "this generator was trained without classes (model.conditioning is none)"
+        raise ValueError(f"--class: must be left out, got {wanted[0]!r}: {without}")
     for name in wanted:
         if name not in names:
             close = [repr(near) for near in difflib.get_close_matches(name, names)]
@@ -128,17 +127,6 @@ def _labels(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
             listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
             raise ValueError(f"--class: must be a class of this generator ({listed}), got {name!r}{hint}")
     return [names.index(name) for name in dict.fromkeys(wanted)]
-
-
-def _spread(num_classes: int, n: int) -> list[int]:
-    """The labels by default: all if they are few, else some that are evenly spaced."""
-    count = min(num_classes, n, max(_ROWS_BY_DEFAULT, math.isqrt(n)))
-    return [index * num_classes // count for index in range(count)]
-
-
-def _rows(chosen: Sequence[int], n: int) -> Tensor:
-    """The label of each row. Every class has as many rows as make the grid most nearly square."""
-    return torch.tensor(chosen).repeat_interleave(max(1, round(math.sqrt(n) / len(chosen))))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
 """journal.jsonl: the record of a run, one JSON object per line; lines are only appended.
 
-A line is {"time": seconds since 1970, "step": of the run, "metrics": {name: number}, "files": [names relative to the
-run's folder, which are complete when the line is there], "status": null, or the outcome on the run's last line}.
-JSON has no NaN and no infinities: in metrics these are the texts "NaN", "Infinity" and "-Infinity".
-
-A run that is resumed from a checkpoint may write the same steps again. The rule is: a line supersedes all lines before
-it of the same step or a later one. `read` returns all lines; `current` applies the rule.
+The format is in sagan/README.md (The folder of a run). A run that is resumed from a checkpoint may write the same steps
+again. The rule is: a line supersedes all lines before it of the same step or a later one. `read` returns all lines;
+`current` applies the rule.
 """
 
 from __future__ import annotations
@@ -49,12 +46,11 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when this process ends
             records, self._end = read(path)
-        except BlockingIOError:
+        except (OSError, ValueError) as error:
             os.close(self._file)
+            if not isinstance(error, BlockingIOError):
+                raise
             raise ValueError(f"{path.parent}: another process trains in this folder; wait for it, or end it") from None
-        except BaseException:
-            os.close(self._file)
-            raise
         self._time = max((record.time for record in records), default=0.0)
 
     def append(
@@ -80,22 +76,18 @@ class Journal:
         self._end += len(line)
         return record
 
-    def close(self) -> None:
-        os.close(self._file)
-
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.close()
+        os.close(self._file)
 
 
 def read(path: Path, offset: int = 0, end: int | None = None) -> tuple[list[Record], int]:
-    """The records from byte `offset` on (at most to byte `end`), and the offset for the next call. A file
-    that does not exist has no records.
+    """The records from byte `offset` on (at most to byte `end`), and the offset for the next call.
 
-    An incomplete last line is neither returned nor counted: its process died while writing it, or is still writing.
-    Raises ValueError, with file and line number, for any other damaged line.
+    A file that does not exist has no records. An incomplete last line is neither returned nor counted: its process died
+    while writing it, or is still writing. Raises ValueError, with file and line number, for any other damaged line.
     """
     try:
         with path.open("rb") as file:
@@ -110,9 +102,10 @@ def read(path: Path, offset: int = 0, end: int | None = None) -> tuple[list[Reco
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if index == len(lines) - 1:
                 break
+            number = path.read_bytes()[:offset].count(b"\n") + 1
             raise ValueError(
-                f"{path}:{_line_number(path, offset)}: must be a line of a journal (JSON with time, step, "
-                f"metrics, files and status), but is damaged ({error}); restore the file, or start in another folder"
+                f"{path}:{number}: must be a line of a journal (JSON with time, step, metrics, files and status), but "
+                f"is damaged ({error}); restore the file, or start in another folder"
             ) from None
         offset += len(line)
     return records, offset
@@ -135,10 +128,8 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
 def to_json(metrics: Mapping[str, float]) -> dict[str, float | str]:
     """`metrics` with texts instead of NaN and infinities, which JSON does not have; float() reads both."""
-    return {name: value if math.isfinite(value) else _NAMES[str(value)] for name, value in metrics.items()}
-
-
-_NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+    names = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+    return {name: value if math.isfinite(value) else names[str(value)] for name, value in metrics.items()}
 
 
 def _line(record: Record) -> bytes:
@@ -160,7 +151,3 @@ def _record(line: bytes) -> Record:
         files=tuple(map(str, content["files"])),
         status=status,
     )
-
-
-def _line_number(path: Path, offset: int) -> int:
-    return path.read_bytes()[:offset].count(b"\n") + 1

@@ -91,15 +91,12 @@ class BatchNormReLU(nn.Module):
     """Batch norm, gain and bias, ReLU: (B, C, H, W) -> the same.
 
     `gain` and `bias` are tables [num_classes, C] from which the label picks a row (ConditionalBatchNorm of the official
-    ops.py), or have one row for all (`num_classes` None: the last layer of G). With `spectral_norm` both tables are
-    divided by their largest singular value, each by its own, and the gain is 1 + its row, as in StudioGAN: dividing a
-    table of gains near 1 would make them as small as 1 / sqrt(num_classes * C).
+    ops.py), or have one row for all (`num_classes` None: the last layer of G). With `spectral_norm` the gain is 1 + its
+    row, as in StudioGAN: dividing a table of gains near 1 would make them as small as 1 / sqrt(num_classes * C).
 
-    Momentum is torch's: the weight of the new batch. The variance that is kept is the biased one's unbiased form,
-    as torch does; the official code keeps the biased one.
-
-    Each of `groups` equal, contiguous groups of a batch has its own statistics; with `process_group`, one group spans
-    the batches of its processes. Running statistics are updated with the mean over the groups.
+    Momentum is the weight of the new batch, and the variance that is kept is unbiased, as in torch. Each of `groups`
+    equal, contiguous groups of a batch has its own statistics; with `process_group`, one group spans the batches of its
+    processes. Running statistics are updated with the mean over the groups.
     """
 
     running_mean: Tensor

@@ -1,9 +1,7 @@
 """Cores and memory that this process may use: what its affinity and the limits of its containers leave of the machine.
 
-Linux limits a process by control groups, which lie in one another; each of them, and not only the innermost, counts.
-They are directories of version 2 (`cpu.max`, `memory.max`) or of version 1 (`cpu.cfs_quota_us`,
-`memory.limit_in_bytes`). Where they are mounted, and which of them is ours, is in /proc/self/mountinfo and
-/proc/self/cgroup (man 7 cgroups, man 5 proc).
+Linux limits a process by control groups of version 1 or 2, which lie in one another; each counts, not the innermost
+alone. Where they are, and which is ours, is in /proc/self/mountinfo and /proc/self/cgroup (man 7 cgroups, man 5 proc).
 """
 
 from __future__ import annotations
@@ -21,7 +19,8 @@ def usable_cores(process: Path = _SELF) -> int:
     """Cores that this process may use, 1 or more: the smallest of its CPU affinity and its quotas, rounded down."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups("cpu", process):
-        quota = _words(group / "cpu.max") or [*_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")]
+        first = f"{_text(group / 'cpu.cfs_quota_us')} {_text(group / 'cpu.cfs_period_us')}"
+        quota = (_text(group / "cpu.max") or first).split()
         if len(quota) == 2 and all(map(str.isdecimal, quota)):  # "max" and -1 are no quota
             cores = min(cores, int(quota[0]) // int(quota[1]))
     return max(1, cores)
@@ -48,9 +47,9 @@ def free_memory_mib(process: Path = _SELF) -> float:
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
-            numbers = [*_words(group / limit), *_words(group / used)]
+            numbers = f"{_text(group / limit)} {_text(group / used)}".split()
             if len(numbers) == 2 and all(map(str.isdecimal, numbers)):
-                counters = _words(group / "memory.stat")
+                counters = _text(group / "memory.stat").split()
                 # The page cache is counted as used, but is released on demand.
                 released = int(counters[counters.index(cache) + 1]) if cache in counters else 0
                 free = min(free, int(numbers[0]) - int(numbers[1]) + released)
@@ -60,8 +59,8 @@ def free_memory_mib(process: Path = _SELF) -> float:
 def _groups(controller: str, process: Path) -> Iterator[Path]:
     """The directories of the control groups that limit `controller` for this process, the innermost first."""
     # "" for version 2, and for version 1 several controllers by their names.
-    ours = [line.split(":", 2)[1:] for line in _lines(process / "cgroup")]
-    for line in _lines(process / "mountinfo"):
+    ours = [line.split(":", 2)[1:] for line in _text(process / "cgroup").splitlines()]
+    for line in _text(process / "mountinfo").splitlines():
         mount, _, about = line.partition(" - ")
         root, point = map(Path, mount.split()[3:5])
         kind, *_, options = about.split()
@@ -77,12 +76,8 @@ def _groups(controller: str, process: Path) -> Iterator[Path]:
                     yield point / group
 
 
-def _lines(path: Path) -> list[str]:
+def _text(path: Path) -> str:
     try:
-        return path.read_text().splitlines()
+        return path.read_text()
     except OSError:  # not Linux; or of a group that has no such limit
-        return []
-
-
-def _words(path: Path) -> list[str]:
-    return [word for line in _lines(path) for word in line.split()]
+        return ""

@@ -1,11 +1,8 @@
 """Generator and discriminator of SAGAN for 32 to 256 px (Zhang et al. 2019, section 3; official code).
 
-The 128 px networks are the official ones. The others have the official blocks in the layouts that BigGAN-PyTorch and
-StudioGAN share; where these two differ, in G at 64 px and in D at 32 px, the layout is StudioGAN's. Their parameter
-counts are in tests/test_networks.py.
-
-Initialisation is the official one by default: xavier-uniform, zero biases, cBN tables 1 and 0. Each layer draws from
-a stream of its own name: two variants with the same seed start from the same weights wherever they have the same layer.
+The 128 px networks are the official ones, the others as sagan/README.md says (What the paper leaves open). So is the
+initialisation by default: xavier-uniform, zero biases, cBN tables 1 and 0. Each layer draws from a stream of its own
+name: two variants with the same seed start from the same weights wherever they have the same layer.
 """
 
 from __future__ import annotations
@@ -19,14 +16,7 @@ from torch import Tensor, nn
 
 from sagan.attention import SelfAttention2d, attention_block
 from sagan.config import ModelConfig
-from sagan.layers import (
-    BatchNormReLU,
-    Conv2d,
-    DiscriminatorBlock,
-    Embedding,
-    GeneratorBlock,
-    Linear,
-)
+from sagan.layers import BatchNormReLU, Conv2d, DiscriminatorBlock, Embedding, GeneratorBlock, Linear
 from sagan.precision import autocast
 from sagan.spectral_norm import SpectralNormWeight, apply_spectral_norm
 from sagan.streams import stream
@@ -39,8 +29,8 @@ _LAYOUT_D = {32: (2, 2, 2, 2), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16), 
 class Generator(nn.Module):
     """Images in [-1, 1] from noise and labels: z (B, z_dim), labels (B,) -> (B, 3, R, R).
 
-    In training mode batch statistics are used and folded into the running ones, and spectral norm iterates once, in
-    every forward pass: the D step's too, as in the official code.
+    In training mode every forward pass updates running statistics and iterates spectral norm once: the D step's too, as
+    in the official code.
     """
 
     weight_layers: list[SpectralNormWeight]
@@ -177,19 +167,14 @@ def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: i
     if network.weight_layers[0].weight.is_meta:
         return  # on the meta device nothing has values; cost.py counts operations there
     norms = [module for module in network.modules() if isinstance(module, BatchNormReLU)]
-    gains, biases = {norm.gain for norm in norms}, {norm.bias for norm in norms}
-    # A table of zeros has no singular vectors, which spectral norm needs.
-    drawn_tables = {
-        table
-        for norm in norms
-        if norm.conditional and (config.cbn_init == "drawn" or norm.gain.spectral_norm)
-        for table in (norm.gain, norm.bias)
-    }
+    gains = {norm.gain for norm in norms}
+    is_drawn = config.cbn_init == "drawn" or config.sn.cbn  # a table of zeros has no singular vectors for spectral norm
+    constant = {table for norm in norms if not (norm.conditional and is_drawn) for table in (norm.gain, norm.bias)}
     for name, layer in network.named_modules():
         if not isinstance(layer, SpectralNormWeight):
             continue
         generator = stream(seed, f"{type(network).__name__}.{name}")
-        if layer in gains | biases and layer not in drawn_tables:
+        if layer in constant:
             nn.init.zeros_(layer.weight)
         elif config.init == "xavier":
             nn.init.xavier_uniform_(layer.weight, generator=generator)
