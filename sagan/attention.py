@@ -16,10 +16,7 @@ _SCORES_IN_CACHE = 2**18  # of one image: 1 MiB of float32, N x M of feat32 with
 
 
 class SelfAttention2d(nn.Module):
-    """Self-attention over a feature map: (B, C, H, W) -> the same; the identity while gamma is 0.
-
-    The four 1x1 convolutions have no bias, as in the paper and in the official code.
-    """
+    """Self-attention over a feature map: (B, C, H, W) -> the same; the identity while gamma is 0. No biases."""
 
     def __init__(self, channels: int, config: AttentionConfig, *, spectral_norm: bool) -> None:
         super().__init__()
@@ -82,9 +79,7 @@ def attention_block(
     channels: int, size: int, config: AttentionConfig, *, spectral_norm: bool
 ) -> SelfAttention2d | ResidualControl:
     """The block of `config.kind` for a map of `channels` x `size` x `size`.
-
-    Per pixel, attention has 2C(K + V) multiplications in its convolutions, and M(K + V) with its keys and values.
-    """
+    Per pixel, attention has 2C(K + V) multiplications in its convolutions, and M(K + V) with its keys and values."""
     if config.kind == "self_attention":
         return SelfAttention2d(channels, config, spectral_norm=spectral_norm)
     units = sum(_widths(channels, config))
@@ -111,8 +106,8 @@ def _tokens(x: Tensor) -> Tensor:
 def _attend_by_image(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) -> Tensor:
     """softmax(q k' * scale) v, one image at a time, so that its N x M matrix stays in a processor's cache.
 
-    Transposed as here, the products of both passes are those that the library for matrices does fast. torch's fused
-    kernel for the CPU takes twice as long over the backward pass at feat32 (tests/benchmarks/test_attention.py).
+    torch's fused kernel for the CPU takes twice as long over the backward pass at feat32
+    (tests/benchmarks/test_attention.py). Transposed as here, the products of both passes are fast.
     """
     q_BKN, k_BKM, v_BVM = (tokens.transpose(1, 2).contiguous() for tokens in (q_BNK * scale, k_BMK, v_BMV))
     images = zip(q_BKN.unbind(), k_BKM.unbind(), v_BVM.unbind(), strict=True)
@@ -121,9 +116,7 @@ def _attend_by_image(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) 
 
 def _attend_fused(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) -> Tensor:
     """The same by torch's fused kernel, which never stores an N x M matrix.
-
-    It wants q, k and v of equal width; channels of zeros change nothing.
-    """
+    It wants q, k and v of equal width; channels of zeros change nothing."""
     width = max(q_BNK.shape[2], v_BMV.shape[2])
     q, k, v = (_widened(tokens, width).unsqueeze(1) for tokens in (q_BNK, k_BMK, v_BMV))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0, :, : v_BMV.shape[2]]

@@ -74,9 +74,7 @@ def read_checkpoint(directory: Path) -> tuple[bytes, dict[str, Any]] | None:
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     """The newest undamaged checkpoint, or None if there is none; a damaged one is renamed, with a warning in the log.
-
-    Raises ValueError for a file that no version of this package wrote: it may contain code, which is not run.
-    """
+    Raises ValueError for a file that no version of this package wrote: it may contain code, which is not run."""
     damaged = False
     for path, content, is_undamaged in _files(directory):
         if is_undamaged:

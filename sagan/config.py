@@ -256,9 +256,7 @@ def field_names() -> tuple[str, ...]:
 
 def override(config: Config, changes: typing.Mapping[str, Any]) -> Config:
     """A copy with fields changed by dotted name; texts are read as the field's type ("1e-4" for a float).
-
-    Raises ValueError with the field, the rule and the value; for an unknown field, with the nearest known name.
-    """
+    Raises ValueError with the field, the rule and the value; for an unknown field, with the nearest known name."""
     known = flatten(config)
     for name in changes:
         if name not in known:

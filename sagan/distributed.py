@@ -102,9 +102,7 @@ def _subgroup(count: int) -> dist.ProcessGroup:
 
 def join(name: str) -> torch.device:
     """Join the other processes, if torchrun started this one; returns the device of this process.
-
-    Under torchrun "cuda" is the GPU with the local rank as its number. Raises ValueError as `named_device` does.
-    """
+    Under torchrun "cuda" is the GPU with the local rank as its number. Raises ValueError as `named_device` does."""
     is_one_of_several = "TORCHELASTIC_RUN_ID" in os.environ
     device = named_device(f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and is_one_of_several else name)
     if is_one_of_several:

@@ -161,9 +161,7 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
 
 def _generated(options: argparse.Namespace, device: torch.device) -> _Images:
     """Samples of a generator file, drawn as in training, with the batch-norm statistics of the file.
-
-    With the seed of its run these are the samples of the run's last evaluation.
-    """
+    With the seed of its run these are the samples of the run's last evaluation."""
     from sagan.generator_file import read_generator
     from sagan.sampling import Sampler
     from sagan.streams import seed_of_streams

@@ -1,8 +1,7 @@
 """journal.jsonl: the record of a run, one JSON object per line; lines are only appended.
 
-The format is in sagan/README.md (The folder of a run). A run that is resumed from a checkpoint may write the same steps
-again. The rule is: a line supersedes all lines before it of the same step or a later one. `read` returns all lines;
-`current` applies the rule.
+The format is in sagan/README.md (The folder of a run). A run that is resumed may write the same steps again: a line
+supersedes all lines before it of the same step or a later one. `read` returns all lines; `current` applies the rule.
 """
 
 from __future__ import annotations
@@ -57,9 +56,7 @@ class Journal:
         self, step: int, metrics: Mapping[str, float], files: Sequence[str] = (), status: str | None = None
     ) -> Record:
         """Write one line and flush it to the disk; removes a truncated last line first.
-
-        An OSError, such as that of a full disk, leaves the file as it was.
-        """
+        An OSError, such as that of a full disk, leaves the file as it was."""
         # Later than every earlier line, even if the clock was set back.
         self._time = max(time.time(), self._time + _LEAST)
         record = Record(self._time, step, dict(metrics), tuple(files), status)

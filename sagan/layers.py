@@ -1,7 +1,7 @@
 """The layers of SAGAN: spectrally normalised convolutions, conditional batch norm, residual blocks.
 
 Order of operations and parameter shapes follow the official code (ops.py, generator.py and discriminator.py of
-brain-research/self-attention-gan); every deviation is named where it is made. Attention has a file of its own.
+brain-research/self-attention-gan); every deviation is named where it is made.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ Resample = Literal["none", "up", "down"]
 
 
 class Conv2d(SpectralNormWeight):
-    """A 3x3 or 1x1 convolution, padded to keep the size; optionally with x2 resampling of a 3x3. A 1x1 is a matrix
-    product over the channels, which lie together in channels_last memory.
+    """A 3x3 or 1x1 convolution, padded to keep the size; optionally with x2 resampling of a 3x3.
 
     "up" is nearest upsampling, then the convolution; "down" is the convolution, then 2x2 average pooling. Both are
     computed exactly as one strided 4x4 kernel, the 3x3 summed over 2x2 shifts: 16 multiplications instead of 36.
@@ -46,7 +45,7 @@ class Conv2d(SpectralNormWeight):
             self.register_buffer("spread", _spread_matrix(resample), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.effective_weight.shape[-1] == 1:
+        if self.effective_weight.shape[-1] == 1:  # a matrix product over channels, which are adjacent in memory
             return F.linear(x.permute(0, 2, 3, 1), self.effective_weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         if self.resample == "none":
             return F.conv2d(x, self.effective_weight, self.bias, padding=1)
@@ -137,11 +136,8 @@ class BatchNormReLU(nn.Module):
 
 class _NormReLU(torch.autograd.Function):
     """relu(gain * (x - mean) / std + bias) over each group of a batch, and the groups' means and biased variances
-    [groups, C].
-
-    Written out because torch's own operators pass over the activations some fourteen times, this nine times.
-    Activations may be bf16; all else, statistics included, has the precision of the parameters.
-    """
+    [groups, C]. torch's own operators pass over the activations some fourteen times, this nine times. Activations may
+    be bf16; all else, statistics included, has the precision of the parameters."""
 
     @staticmethod
     def forward(
@@ -248,9 +244,7 @@ class GeneratorBlock(nn.Module):
 
 class DiscriminatorBlock(nn.Module):
     """Residual block of D, (B, C, H, W) -> (B, C', H/2, W/2) when `down`; hidden width C' (official discriminator.py).
-
-    `first`: the optimised block at the image, which has no ReLU before its first convolution.
-    """
+    `first`: the optimised block at the image, which has no ReLU before its first convolution."""
 
     def __init__(
         self, channels_in: int, channels_out: int, *, down: bool, first: bool = False, spectral_norm: bool

@@ -29,8 +29,8 @@ _LAYOUT_D = {32: (2, 2, 2, 2), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16), 
 class Generator(nn.Module):
     """Images in [-1, 1] from noise and labels: z (B, z_dim), labels (B,) -> (B, 3, R, R).
 
-    In training mode every forward pass updates running statistics and iterates spectral norm once: the D step's too, as
-    in the official code.
+    In training mode every forward pass updates running statistics and iterates spectral norm: the D step's too, as in
+    the official code.
     """
 
     weight_layers: list[SpectralNormWeight]

@@ -18,12 +18,14 @@ _PARTS = ("images", "queries", "maps")  # of an attention map's file
 
 def write_pictures(folder: Path, step: int, images: Mapping[str, NDArray[Any]]) -> list[str]:
     """Write "samples/step_0000500.png", "attention/g32/step_0000500.npz" and so on below `folder`; returns their names.
-
-    Each is written completely or not at all. `images` are those of `Sampler.pictures`.
-    """
+    Each is written completely or not at all. `images` are those of `Sampler.pictures`."""
     files = {}
     if "samples" in images:
-        files[f"samples/step_{step:07d}.png"] = _grid(images["samples"])
+        rows, columns, height, width, channels = images["samples"].shape
+        tiles = images["samples"].transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+        picture = io.BytesIO()
+        Image.fromarray(tiles).save(picture, "PNG")
+        files[f"samples/step_{step:07d}.png"] = picture.getvalue()
     for name in sorted({key.rpartition("/")[0] for key in images if key.startswith("attention/")}):
         file = io.BytesIO()
         np.savez_compressed(file, allow_pickle=False, **{part: images[f"{name}/{part}"] for part in _PARTS})
@@ -32,12 +34,3 @@ def write_pictures(folder: Path, step: int, images: Mapping[str, NDArray[Any]]) 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / name, content)
     return list(files)
-
-
-def _grid(samples: NDArray[np.uint8]) -> bytes:
-    """uint8 [rows, columns, H, W, 3] as one PNG without gaps."""
-    rows, columns, height, width, channels = samples.shape
-    tiles = samples.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
-    file = io.BytesIO()
-    Image.fromarray(tiles).save(file, "PNG")
-    return file.getvalue()

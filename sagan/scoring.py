@@ -61,9 +61,7 @@ class Scorer:
 
     def score(self, step: int, average: Generator) -> dict[str, float]:
         """All metrics and `sample_diversity`, as a share of the real images'; `average` is left as it was scored.
-
-        Weights whose samples have collapsed are never the best: repeated real pictures have a low FD.
-        """
+        Weights whose samples have collapsed are never the best: repeated real pictures have a low FD."""
         self.sampler.prepare(average)
         first: list[Tensor] = []
         batches = with_copies(self.sampler.images(average), first, self.sampler.batches_within(DIVERSITY_SAMPLES))
@@ -71,15 +69,13 @@ class Scorer:
         gathered = [batch for batches in self._world.gather(first) for batch in batches]
         value = diversity(torch.cat(gathered)) / self.real_diversity if gathered else 0.0
         metrics = {**metrics, "sample_diversity": self._world.broadcast(value)}
-        if not _vary_too_little(metrics) and not _repeat_themselves(metrics):
+        if metrics["sample_diversity"] >= _COLLAPSED_DIVERSITY and not _repeat_themselves(metrics):
             self.best.offer(step, metrics["fid"], average)
         return metrics
 
     def best_of_run(self, generator: Generator) -> dict[str, float]:
         """`best/step` and the scores of the best weights, which are loaded into `generator`; {} if there are none.
-
-        New samples, because the lowest of many scores is partly chance: on the samples that chose it, it is too low.
-        """
+        New samples, because the lowest of many scores is partly chance: on the samples that chose it, it is too low."""
         if not self.best.weights:
             return {}
         generator.load_state_dict(self.best.weights)
@@ -89,9 +85,8 @@ class Scorer:
 
     def has_collapsed(self, metrics: dict[str, float], is_last: bool) -> bool:
         """Whether samples with these metrics have collapsed, overall or within classes, and earlier ones had not."""
-        has_collapsed = (_vary_too_little(metrics) and (self.has_varied or is_last)) or (
-            _repeat_themselves(metrics) and (self.has_varied_within or is_last)
-        )
+        has_collapsed = metrics["sample_diversity"] < _COLLAPSED_DIVERSITY and (self.has_varied or is_last)
+        has_collapsed |= _repeat_themselves(metrics) and (self.has_varied_within or is_last)
         # Twice the limit, so that a generator that hovers about it has not varied.
         self.has_varied |= metrics["sample_diversity"] > 2 * _COLLAPSED_DIVERSITY
         self.has_varied_within |= not _repeat_themselves(metrics, 2 * COLLAPSED)
@@ -120,10 +115,6 @@ def real_diversity(dataset: ImageDataset) -> float:
     """`diversity` of at most a thousand real images, evenly spaced over the data set, which may be sorted by class."""
     spread = torch.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), DIVERSITY_SAMPLES)).long()
     return diversity(dataset.images[spread])
-
-
-def _vary_too_little(metrics: dict[str, float]) -> bool:
-    return metrics["sample_diversity"] < _COLLAPSED_DIVERSITY
 
 
 def _repeat_themselves(metrics: dict[str, float], limit: float = COLLAPSED) -> bool:

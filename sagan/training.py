@@ -149,8 +149,8 @@ class Trainer:
         """Events from the current step to the last.
 
         `stop` is called after every step and between the batches of an evaluation. When it returns True, or the caller
-        closes the generator, a checkpoint is saved; after an error, also one that `stop` raises, none is.
-        With several processes all loop over it; the first one's `stop` decides, and it alone gets the events.
+        closes the generator, a checkpoint is saved; after an error none is. With several processes all loop over it;
+        the first one's `stop` decides, and it alone gets the events.
         """
         self.scorer.stop = stop
         return for_first_process(self.world, self._train()) if self.world.size > 1 else self._train()

@@ -47,9 +47,7 @@ class ImageDataset:
 
 def open_dataset(config: DataConfig, root: Path | None = None, cache_dir: Path = DEFAULT_CACHE) -> ImageDataset:
     """The training images of `config.name`; those that are not built in are prepared in `cache_dir` the first time.
-
-    Raises ValueError for images that cannot be had or read.
-    """
+    Raises ValueError for images that cannot be had or read."""
     if config.name == "embedded":
         return _open_embedded(config)
     source = list_source(config, root)

@@ -40,24 +40,17 @@ def draw(labels: Tensor, seed: int, resolution: int, broken: Literal["size", "he
     """
     rng = np.random.Generator(np.random.Philox(seed))
     images = np.empty((len(labels), 3, resolution, resolution), dtype=np.uint8)
+    pixels = ((np.arange(resolution) + 0.5) * (64 / resolution) - 32).astype(np.float32)
+    ground, ink = (np.asarray(colour, dtype=np.float32)[None, :, None, None] for colour in (GROUND, INK))
     for start in range(0, len(labels), 500):  # bounds the memory of the coordinate arrays
         chunk = labels[start : start + 500].numpy()
-        images[start : start + 500] = _draw_chunk(chunk, rng, resolution, broken)
+        coverage = np.empty((len(chunk), 1, resolution, resolution), dtype=np.float32)
+        grain, twins = chunk == CLASSES.index("grain"), chunk == CLASSES.index("twins")
+        coverage[grain, 0] = _grain(pixels, int(grain.sum()), rng)
+        coverage[twins, 0] = _twins(pixels, int(twins.sum()), rng, broken)
+        painted = np.floor(ground * (1 - coverage) + ink * coverage + np.float32(0.5))
+        images[start : start + 500] = painted.astype(np.uint8)
     return torch.from_numpy(images)
-
-
-def _draw_chunk(
-    labels: NDArray[np.int64], rng: np.random.Generator, resolution: int, broken: Literal["size", "height"] | None
-) -> NDArray[np.uint8]:
-    pixels = ((np.arange(resolution) + 0.5) * (64 / resolution) - 32).astype(np.float32)
-    coverage = np.empty((len(labels), resolution, resolution), dtype=np.float32)
-    grain, twins = labels == CLASSES.index("grain"), labels == CLASSES.index("twins")
-    coverage[grain] = _grain(pixels, int(grain.sum()), rng)
-    coverage[twins] = _twins(pixels, int(twins.sum()), rng, broken)
-    ink = coverage[:, None]
-    ground, colour = (np.asarray(paint, dtype=np.float32)[None, :, None, None] for paint in (GROUND, INK))
-    painted: NDArray[np.uint8] = np.floor(ground * (1 - ink) + colour * ink + np.float32(0.5)).astype(np.uint8)
-    return painted
 
 
 def _grain(pixels: _Array, n: int, rng: np.random.Generator) -> _Array:

@@ -1,9 +1,8 @@
 """Pictures brought to one size once, and kept in a file that every run and every metric reads.
 
-An entry of the cache is a folder: `images.u8` (uint8 [N, 3, R, R]), `labels.npy` and `manifest.json`. Its name carries
-a digest of the listing it was made from, so a file that is added, removed or changed gives another entry. It is built
-in another folder, in chunks that are logged when they are on the disk, and renamed when complete: a build that was
-killed is resumed.
+An entry of the cache is a folder: `images.u8` (uint8 [N, 3, R, R]), `labels.npy` and `manifest.json`. Its name has a
+digest of the files that it was made from. It is built in another folder, in chunks that are logged when they are on the
+disk, and renamed when complete: a build that was killed is resumed.
 """
 
 from __future__ import annotations

@@ -8,19 +8,16 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from sagan.config import DataConfig
-
-T = TypeVar("T")
 
 DEFAULT_ROOT = Path("data")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -71,9 +68,7 @@ class Source:
 
 def find_source(config: DataConfig, root: Path | None) -> Source:
     """The training pictures of `config.name` under `root` ("data" in the current folder if None).
-
-    Raises ValueError for a failed download, and for folders that cannot be read or whose layout is another.
-    """
+    Raises ValueError for a failed download, and for folders that cannot be read or whose layout is another."""
     try:
         return SOURCES[config.name](config, root or DEFAULT_ROOT)
     except OSError as error:
@@ -87,7 +82,8 @@ def _cifar(config: DataConfig, root: Path) -> Source:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = CIFAR100 if config.name == "cifar100" else CIFAR10
-    found = _fetched(config.name, root, partial(kind, root, train=True, download=True))
+    with _fetching(config.name, root):
+        found = kind(root, train=True, download=True)
     return _from_arrays(config.name, found.data, found.targets, found.classes, root / kind.base_folder)
 
 
@@ -95,18 +91,19 @@ def _stl10(config: DataConfig, root: Path) -> Source:
     """The 5,000 training and 8,000 test pictures, all that have labels; the 100,000 others are not read."""
     from torchvision.datasets import STL10
 
-    name = config.name
-    parts = [_fetched(name, root, partial(STL10, root, split=split, download=True)) for split in ("train", "test")]
+    with _fetching(config.name, root):
+        parts = [STL10(root, split=split, download=True) for split in ("train", "test")]
     images = np.concatenate([part.data for part in parts]).transpose(0, 2, 3, 1)
-    labels = np.concatenate([part.labels for part in parts])
-    return _from_arrays(name, images, labels, parts[0].classes, root / STL10.base_folder)
+    labels = np.concatenate([part.labels for part in parts]).tolist()
+    return _from_arrays(config.name, images, labels, parts[0].classes, root / STL10.base_folder)
 
 
 def _celeba(config: DataConfig, root: Path) -> Source:
     """Without labels, or in two classes by `data.attribute`: those without it, and those with it."""
     from torchvision.datasets import CelebA
 
-    found = _fetched(config.name, root, partial(CelebA, root, "train", target_type="attr", download=True))
+    with _fetching(config.name, root):
+        found = CelebA(root, "train", target_type="attr", download=True)
     names = [name for name in found.attr_names if name]
     folder = root / CelebA.base_folder
     files = [folder / "img_align_celeba" / name for name in found.filename]
@@ -124,7 +121,8 @@ def _imagenette(config: DataConfig, root: Path) -> Source:
 
     size = "160px" if config.resolution <= 128 else "320px"
     folder = root / f"imagenette2-{size.removesuffix('px')}"
-    found = _fetched(config.name, root, partial(Imagenette, root, "train", size, download=not folder.is_dir()))
+    with _fetching(config.name, root):
+        found = Imagenette(root, "train", size, download=not folder.is_dir())
     return _from_folder(config.name, folder / "train", tuple(names[0] for names in found.classes))
 
 
@@ -153,9 +151,11 @@ SOURCES: dict[str, Callable[[DataConfig, Path], Source]] = {
 }
 
 
-def _fetched(name: str, root: Path, build: Callable[[], T]) -> T:
+@contextmanager
+def _fetching(name: str, root: Path) -> Iterator[None]:
+    """Around what torchvision reads or downloads."""
     try:
-        return build()
+        yield
     except (OSError, RuntimeError, ImportError) as error:
         raise ValueError(
             f"data.name: {name} is incomplete under {root.resolve()} and could not be downloaded ({error}); put it "
@@ -164,11 +164,7 @@ def _fetched(name: str, root: Path, build: Callable[[], T]) -> T:
 
 
 def _from_arrays(
-    name: str,
-    images: NDArray[np.uint8],
-    labels: Sequence[int] | NDArray[np.int64],
-    classes: Sequence[str],
-    folder: Path,
+    name: str, images: NDArray[np.uint8], labels: Sequence[int], classes: Sequence[str], folder: Path
 ) -> Source:
     """uint8 images [N, H, W, 3] that torchvision has read from the files of `folder`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())

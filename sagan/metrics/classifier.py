@@ -134,9 +134,7 @@ def _disturbed(images: Tensor, draw: torch.Generator) -> Tensor:
 
 def _shifted(images: Tensor, draw: torch.Generator) -> Tensor:
     """For photographs: each moved on its own, reflected at the edges, and half of them mirrored.
-
-    No pixel is interpolated, so what the network sees is as sharp as what it will be shown.
-    """
+    No pixel is interpolated, so what the network sees is as sharp as what it will be shown."""
     count, _, side, _ = images.shape
     reach = side // _SHIFT
     moved = torch.randint(-reach, reach + 1, (2, count, 1), generator=draw) + torch.arange(side)

@@ -4,9 +4,8 @@ If a generator has learnt one picture of each class, or a few, its samples do no
 together they vary as the real ones do, a Gaussian fitted to their features is much like the real one, and an extractor
 recognises every class (one real picture per class: FD 6.1 with `embedded-v2`; twins of two sizes: 16).
 
-The spread about the class mean does not show it either; distances to the nearest other picture do: repeated pictures
-have none. They are taken between thumbnails, in which noise averages out; an extractor's features may spread more for
-poor pictures than for real ones. The figure shows collapse only: poor pictures can be more diverse than real ones.
+The spread about the class mean does not show it either; distances to the nearest other picture do. They are taken
+between thumbnails, in which noise averages out. They show collapse only: poor pictures can be more diverse than real.
 """
 
 from __future__ import annotations

@@ -49,8 +49,7 @@ class Evaluator:
     """Scores uint8 batches against the images of `dataset`.
 
     `weights` says which of G's weights the images come from, or is None for images of unknown origin. Figures under
-    different fingerprints must not share a table. Raises ValueError for an unknown extractor or weights that cannot be
-    had.
+    different fingerprints must not share a table. Raises ValueError for an extractor that cannot be had.
     """
 
     def __init__(
@@ -126,12 +125,13 @@ def fid_scores(generated: Features, reference: Reference) -> dict[str, float]:
     """`real_floor` is the expected score of as many real images: a generator gets below it by chance only."""
     split = torch.Generator().manual_seed(0)
     real, other = reference.pooled, fit(generated.features)
+    local = RealGaussian(reference.tensors["local_mean"], reference.tensors["local_root"])
     distance = frechet_distance(real, other)
     return {
         "fid": distance,
         "fid_se": frechet_standard_error(real, other, generated.features, generated.labels),
         "fid_extrapolated": frechet_extrapolated(real, distance, generated.features, generated.labels, split),
-        "fid_local": frechet_distance(reference.local, fit(generated.local)),
+        "fid_local": frechet_distance(local, fit(generated.local)),
         "real_floor": reference.floor(len(generated.labels)),
     }
 
@@ -221,11 +221,8 @@ def pairwise_metrics(generated: Features, reference: Reference) -> dict[str, flo
 
 @metric
 def inception_scores(generated: Features, reference: Reference) -> dict[str, float]:
-    """Left out where the extractor's classes do not fit the data: the score would then have no meaning.
-
-    Inception fits natural images; a trained classifier fits the data that it was trained on. `is` is computed over all
-    samples at once, as in SAGAN's code; the mean over ten splits, as in Salimans et al. 2016, is lower.
-    """
+    """`is` is computed over all samples at once, as in SAGAN's code; the mean over ten splits, as in Salimans et al.
+    2016, is lower. Left out where the extractor's classes do not fit the data."""
     if not reference.scored_logits:
         return {}
     logits = _own_logits(generated, reference)

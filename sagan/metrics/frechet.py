@@ -106,8 +106,7 @@ def frechet_standard_error(real: RealGaussian, other: Gaussian, features: Tensor
 
     `other` is `fit(features)`. Delta method: the distance moves by the mean of psi(x) = 2 (m2 - m1)'(x - m2) +
     (x - m2)'(I - T)(x - m2) - const, T = S (S C2 S)^(-1/2) S. Labels [n] are chosen, not drawn, so only the spread of
-    psi within a class counts. It says how sure one generator's figure is; two trainings of the same generator differ by
-    far more.
+    psi within a class counts. Two trainings of the same generator differ by far more.
     """
     values, vectors = torch.linalg.eigh(_lower_product(real, other))
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
@@ -142,8 +141,7 @@ def frechet_extrapolated(
 def halves(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of a random split of [n] labels into two with the same class counts, give or take one.
 
-    A split that ignores the labels differs in its class counts by chance, and where the classes lie far apart that
-    would be most of the distance between the halves.
+    Where the classes lie far apart, different class counts would be most of the distance between the halves.
     """
     order = torch.randperm(len(labels), generator=generator)
     order = order[labels[order].argsort(stable=True)]
@@ -159,9 +157,7 @@ def _lower_product(real: RealGaussian, other: Gaussian) -> Tensor:
 
 def _add_lower_product(total: Tensor, one: Tensor, other: Tensor) -> None:
     """Add the symmetric `one` @ `other` to `total`, except above the diagonal squares of `_strips`.
-
-    At d = 2048 that takes five eighths of the multiplications of the full product.
-    """
+    At d = 2048 that takes five eighths of the multiplications of the full product."""
     for columns, _ in _strips(len(total)):
         total[columns.start :, columns].addmm_(one[columns.start :], other[:, columns])
 

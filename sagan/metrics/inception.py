@@ -36,9 +36,7 @@ class Inception(nn.Module):
 
 def load_inception(weights: Path | None) -> tuple[Inception, Path]:
     """The network and the file its weights came from; without `weights` torch-fidelity downloads them once.
-
-    Raises ValueError where the file is missing or is none of Inception's, and where the download fails.
-    """
+    Raises ValueError where the file is missing or is none of Inception's, and where the download fails."""
     if weights is None:
         try:
             network = Inception(None)

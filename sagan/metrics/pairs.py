@@ -4,9 +4,8 @@ The kernel Inception distance (Bińkowski et al. 2018) is unbiased at every samp
 squared MMD with the cubic kernel (x'y / d + 1)^3, as the full U-statistic: all pairs are used in place of an average
 over random subsets.
 
-Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) tell fidelity from diversity.
-The manifold of a set is the union of balls around its members, each reaching its k-th nearest neighbour, with the k of
-the papers. A point on a ball's surface is inside.
+For precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) the manifold of a set is
+the union of balls around its members, each reaching its k-th nearest neighbour. A point on a ball's surface is inside.
 """
 
 from __future__ import annotations

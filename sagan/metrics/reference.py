@@ -66,10 +66,6 @@ class Reference:
         return RealGaussian(self.tensors["mean"], self.tensors["root"])
 
     @property
-    def local(self) -> RealGaussian:
-        return RealGaussian(self.tensors["local_mean"], self.tensors["local_root"])
-
-    @property
     def pairwise(self) -> Tensor:
         return self.features[pairwise_subset(len(self.features))]
 
@@ -80,9 +76,7 @@ class Reference:
 
     def of_class(self, label: int) -> RealGaussian | Tensor:
         """All real images of a class: a Gaussian where there are more images than features, else features [n, d].
-
-        With fewer images than features no d x d matrix is needed.
-        """
+        With fewer images than features no d x d matrix is needed."""
         if self.stored_class:
             return self.stored_class(label)
         features = self.features[self.labels == label]
@@ -101,9 +95,7 @@ class Reference:
 
     def floor(self, num_samples: int) -> float:
         """The distance that `num_samples` real images would have: that of two halves, times the ratio of 1/n + 1/m.
-
-        The distance between two samples of one distribution is all bias, and the bias is proportional to 1/n + 1/m.
-        """
+        The distance between two samples of one distribution is all bias, and the bias is proportional to 1/n + 1/m."""
         n = len(self.features)
         return float(self.tensors["halves"]) * (1 / num_samples + 1 / n) / (4 / n)
 
@@ -116,7 +108,9 @@ def load_reference(
 
     Entries are named by a hash of data, weights and protocol, and checked by a digest of their content when read.
     """
-    key = _key(dataset, extractor)
+    protocol = [_FORMAT, RELATIONS_FORMAT if measure_of(dataset) else 0]
+    content = [*protocol, dataset.fingerprint, extractor.sha256, extractor.resize, reference_size(dataset)]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     file = cache_dir / f"reference-{key}.safetensors"
     tensors = _kept(file, file.with_suffix(".lock"), lambda: _measure(dataset, extractor, device))
     # An extractor may know further classes, such as broken relations; a metric of classes looks at the data's own.
@@ -141,12 +135,6 @@ def pairwise_subset(n: int) -> Tensor:
 
 def reference_size(dataset: ImageDataset) -> int:
     return min(len(dataset.labels), REFERENCE_SAMPLES)
-
-
-def _key(dataset: ImageDataset, extractor: Extractor) -> str:
-    protocol = [_FORMAT, RELATIONS_FORMAT if measure_of(dataset) else 0]
-    key = json.dumps([*protocol, dataset.fingerprint, extractor.sha256, extractor.resize, reference_size(dataset)])
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
