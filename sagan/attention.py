@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sagan.config import AttentionConfig
+from sagan.config import AttentionConfig, ModelConfig
 from sagan.layers import Conv2d
 
 _SCORES_IN_CACHE = 2**18  # of one image: 1 MiB of float32, N x M of feat32 with pooled keys
@@ -75,11 +75,10 @@ class ResidualControl(nn.Module):
         return _add_scaled(x, self.gamma, self.out(F.relu(h)))
 
 
-def attention_block(
-    channels: int, size: int, config: AttentionConfig, *, spectral_norm: bool
-) -> SelfAttention2d | ResidualControl:
-    """The block of `config.kind` for a map of `channels` x `size` x `size`.
+def attention_block(channels: int, size: int, model: ModelConfig) -> SelfAttention2d | ResidualControl:
+    """The block of `model.attention.kind` for a map of `channels` x `size` x `size`.
     Per pixel, attention has 2C(K + V) multiplications in its convolutions, and M(K + V) with its keys and values."""
+    config, spectral_norm = model.attention, model.sn.attention
     if config.kind == "self_attention":
         return SelfAttention2d(channels, config, spectral_norm=spectral_norm)
     units = sum(_widths(channels, config))
@@ -123,6 +122,5 @@ def _attend_fused(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) -> 
 
 
 def _widened(tokens: Tensor, width: int) -> Tensor:
-    if tokens.is_meta:
-        return tokens  # on the meta device, where cost.py counts operations: the padding is not the block's own work
-    return F.pad(tokens, (0, width - tokens.shape[2]))
+    # cost.py counts operations on the meta device; the padding is not the block's own work.
+    return tokens if tokens.is_meta else F.pad(tokens, (0, width - tokens.shape[2]))

@@ -1,7 +1,6 @@
 """Several processes for one run, each with its shard of every batch; `torchrun` starts them and gives them ranks.
 
-Gradients are averaged in one flat tensor after each backward pass, with logged values in it. DistributedDataParallel
-would tie this to one module's forward pass, but here one compiled function runs both networks.
+DistributedDataParallel is tied to one module's forward pass, but here one compiled function runs both networks.
 """
 
 from __future__ import annotations

@@ -1,9 +1,5 @@
-"""Score images against a data set: `python -m sagan.evaluate generator.safetensors`, or any program's images with
-
-    python -m sagan.evaluate SAMPLES --preset imagenet128 --data-root DIR --inception-weights FILE
-
-SAMPLES is a generator file, the folder of a run that has ended, a folder of images (one folder for each class, or all
-in one), or an .npz. Exit status: 0 scored; 2 bad input, one line on stderr.
+"""Score images against a data set: `python -m sagan.evaluate SAMPLES`, where SAMPLES is a generator file, the folder of
+a run that has ended, a folder of images or an .npz. Exit status: 0 scored; 2 bad input, one line on stderr.
 """
 
 from __future__ import annotations
@@ -25,8 +21,7 @@ from sagan.limits import set_threads
 from sagan.options import (
     DEFAULT_CACHE,
     Parser,
-    add_machine,
-    add_protocol,
+    add_shared,
     changes_of,
     check_folder,
     check_machine,
@@ -60,7 +55,14 @@ class _Images:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     escape_unprintable_output()
-    options = _parser().parse_args(arguments)
+    about = "Score a generator, or images of any origin, against a data set."
+    parser = Parser(prog="python -m sagan.evaluate", description=about, allow_abbrev=False)
+    add = parser.add_argument
+    add("samples", type=Path, metavar="SAMPLES", help="generator.safetensors, folder, or .npz")
+    add_shared(parser)
+    add("--seed", type=int, default=0, help="of a generator's samples; a run's own seed draws what its training scored")
+    add("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
     try:
         _check(options)
         set_threads(options.threads)
@@ -79,18 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in found["metrics"].items():
         print(f"{name:<32} {value:.6g}")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    about = "Score a generator, or images of any origin, against a data set."
-    parser = Parser(prog="python -m sagan.evaluate", description=about, allow_abbrev=False)
-    add = parser.add_argument
-    add("samples", type=Path, metavar="SAMPLES", help="generator.safetensors, folder, or .npz")
-    add_protocol(parser)
-    add("--seed", type=int, default=0, help="of a generator's samples; a run's own seed draws what its training scored")
-    add_machine(parser)
-    add("--json", action="store_true", help="print one JSON object")
-    return parser
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -142,14 +132,8 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
             labels = torch.zeros(config.eval.num_samples, dtype=torch.long)
             # All classes together have another distribution than each class, so `relation_error` is another figure.
             without = "; without labels"
-        evaluator = Evaluator(
-            dataset,
-            config.eval,
-            device=device,
-            cache_dir=options.cache_dir,
-            inception_weights=options.inception_weights,
-            weights=images.weights,
-        )
+        places = {"cache_dir": options.cache_dir, "inception_weights": options.inception_weights}
+        evaluator = Evaluator(dataset, config.eval, device, **places, weights=images.weights)
         first: list[Tensor] = []
         metrics = evaluator(with_copies(images.batches, first, DIVERSITY_SAMPLES // _AT_ONCE), labels)
     metrics["sample_diversity"] = diversity(torch.cat(first)) / real_diversity(dataset)

@@ -1,7 +1,6 @@
 """The layers of SAGAN: spectrally normalised convolutions, conditional batch norm, residual blocks.
 
-Order of operations and parameter shapes follow the official code (ops.py, generator.py and discriminator.py of
-brain-research/self-attention-gan); every deviation is named where it is made.
+They follow the official code (ops.py, generator.py and discriminator.py of brain-research/self-attention-gan).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sagan.config import ModelConfig
 from sagan.precision import autocast
 from sagan.spectral_norm import SpectralNormWeight
 
@@ -215,23 +215,15 @@ def _spatial(per_image: Tensor) -> Tensor:
 class GeneratorBlock(nn.Module):
     """Up-sampling residual block, (B, C, H, W) -> (B, C', 2H, 2W), with a learned shortcut (official generator.py)."""
 
-    def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        num_classes: int | None,
-        *,
-        momentum: float,
-        eps: float,
-        spectral_norm: bool,
-        norm_cbn: bool,
-    ) -> None:
+    def __init__(self, channels_in: int, channels_out: int, num_classes: int | None, config: ModelConfig) -> None:
         super().__init__()
+        momentum, eps, norm_conv = config.bn_momentum, config.bn_eps, config.sn.g
+        norm_cbn = config.sn.cbn and num_classes is not None
         self.bn1 = BatchNormReLU(channels_in, num_classes, momentum=momentum, eps=eps, spectral_norm=norm_cbn)
-        self.conv1 = Conv2d(channels_in, channels_out, 3, spectral_norm=spectral_norm, resample="up")
+        self.conv1 = Conv2d(channels_in, channels_out, 3, spectral_norm=norm_conv, resample="up")
         self.bn2 = BatchNormReLU(channels_out, num_classes, momentum=momentum, eps=eps, spectral_norm=norm_cbn)
-        self.conv2 = Conv2d(channels_out, channels_out, 3, spectral_norm=spectral_norm)
-        self.shortcut = Conv2d(channels_in, channels_out, 1, spectral_norm=spectral_norm)
+        self.conv2 = Conv2d(channels_out, channels_out, 3, spectral_norm=norm_conv)
+        self.shortcut = Conv2d(channels_in, channels_out, 1, spectral_norm=norm_conv)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         h: Tensor = self.conv1(self.bn1(x, labels))

@@ -47,23 +47,11 @@ class Generator(nn.Module):
         self.attention = nn.ModuleDict()
         channels = base
         for index, wider in enumerate(multiples):
-            self.blocks.append(
-                GeneratorBlock(
-                    channels,
-                    wider,
-                    rows,
-                    momentum=config.bn_momentum,
-                    eps=config.bn_eps,
-                    spectral_norm=config.sn.g,
-                    norm_cbn=config.sn.cbn and rows is not None,
-                )
-            )
+            self.blocks.append(GeneratorBlock(channels, wider, rows, config))
             channels = wider
             size = 8 << index
             if size in config.attention.at and config.attention.networks in ("both", "G"):
-                self.attention[str(size)] = attention_block(
-                    channels, size, config.attention, spectral_norm=config.sn.attention
-                )
+                self.attention[str(size)] = attention_block(channels, size, config)
         self.bn = BatchNormReLU(channels, None, momentum=config.final_bn_momentum, eps=config.bn_eps)
         self.out = Conv2d(channels, 3, 3, spectral_norm=config.sn.g)
         _initialise(self, config, seed)
@@ -128,9 +116,7 @@ class Discriminator(nn.Module):
             self.blocks.append(block)
             channels, size = wider, size // 2 if down else size
             if down and size in config.attention.at and config.attention.networks in ("both", "D"):
-                self.attention[str(size)] = attention_block(
-                    channels, size, config.attention, spectral_norm=config.sn.attention
-                )
+                self.attention[str(size)] = attention_block(channels, size, config)
         self.linear = Linear(channels, 1, spectral_norm=config.sn.d)
         self.embedding = self.classifier = None
         if config.conditioning == "projection":

@@ -33,20 +33,16 @@ def escape_unprintable_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def add_protocol(parser: argparse.ArgumentParser) -> None:
-    """--preset and --set, and where images, weights and caches are."""
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """The options of both training and evaluation."""
     add = parser.add_argument
     add("--preset", metavar="NAME", help=", ".join(PRESETS))
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the preset; repeatable")
     add("--data-root", type=Path, metavar="DIR", help="where data sets are, or are downloaded to (default: data)")
     add("--inception-weights", type=Path, metavar="FILE", help="for machines without a network")
     add("--cache-dir", type=Path, metavar="DIR", help=f"kept from run to run (default: {DEFAULT_CACHE})")
-
-
-def add_machine(parser: argparse.ArgumentParser) -> None:
-    """--device and --threads."""
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: OMP_NUM_THREADS, or the cores)")
+    add("--device", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--threads", type=int, metavar="N", help="of the CPU (default: OMP_NUM_THREADS, or the cores)")
 
 
 def preset_of(name: str) -> Config:

@@ -13,10 +13,9 @@ _WARM_UP_CALLS = 3  # in which libraries choose kernels and allocate memory; nei
 class Replay:
     """Calls a function that returns nothing and only writes to tensors which keep their memory between calls.
 
-    A training step of small networks is some 2,400 kernels of 5 microseconds, and Python takes five times as long to
-    launch them (tests/benchmarks/results_gpu.md). So the kernels of one call are recorded and launched together in
-    later calls. The arguments are first copied to the memory of the recorded ones, so their shapes must be the same
-    each time.
+    A step of small networks is some 2,400 kernels of 5 microseconds, and Python takes five times as long to launch them
+    (tests/benchmarks/results_gpu.md). So the kernels of one call are recorded and launched together in later calls. The
+    arguments are first copied to the memory of the recorded ones, so their shapes must be the same each time.
     """
 
     def __init__(self) -> None:

@@ -27,8 +27,8 @@ FEWEST = 32  # of fewer images no statistics are taken
 class Samples:
     """Images uint8 [N, 3, R, R], read as `images[rows]`, in the order `rows` [N]; `words` say what they were before.
 
-    `labels` int64 [N] belong to that order, or are None. Where they are known the classes take turns in it, as they do
-    in samples of our generators: a score of consecutive parts, as `is_mean`, would else be one of single classes.
+    `labels` int64 [N] belong to that order, or are None. Where they are known the classes take turns in it: a score of
+    consecutive parts, as `is_mean`, would else be one of single classes.
     """
 
     images: ImageFile

@@ -34,8 +34,7 @@ from sagan.options import (
     DEFAULT_CACHE,
     MAX_SEED,
     Parser,
-    add_machine,
-    add_protocol,
+    add_shared,
     changes_of,
     check_folder,
     check_machine,
@@ -60,10 +59,8 @@ def main(
     begin: Callable[[Trainer], bool] = lambda _: True,
 ) -> int:
     """Returns the exit status; a signal that comes before training raises SystemExit with the signal's own status.
-
-    `trainer` replaces sagan.training.Trainer. `begin` is asked once the run is open: if it returns False, nothing is
-    trained, and the exit status is EXIT_NOT_STARTED.
-    """
+    `trainer` replaces sagan.training.Trainer. `begin` is asked once the run is open; if it returns False, the status is
+    EXIT_NOT_STARTED."""
     escape_unprintable_output()
     options = _parser().parse_args(arguments)
     folder: Path = options.folder
@@ -118,9 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m sagan.train", description=about, allow_abbrev=False)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="new, empty, or of a run to resume, also with more steps")
-    add_protocol(parser)
+    add_shared(parser)
     add("--seed", type=int, metavar="N", help="decides all that is drawn at random (default: 0)")
-    add_machine(parser)
     add("--parent", type=int, metavar="PID", help="the program that starts this: the run ends with it")
     return parser
 

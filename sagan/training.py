@@ -1,7 +1,5 @@
-"""Training as a generator of events, which the caller logs; nothing here depends on a tracker.
-
-Everything random is a function of (config, seed, step), so a run that was stopped and resumed from its checkpoint
-ends with the same bits as one that was not, on one machine's CPU.
+"""Training as a generator of events, which the caller logs. Everything random is a function of (config, seed, step), so
+a run that was stopped and resumed ends with the same bits as one that was not, on one machine's CPU.
 """
 
 from __future__ import annotations
@@ -62,14 +60,11 @@ class Trainer:
     """One run of one config and seed in `directory`, which holds its checkpoints; it resumes from the newest one.
 
     `compile_backend`: the backend of torch.compile for both passes of a step, or None for no compilation. By default
-    this is inductor on CUDA, where that takes less time than it saves (`pays_to_compile`). On CUDA a run of one process
-    records a step as a CUDA graph and replays it (sagan/replay.py).
+    this is inductor on CUDA, where that takes less time than it saves (`pays_to_compile`).
 
-    Where processes have joined (sagan/distributed.py), each builds and runs this. `optim.batch_size` is the total over
-    all of them, and only the first writes files and yields events.
-
-    The checkpoint may be of a shorter run (EXTENDABLE_FIELDS): this one ends as if it had begun at step 0. Raises
-    ValueError for a config that cannot be built and for a checkpoint of another config, naming the fields.
+    Where processes have joined (sagan/distributed.py), each builds and runs this, and only the first writes files and
+    yields events. The checkpoint may be of a shorter run (EXTENDABLE_FIELDS). Raises ValueError for a config that
+    cannot be built and for a checkpoint of another config, naming the fields.
     """
 
     def __init__(
@@ -125,13 +120,9 @@ class Trainer:
         # Several processes communicate within a step, which is therefore not recorded.
         self.replay = Replay() if self.device.type == "cuda" and self.world.size == 1 else None
 
+        weights: Literal["raw", "ema"] = "ema" if config.optim.ema_decay else "raw"
         evaluator = Evaluator(
-            dataset,
-            config.eval,
-            device=self.device,
-            cache_dir=cache_dir,
-            inception_weights=inception_weights,
-            weights="ema" if config.optim.ema_decay else "raw",
+            dataset, config.eval, self.device, cache_dir=cache_dir, inception_weights=inception_weights, weights=weights
         )
         self.metric_fingerprint = evaluator.fingerprint
         self.scorer = Scorer(evaluator, Sampler(config, num_classes, drawn_from, self.device, self.world), dataset)

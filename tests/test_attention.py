@@ -5,7 +5,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sagan.attention import SelfAttention2d, attention_block
-from sagan.config import AttentionConfig
+from sagan.config import AttentionConfig, ModelConfig, SpectralNormConfig
 from sagan.layers import Conv2d
 from sagan.networks import num_parameters
 
@@ -28,7 +28,7 @@ def filled(block: nn.Module) -> nn.Module:
 
 def block_of(kind: str, channels: int = 16, size: int = 8, **changes: object) -> nn.Module:
     config = AttentionConfig(kind=kind, **changes)  # type: ignore[arg-type]
-    return attention_block(channels, size, config, spectral_norm=False)
+    return attention_block(channels, size, ModelConfig(attention=config, sn=SpectralNormConfig(attention=False)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,7 @@ from filelock import FileLock
 from rounding import CALM
 
 from sagan.checkpoint import load_checkpoint
-from sagan.config import Config, override
+from sagan.config import Config, ModelConfig, SpectralNormConfig, override
 from sagan.distributed import World
 from sagan.layers import GeneratorBlock
 from sagan.sampling import Sampler
@@ -142,7 +142,7 @@ def trace(rank: int, directory: Path) -> None:
     found = []
     for compiler in (lambda function: function, torch.compile(backend="aot_eager", fullgraph=True, dynamic=False)):
         torch.manual_seed(0)
-        block = GeneratorBlock(4, 6, 3, momentum=0.1, eps=1e-5, spectral_norm=False, norm_cbn=False)
+        block = GeneratorBlock(4, 6, 3, ModelConfig(bn_momentum=0.1, sn=SpectralNormConfig(g=False)))
         for norm in (block.bn1, block.bn2):
             norm.process_group = dist.group.WORLD
         layers = [layer for layer in block.modules() if isinstance(layer, SpectralNormWeight)]

@@ -56,7 +56,7 @@ def open_dataset(config: DataConfig, root: Path | None = None, cache_dir: Path =
     return ImageDataset(config.name, prepared.images, prepared.labels, classes, {}, prepared.fingerprint)
 
 
-@lru_cache(maxsize=4)  # a worker trains many cells on the same files, and listing a million takes a while
+@lru_cache(maxsize=4)  # a process asks several times, and listing a million takes a while
 def list_source(config: DataConfig, root: Path | None) -> Source:
     """The files of a data set that is not built in; downloads it where torchvision can."""
     if config.name == "folder" and root is None:
@@ -79,7 +79,7 @@ def num_classes(config: DataConfig, root: Path | None) -> int:
     return _NUM_CLASSES[config.name] if config.name in _NUM_CLASSES else max(1, len(list_source(config, root).classes))
 
 
-@lru_cache(maxsize=1)  # a worker trains many cells on the same pictures
+@lru_cache(maxsize=1)  # drawing takes seconds
 def _open_embedded(config: DataConfig) -> ImageDataset:
     labels = torch.arange(len(embedded.CLASSES) * embedded.IMAGES_PER_CLASS) % len(embedded.CLASSES)
     images = embedded.draw(labels, seed=0, resolution=config.resolution)

@@ -92,10 +92,7 @@ def load(file: Path) -> Weights:
 
 def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device: torch.device) -> Classifier:
     """A classifier of those rows [N] of the data, on the CPU, batch norm folded in and weights rounded to float16.
-
-    Visible noise, blur and changes of contrast are left out on purpose: features trained to overlook them would
-    overlook them in generated images too.
-    """
+    Noise, blur and changes of contrast are left out: features would overlook them in generated images too."""
     augment, width = (_disturbed, 1) if dataset.name == "embedded" else (_shifted, _PHOTO_WIDTH)
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)

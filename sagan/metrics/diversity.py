@@ -1,8 +1,7 @@
 """Diversity within a class: how far apart the most similar pictures of a class are, as a share of the real figure.
 
-If a generator has learnt one picture of each class, or a few, its samples do not vary within a class; over all classes
-together they vary as the real ones do, a Gaussian fitted to their features is much like the real one, and an extractor
-recognises every class (one real picture per class: FD 6.1 with `embedded-v2`; twins of two sizes: 16).
+If a generator has learnt one picture of each class, its samples vary over all classes together as the real ones do, and
+other metrics may show little (one real picture per class: FD 6.1 with `embedded-v2`; twins of two sizes: 16).
 
 The spread about the class mean does not show it either; distances to the nearest other picture do. They are taken
 between thumbnails, in which noise averages out. They show collapse only: poor pictures can be more diverse than real.

@@ -41,7 +41,7 @@ def extract(
     maps such a batch to shape parameters [B, P].
 
     Local tokens sit at four positions per image, drawn from a fixed seed by the image's place in the sequence, so the
-    result depends neither on the batch size nor on which process extracts which shard. TF32 and autocast are off.
+    result depends neither on the batch size nor on which process extracts which shard.
     """
     choices = torch.rand(len(labels), TOKENS_PER_IMAGE, generator=torch.Generator().manual_seed(_TOKEN_SEED))
     if shard is not None:

@@ -82,10 +82,7 @@ def frechet_distance(real: RealGaussian, other: Gaussian) -> float:
 
 def frechet_distance_few(one: Tensor, other: Tensor) -> float:
     """The same distance straight from [n, d] and [m, d] features; exact and cheap where n or m is below d.
-
-    With centred factors C1 = A'A and C2 = B'B, tr (C1 C2)^(1/2) is the nuclear norm of A B', and no d x d matrix is
-    ever formed.
-    """
+    With centred factors C1 = A'A and C2 = B'B, tr (C1 C2)^(1/2) is the nuclear norm of A B'."""
 
     def factor(features: Tensor) -> Tensor:
         wide = features.double()
@@ -130,19 +127,14 @@ def frechet_extrapolated(
     real: RealGaussian, distance: float, features: Tensor, labels: Tensor, generator: torch.Generator
 ) -> float:
     """2 FD(N) - mean FD(N/2), which removes the plug-in distance's bias of about c/N (Chong & Forsyth 2020).
-
-    `distance` is FD(N), of the [n, d] features; the halves are `halves(labels, generator)`. The bias from the finite
-    real side stays.
-    """
+    `distance` is FD(N), of the [n, d] features. The bias from the finite real side stays."""
     parts = [frechet_distance(real, fit(features[rows])) for rows in halves(labels, generator)]
     return 2 * distance - sum(parts) / 2
 
 
 def halves(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of a random split of [n] labels into two with the same class counts, give or take one.
-
-    Where the classes lie far apart, different class counts would be most of the distance between the halves.
-    """
+    Where the classes lie far apart, different class counts would be most of the distance between the halves."""
     order = torch.randperm(len(labels), generator=generator)
     order = order[labels[order].argsort(stable=True)]
     return order[0::2], order[1::2]

@@ -17,8 +17,8 @@ RESIZE = "to 299 px (TensorFlow 1 bilinear)"
 class Inception(nn.Module):
     """uint8 [B, 3, H, W] -> features [B, 2048], logits [B, 1008], local tokens [B, 256, 35, 35].
 
-    The logits leave the bias out, as in the official Inception score. The local tokens are the output of Mixed_5b,
-    which sees 63 of the 299 px; no paper defines them.
+    The logits leave the bias out, as in the official Inception score. The local tokens, which no paper defines, are the
+    output of Mixed_5b, which sees 63 of the 299 px.
     """
 
     def __init__(self, weights: Path | None):

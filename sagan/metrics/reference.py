@@ -103,11 +103,8 @@ class Reference:
 def load_reference(
     dataset: ImageDataset, extractor: Extractor, cache_dir: Path, device: torch.device, per_class: int = 0
 ) -> Reference:
-    """From the cache where it has an entry for this very content, else computed and stored; of several processes one
-    computes and the others wait. `per_class` generated images of each class will be compared.
-
-    Entries are named by a hash of data, weights and protocol, and checked by a digest of their content when read.
-    """
+    """From the cache where it has an entry for this very data, weights and protocol, else computed and stored; of
+    several processes one computes and the others wait. `per_class` generated images of each class will be compared."""
     protocol = [_FORMAT, RELATIONS_FORMAT if measure_of(dataset) else 0]
     content = [*protocol, dataset.fingerprint, extractor.sha256, extractor.resize, reference_size(dataset)]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

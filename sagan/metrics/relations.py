@@ -57,8 +57,8 @@ def agreement(generated: Tensor, real: Tensor) -> Agreement | None:
     """Of parameters [n, 4] and [m, 4]; None for fewer than eight on either side.
 
     The energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Székely & Rizzo 2013, section 2) is 0 only for equal
-    distributions. Pairs of a picture with itself are included, which keeps the error above 0 and makes `floor`
-    positive. The standard error is that of the mean of each generated picture's share (first order of the V statistic).
+    distributions. Pairs of a picture with itself are included, which makes `floor` positive. The standard error is that
+    of the mean of each generated picture's share (first order of the V statistic).
     """
     if min(len(generated), len(real)) < _FEWEST:
         return None
