@@ -54,7 +54,7 @@ class Batches:
         self._shard = shard or slice(None)
         self._batch_size, self._seed, self._h_flip, self._device = batch_size, seed, h_flip, device
         self._images: Tensor | ImageFile = dataset.images
-        if device.type == "cuda" and dataset.images.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
+        if _fits(dataset.images, device):
             self._images = torch.empty(tuple(dataset.images.shape), dtype=torch.uint8, device=device)
             for rows in torch.arange(len(dataset.images)).split(_MOVED_AT_ONCE):
                 self._images[rows[0] : rows[-1] + 1] = dataset.images[rows].to(device)
@@ -104,3 +104,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def _fits(images: Tensor | ImageFile, device: torch.device) -> bool:
+    return device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 4

@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from sagan import scoring, training
+from sagan import training
 from sagan.config import Config
 from sagan.data import ImageDataset
 from sagan.limits import usable_cores
@@ -71,7 +71,7 @@ def thread_counts() -> list[int]:
 def bare_trainer(config: Config, directory: Path, dataset: ImageDataset | None = None, **options: Any) -> Trainer:
     """A Trainer for taking steps, on forty random images of three classes unless others are given: it cannot score."""
     dataset = dataset or random_images(40, config.data.resolution)
-    no_scores = mock.patch.object(scoring, "Evaluator", _NoEvaluator)
+    no_scores = mock.patch.object(training, "Evaluator", _NoEvaluator)
     with no_scores, mock.patch.object(training, "open_dataset", lambda *_: dataset):
         return Trainer(config, 0, directory, **options)
 
