@@ -16,7 +16,11 @@ _SCORES_IN_CACHE = 2**18  # of one image: 1 MiB of float32, N x M of feat32 with
 
 
 class SelfAttention2d(nn.Module):
-    """Self-attention over a feature map: (B, C, H, W) -> the same; the identity while gamma is 0. No biases."""
+    """Self-attention over a feature map: (B, C, H, W) -> the same; the identity while gamma is 0.
+
+    Keys and values are 2x2 max-pooled, values have C/2 channels, scores are not scaled and the four 1x1 convolutions
+    have no bias: official non_local.py, where the paper's text has C/8, no pooling and the same convolutions.
+    """
 
     def __init__(self, channels: int, config: AttentionConfig, *, spectral_norm: bool) -> None:
         super().__init__()
@@ -53,10 +57,13 @@ class SelfAttention2d(nn.Module):
 class ResidualControl(nn.Module):
     """A local block in place of attention: x + gamma * conv1x1(relu(conv3x3(x))), (B, C, H, W) -> the same.
 
-    `units` is its size (sagan/README.md, What the paper leaves open). A unit is the 2C parameters that attention has
-    for one channel of keys and queries, or of values and outputs. A hidden channel of the 3x3 convolution takes five
-    units (9C + C parameters); units that are left over become hidden channels of a 1x1 convolution. So from five units
-    on it has exactly 2C * units parameters, and as many multiplications per pixel.
+    The paper compares attention with "residual blocks with the same number of parameters" (Table 1) and does not say
+    which. As attention, this one is the identity while gamma is 0 and has no biases; a pixel sees its 3x3 neighbours.
+
+    `units` is its size. A unit is the 2C parameters that attention has for one channel of keys and queries, or of
+    values and outputs. A hidden channel of the 3x3 convolution takes five units (9C + C parameters); units that are
+    left over become hidden channels of a 1x1 convolution. So from five units on it has exactly 2C * units parameters,
+    and as many multiplications per pixel.
     """
 
     def __init__(self, channels: int, units: int, config: AttentionConfig, *, spectral_norm: bool) -> None:
@@ -76,8 +83,10 @@ class ResidualControl(nn.Module):
 
 
 def attention_block(channels: int, size: int, model: ModelConfig) -> SelfAttention2d | ResidualControl:
-    """The block of `model.attention.kind` for a map of `channels` x `size` x `size`.
-    Per pixel, attention has 2C(K + V) multiplications in its convolutions, and M(K + V) with its keys and values."""
+    """The block of `config.kind` for a map of `channels` x `size` x `size`.
+
+    Per pixel, attention has 2C(K + V) multiplications in its convolutions, and M(K + V) with its keys and values.
+    """
     config, spectral_norm = model.attention, model.sn.attention
     if config.kind == "self_attention":
         return SelfAttention2d(channels, config, spectral_norm=spectral_norm)
@@ -105,8 +114,8 @@ def _tokens(x: Tensor) -> Tensor:
 def _attend_by_image(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) -> Tensor:
     """softmax(q k' * scale) v, one image at a time, so that its N x M matrix stays in a processor's cache.
 
-    torch's fused kernel for the CPU takes twice as long over the backward pass at feat32
-    (tests/benchmarks/test_attention.py). Transposed as here, the products of both passes are fast.
+    Transposed as here, the products of both passes are those that the library for matrices does fast. torch's fused
+    kernel for the CPU takes twice as long over the backward pass at feat32 (tests/benchmarks/test_attention.py).
     """
     q_BKN, k_BKM, v_BVM = (tokens.transpose(1, 2).contiguous() for tokens in (q_BNK * scale, k_BMK, v_BMV))
     images = zip(q_BKN.unbind(), k_BKM.unbind(), v_BVM.unbind(), strict=True)
@@ -115,7 +124,9 @@ def _attend_by_image(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) 
 
 def _attend_fused(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) -> Tensor:
     """The same by torch's fused kernel, which never stores an N x M matrix.
-    It wants q, k and v of equal width; channels of zeros change nothing."""
+
+    It wants q, k and v of equal width; channels of zeros change nothing.
+    """
     width = max(q_BNK.shape[2], v_BMV.shape[2])
     q, k, v = (_widened(tokens, width).unsqueeze(1) for tokens in (q_BNK, k_BMK, v_BMV))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0, :, : v_BMV.shape[2]]

@@ -1,6 +1,8 @@
 """DiffAugment (Zhao et al. 2020, arXiv 2006.10738): random transforms of every image that D sees, real or fake.
 
-Transforms and ranges are those of the paper's code (mit-han-lab/data-efficient-gans, DiffAugment_pytorch.py).
+Without them D learns a small set of pictures by heart. Because G's gradient flows through the transforms, and fake
+images get them as real ones do, G does not learn to draw transformed pictures. Transforms and their ranges are those
+of the paper's code (mit-han-lab/data-efficient-gans, DiffAugment_pytorch.py); its random numbers are passed in here.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ _CUTOUT_SIDE = 1 / 2
 
 def augmented(images: Tensor, draws: Tensor | None, names: Sequence[str]) -> Tensor:
     """`images` (B, 3, R, R) in [-1, 1] after the transforms `names`, in this order; color may leave the range.
-    `draws` (B, 7) are uniform in [0, 1). Each transform has columns of its own."""
+
+    `draws` (B, 7) are uniform in [0, 1). Each transform has columns of its own: with or without the others, it does the
+    same to an image.
+    """
     for name in names:
         assert draws is not None
         images = _TRANSFORMS[name](images, draws)

@@ -1,6 +1,7 @@
-"""Checkpoints: 8 fixed bytes, the SHA-256 of the rest, and the output of `torch.save`; the one before is kept as well.
+"""Checkpoints: written to another file and renamed, so that none is half written; checked by hash; read without running
+code that they may contain.
 
-They are written to another file and renamed, and read without running code that they may contain.
+A file is 8 fixed bytes, the SHA-256 of the rest, and the output of `torch.save`. The checkpoint before is kept as well.
 """
 
 from __future__ import annotations
@@ -62,8 +63,11 @@ def has_undamaged_checkpoint(directory: Path) -> bool:
 
 
 def read_checkpoint(directory: Path) -> tuple[bytes, dict[str, Any]] | None:
-    """The newest undamaged checkpoint, as the bytes of its file and as its state; None where there is none of this
-    package. Changes nothing: it may be a run's that another process trains."""
+    """The newest undamaged checkpoint, as the bytes of its file and as its state; None where there is no checkpoint of
+    this package.
+
+    Changes nothing: it may be a run's that another process trains.
+    """
     for path, content, is_undamaged in _files(directory):
         if is_undamaged:
             with contextlib.suppress(ValueError):
@@ -74,7 +78,9 @@ def read_checkpoint(directory: Path) -> tuple[bytes, dict[str, Any]] | None:
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     """The newest undamaged checkpoint, or None if there is none; a damaged one is renamed, with a warning in the log.
-    Raises ValueError for a file that no version of this package wrote: it may contain code, which is not run."""
+
+    Raises ValueError for a file that no version of this package wrote: it may contain code, which is not run.
+    """
     damaged = False
     for path, content, is_undamaged in _files(directory):
         if is_undamaged:

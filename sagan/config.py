@@ -1,4 +1,8 @@
-"""The typed description of one training run: everything that decides its result, except seed and machine."""
+"""The typed description of one training run: everything that decides its result, except seed and machine.
+
+`override` changes fields by dotted name, `diff` says what differs, `digest` names a config in eight bytes.
+Paths, devices and numbers of workers are not included: they may differ between machines, results may not.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,8 @@ class AttentionConfig:
     """Where self-attention sits and what it is made of. `at` lists feature maps: 32 is feat32.
 
     Defaults follow the official code; the paper's text has value_ratio=8 and pool=False. The other kinds put a local
-    residual block of equal parameters, or of equal multiplications, in attention's place (sagan/attention.py).
+    residual block in attention's place, with as many parameters or, "residual_flops", as many multiplications as the
+    attention that the other fields describe (sagan/attention.py).
     """
 
     kind: Literal["self_attention", "residual", "residual_flops"] = "self_attention"
@@ -154,10 +159,12 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """When and how samples are scored. The metric fingerprint has every field but `every` and `standing_images`.
+    """When and how samples are scored. The metric fingerprint has every field but `every` and `standing_images`:
+    variants that differ only in these share a table.
 
-    `bn` says which statistics G's batch norm uses: the running averages of training ("running", the official protocol)
-    or statistics measured before each evaluation over `standing_images` images of fresh z, or a few more ("standing").
+    `bn` says which statistics G's batch norm uses: the running averages of training ("running", the official
+    protocol) or statistics measured before each evaluation over `standing_images` images of fresh z, or a few more,
+    as complete batches are drawn ("standing").
     """
 
     every: int = 10_000
@@ -256,7 +263,9 @@ def field_names() -> tuple[str, ...]:
 
 def override(config: Config, changes: typing.Mapping[str, Any]) -> Config:
     """A copy with fields changed by dotted name; texts are read as the field's type ("1e-4" for a float).
-    Raises ValueError with the field, the rule and the value; for an unknown field, with the nearest known name."""
+
+    Raises ValueError with the field, the rule and the value; for an unknown field, with the nearest known name.
+    """
     known = flatten(config)
     for name in changes:
         if name not in known:

@@ -23,8 +23,10 @@ _BYTES_PER_PARAMETER = 16  # fp32: the weight, its gradient, two moments of Adam
 @dataclass(frozen=True)
 class Cost:
     """`flops_per_image`: one image through G and D, forward only; a multiplication and an addition count as two.
+
     `memory_mib`: weights, gradients, Adam's moments, the average of G, and what autograd keeps for the larger of both
-    backward passes. Not included: overhead of allocator and libraries, a recorded step (some 15 %), images on a GPU."""
+    backward passes. Not included: overhead of allocator and libraries, a recorded step (some 15 %), images on a GPU.
+    """
 
     num_params_g: int
     num_params_d: int

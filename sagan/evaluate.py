@@ -1,5 +1,12 @@
-"""Score images against a data set: `python -m sagan.evaluate SAMPLES`, where SAMPLES is a generator file, the folder of
-a run that has ended, a folder of images or an .npz. Exit status: 0 scored; 2 bad input, one line on stderr.
+"""Score images against a data set: `python -m sagan.evaluate generator.safetensors`, or any program's images with
+
+    python -m sagan.evaluate SAMPLES --preset imagenet128 --data-root DIR --inception-weights FILE
+
+SAMPLES is a generator file, the folder of a run that has ended, a folder of images (one folder for each class, or all
+in one), or an .npz as guided-diffusion and BigGAN-PyTorch write it. All metrics are printed, with the fingerprint of
+the protocol: figures under different fingerprints are not comparable.
+
+Exit status: 0 scored; 2 bad input, one line on stderr.
 """
 
 from __future__ import annotations
@@ -183,7 +190,7 @@ def _given(options: argparse.Namespace, folder: Path) -> _Images:
 
 
 def _data(config: Config, options: argparse.Namespace, conditioning: str) -> ImageDataset:
-    """The real images, prepared first if necessary. Raises ValueError where they lack labels for `conditioning`."""
+    """The real images, prepared first if necessary, and with the labels of that conditioning, if it is not None."""
     from sagan.data import open_dataset
     from sagan.data.preparation import prepare_images
 

@@ -22,7 +22,8 @@ class Failure:
 
 
 def write_failure(folder: Path, error: BaseException, device: str) -> None:
-    """Of several processes of one run only the first to call this writes: the others fail as they cannot reach it."""
+    """To be called while `error` is being handled. Of several processes of one run only the first to call this
+    writes: the others then fail because they can no longer reach it."""
     is_full = is_out_of_gpu_memory(error)
     reason = out_of_gpu_memory(error, device) if is_full else f"{type(error).__name__}: {error}"
     try:

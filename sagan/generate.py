@@ -68,7 +68,8 @@ def write_grid(path: Path, classes: Sequence[str], n: int, out: Path, seed: int,
     """Draw `n` pictures with the generator in the file `path`, write them to `out` as a grid, and say what it shows.
 
     Without `classes`, each class has a row; where there are more than max(10, sqrt(n)), as many of them, evenly spaced.
-    Raises ValueError.
+    Raises ValueError for a name that is no class, fewer pictures than classes, a device that is not there, and files
+    that cannot be read or written.
     """
     set_threads()
     torch.backends.cudnn.allow_tf32 = False  # so that a GPU gives the same images as a CPU

@@ -27,7 +27,10 @@ def save_generator(path: Path, generator: Generator, config: Config, classes: Se
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> tuple[Generator, tuple[str, ...]]:
     """The generator of a generator.safetensors, ready for sampling, and its class names in the order of the labels.
-    An unconditional one has no class names, (). Raises ValueError for a file that is damaged or not one of ours."""
+
+    An unconditional generator has no class names, (), and ignores its labels. Raises ValueError for a file that is
+    damaged or not one of ours, and OSError where it cannot be opened.
+    """
     generator, config, classes = read_generator(path, device)
     return generator, () if config.model.conditioning == "none" else classes
 

@@ -1,7 +1,11 @@
 """journal.jsonl: the record of a run, one JSON object per line; lines are only appended.
 
-The format is in sagan/README.md (The folder of a run). A run that is resumed may write the same steps again: a line
-supersedes all lines before it of the same step or a later one. `read` returns all lines; `current` applies the rule.
+A line is {"time": seconds since 1970, "step": of the run, "metrics": {name: number}, "files": [names relative to the
+run's folder, which are complete when the line is there], "status": null, or the outcome on the run's last line}.
+JSON has no NaN and no infinities: in metrics these are the texts "NaN", "Infinity" and "-Infinity".
+
+A run that is resumed from a checkpoint may write the same steps again. The rule is: a line supersedes all lines before
+it of the same step or a later one. `read` returns all lines; `current` applies the rule.
 """
 
 from __future__ import annotations
@@ -56,7 +60,9 @@ class Journal:
         self, step: int, metrics: Mapping[str, float], files: Sequence[str] = (), status: str | None = None
     ) -> Record:
         """Write one line and flush it to the disk; removes a truncated last line first.
-        An OSError, such as that of a full disk, leaves the file as it was."""
+
+        An OSError, such as that of a full disk, leaves the file as it was.
+        """
         # Later than every earlier line, even if the clock was set back.
         self._time = max(time.time(), self._time + _LEAST)
         record = Record(self._time, step, dict(metrics), tuple(files), status)
@@ -81,10 +87,11 @@ class Journal:
 
 
 def read(path: Path, offset: int = 0, end: int | None = None) -> tuple[list[Record], int]:
-    """The records from byte `offset` on (at most to byte `end`), and the offset for the next call.
+    """The records from byte `offset` on (at most to byte `end`), and the offset for the next call. A file
+    that does not exist has no records.
 
-    A file that does not exist has no records. An incomplete last line is neither returned nor counted: its process died
-    while writing it, or is still writing. Raises ValueError, with file and line number, for any other damaged line.
+    An incomplete last line is neither returned nor counted: its process died while writing it, or is still writing.
+    Raises ValueError, with file and line number, for any other damaged line.
     """
     try:
         with path.open("rb") as file:

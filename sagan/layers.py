@@ -1,6 +1,7 @@
 """The layers of SAGAN: spectrally normalised convolutions, conditional batch norm, residual blocks.
 
-They follow the official code (ops.py, generator.py and discriminator.py of brain-research/self-attention-gan).
+Order of operations and parameter shapes follow the official code (ops.py, generator.py and discriminator.py of
+brain-research/self-attention-gan); every deviation is named where it is made. Attention has a file of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ Resample = Literal["none", "up", "down"]
 
 
 class Conv2d(SpectralNormWeight):
-    """A 3x3 or 1x1 convolution, padded to keep the size; optionally with x2 resampling of a 3x3.
+    """A 3x3 or 1x1 convolution, padded to keep the size; optionally with x2 resampling of a 3x3. A 1x1 is a matrix
+    product over the channels, which lie together in channels_last memory.
 
     "up" is nearest upsampling, then the convolution; "down" is the convolution, then 2x2 average pooling. Both are
     computed exactly as one strided 4x4 kernel, the 3x3 summed over 2x2 shifts: 16 multiplications instead of 36.
@@ -90,12 +92,15 @@ class BatchNormReLU(nn.Module):
     """Batch norm, gain and bias, ReLU: (B, C, H, W) -> the same.
 
     `gain` and `bias` are tables [num_classes, C] from which the label picks a row (ConditionalBatchNorm of the official
-    ops.py), or have one row for all (`num_classes` None: the last layer of G). With `spectral_norm` the gain is 1 + its
-    row, as in StudioGAN: dividing a table of gains near 1 would make them as small as 1 / sqrt(num_classes * C).
+    ops.py), or have one row for all (`num_classes` None: the last layer of G). With `spectral_norm` both tables are
+    divided by their largest singular value, each by its own, and the gain is 1 + its row, as in StudioGAN: dividing a
+    table of gains near 1 would make them as small as 1 / sqrt(num_classes * C).
 
-    Momentum is the weight of the new batch, and the variance that is kept is unbiased, as in torch. Each of `groups`
-    equal, contiguous groups of a batch has its own statistics; with `process_group`, one group spans the batches of its
-    processes. Running statistics are updated with the mean over the groups.
+    Momentum is torch's: the weight of the new batch. The variance that is kept is the biased one's unbiased form,
+    as torch does; the official code keeps the biased one.
+
+    Each of `groups` equal, contiguous groups of a batch has its own statistics; with `process_group`, one group spans
+    the batches of its processes. Running statistics are updated with the mean over the groups.
     """
 
     running_mean: Tensor
@@ -136,8 +141,11 @@ class BatchNormReLU(nn.Module):
 
 class _NormReLU(torch.autograd.Function):
     """relu(gain * (x - mean) / std + bias) over each group of a batch, and the groups' means and biased variances
-    [groups, C]. torch's own operators pass over the activations some fourteen times, this nine times. Activations may
-    be bf16; all else, statistics included, has the precision of the parameters."""
+    [groups, C].
+
+    Written out because torch's own operators pass over the activations some fourteen times, this nine times.
+    Activations may be bf16; all else, statistics included, has the precision of the parameters.
+    """
 
     @staticmethod
     def forward(
@@ -236,7 +244,9 @@ class GeneratorBlock(nn.Module):
 
 class DiscriminatorBlock(nn.Module):
     """Residual block of D, (B, C, H, W) -> (B, C', H/2, W/2) when `down`; hidden width C' (official discriminator.py).
-    `first`: the optimised block at the image, which has no ReLU before its first convolution."""
+
+    `first`: the optimised block at the image, which has no ReLU before its first convolution.
+    """
 
     def __init__(
         self, channels_in: int, channels_out: int, *, down: bool, first: bool = False, spectral_norm: bool

@@ -1,7 +1,9 @@
 """Cores and memory that this process may use: what its affinity and the limits of its containers leave of the machine.
 
-Linux limits a process by control groups of version 1 or 2, which lie in one another; each counts, not the innermost
-alone. Where they are, and which is ours, is in /proc/self/mountinfo and /proc/self/cgroup (man 7 cgroups, man 5 proc).
+Linux limits a process by control groups, which lie in one another; each of them, and not only the innermost, counts.
+They are directories of version 2 (`cpu.max`, `memory.max`) or of version 1 (`cpu.cfs_quota_us`,
+`memory.limit_in_bytes`). Where they are mounted, and which of them is ours, is in /proc/self/mountinfo and
+/proc/self/cgroup (man 7 cgroups, man 5 proc).
 """
 
 from __future__ import annotations

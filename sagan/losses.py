@@ -29,7 +29,9 @@ def non_saturating_g(fake: Tensor) -> Tensor:
 
 def r1(logits: Tensor, images: Tensor) -> Tensor:
     """Mean over images (B, ...) of |gradient of D at the image|^2; D's weights can be trained to lower it.
-    R1 adds `optim.r1_gamma` / 2 of it, at real images, to D's loss (Mescheder et al. 2018, arXiv 1801.04406, eq. 9)."""
+
+    R1 adds `optim.r1_gamma` / 2 of it, at real images, to D's loss (Mescheder et al. 2018, arXiv 1801.04406, eq. 9).
+    """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
 

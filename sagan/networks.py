@@ -1,8 +1,11 @@
 """Generator and discriminator of SAGAN for 32 to 256 px (Zhang et al. 2019, section 3; official code).
 
-The 128 px networks are the official ones, the others as sagan/README.md says (What the paper leaves open). So is the
-initialisation by default: xavier-uniform, zero biases, cBN tables 1 and 0. Each layer draws from a stream of its own
-name: two variants with the same seed start from the same weights wherever they have the same layer.
+The 128 px networks are the official ones. The others have the official blocks in the layouts that BigGAN-PyTorch and
+StudioGAN share; where these two differ, in G at 64 px and in D at 32 px, the layout is StudioGAN's. Their parameter
+counts are in tests/test_networks.py.
+
+Initialisation is the official one by default: xavier-uniform, zero biases, cBN tables 1 and 0. Each layer draws from
+a stream of its own name: two variants with the same seed start from the same weights wherever they have the same layer.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ _LAYOUT_D = {32: (2, 2, 2, 2), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16), 
 class Generator(nn.Module):
     """Images in [-1, 1] from noise and labels: z (B, z_dim), labels (B,) -> (B, 3, R, R).
 
-    In training mode every forward pass updates running statistics and iterates spectral norm: the D step's too, as in
-    the official code.
+    In training mode batch statistics are used and folded into the running ones, and spectral norm iterates once, in
+    every forward pass: the D step's too, as in the official code.
     """
 
     weight_layers: list[SpectralNormWeight]

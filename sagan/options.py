@@ -28,7 +28,9 @@ class Parser(argparse.ArgumentParser):
 
 def escape_unprintable_output() -> None:
     """Make stdout print a character that its encoding lacks as an escape (\\xe4), as stderr does by default.
-    Names of folders, studies and classes are the user's, and so is PYTHONIOENCODING."""
+
+    Names of folders, studies and classes are the user's, and so is PYTHONIOENCODING.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # tests put other streams in its place
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -28,7 +28,10 @@ _SAVED = 0.16
 
 def pays_to_compile(config: Config, num_classes: int) -> bool:
     """Whether compiling both passes takes less time than it saves over all steps of a run on a GPU (an estimate).
-    A resumed run has the same answer. Never with R1: torch.compile cannot trace a gradient of a gradient."""
+
+    The answer depends on the config alone, so a resumed run has the same one. Never with R1: torch.compile cannot trace
+    a gradient of a gradient.
+    """
     if config.optim.r1_gamma:
         return False
     seconds = config.optim.steps * count(config, num_classes).flops_per_step / _FLOPS_PER_SECOND[config.optim.precision]

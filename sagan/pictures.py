@@ -18,7 +18,9 @@ _PARTS = ("images", "queries", "maps")  # of an attention map's file
 
 def write_pictures(folder: Path, step: int, images: Mapping[str, NDArray[Any]]) -> list[str]:
     """Write "samples/step_0000500.png", "attention/g32/step_0000500.npz" and so on below `folder`; returns their names.
-    Each is written completely or not at all. `images` are those of `Sampler.pictures`."""
+
+    Each is written completely or not at all. `images` are those of `Sampler.pictures`.
+    """
     files = {}
     if "samples" in images:
         rows, columns, height, width, channels = images["samples"].shape

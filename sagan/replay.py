@@ -13,9 +13,10 @@ _WARM_UP_CALLS = 3  # in which libraries choose kernels and allocate memory; nei
 class Replay:
     """Calls a function that returns nothing and only writes to tensors which keep their memory between calls.
 
-    A step of small networks is some 2,400 kernels of 5 microseconds, and Python takes five times as long to launch them
-    (tests/benchmarks/results_gpu.md). So the kernels of one call are recorded and launched together in later calls. The
-    arguments are first copied to the memory of the recorded ones, so their shapes must be the same each time.
+    A training step of small networks is some 2,400 kernels of 5 microseconds, and Python takes five times as long to
+    launch them (tests/benchmarks/results_gpu.md). So the kernels of one call are recorded, with the addresses that they
+    read and write, and for later calls they are launched together: the same kernels on the same numbers. The arguments
+    are first copied to the memory of the recorded ones, so they must have the same shapes in each call.
     """
 
     def __init__(self) -> None:

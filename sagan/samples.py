@@ -27,8 +27,8 @@ FEWEST = 32  # of fewer images no statistics are taken
 class Samples:
     """Images uint8 [N, 3, R, R], read as `images[rows]`, in the order `rows` [N]; `words` say what they were before.
 
-    `labels` int64 [N] belong to that order, or are None. Where they are known the classes take turns in it: a score of
-    consecutive parts, as `is_mean`, would else be one of single classes.
+    `labels` int64 [N] belong to that order, or are None. Where they are known the classes take turns in it, as they do
+    in samples of our generators: a score of consecutive parts, as `is_mean`, would else be one of single classes.
     """
 
     images: ImageFile
@@ -40,8 +40,9 @@ class Samples:
 def open_samples(path: Path, classes: Sequence[str], resolution: int, folder: Path) -> Samples:
     """The images of a folder or an .npz, brought to `resolution` as the images of a data set are, and kept in `folder`.
 
-    `classes` are those of the data set; where it has none (fewer than two), labels are passed over. Raises ValueError
-    for what cannot be read, and for labels that are none of the data set's.
+    A folder has one folder for each class, named as one of `classes` or by its number from 0, or holds pictures without
+    labels. `classes` are those of the data set; where it has none (fewer than two), labels are passed over. Raises
+    ValueError for what cannot be read, and for labels that are none of the data set's.
     """
     if path.suffix == ".npz":
         source = _from_npz(path, classes)

@@ -42,8 +42,12 @@ def diversity(images: Tensor) -> float:
 class Sampler:
     """Generates the images that every evaluation of a run needs, from the same z and labels at each step.
 
-    Scored samples take z from the run's seed; their `labels` cycle through the classes, and each process draws its
-    `shard` of complete batches. Grid and attention maps take z from a seed that all runs share, to be compared by eye.
+    Scored samples take their z from the run's seed, with labels that cycle through the classes, so that all have
+    equally many samples. The grid and the attention maps take theirs from a seed that all runs share, so that variants
+    can be compared by eye.
+
+    Of the scored samples, whose classes are `labels`, each process draws its `shard`, which consists of
+    complete batches.
     """
 
     def __init__(

@@ -49,7 +49,8 @@ class BestOfRun:
 class Scorer:
     """Generates and scores the same samples at each step, each process its shard, and keeps the best weights.
 
-    `stop` of the first process is called between batches: when it returns True, Stopped is raised in all processes.
+    `stop` of the first process is called between batches. When it returns True, Stopped is raised in all processes and
+    this evaluation leaves no trace.
     """
 
     def __init__(self, evaluator: Evaluator, sampler: Sampler, dataset: ImageDataset) -> None:
@@ -61,7 +62,9 @@ class Scorer:
 
     def score(self, step: int, average: Generator) -> dict[str, float]:
         """All metrics and `sample_diversity`, as a share of the real images'; `average` is left as it was scored.
-        Weights whose samples have collapsed are never the best: repeated real pictures have a low FD."""
+
+        Weights whose samples have collapsed are never the best: repeated real pictures have a low FD.
+        """
         self.sampler.prepare(average)
         first: list[Tensor] = []
         batches = with_copies(self.sampler.images(average), first, self.sampler.batches_within(DIVERSITY_SAMPLES))

@@ -15,8 +15,9 @@ class SpectralNormWeight(nn.Module):
     """A layer whose weight spectral norm may divide by its largest singular value; forward passes use the result,
     `effective_weight`, which without `spectral_norm` is the weight itself.
 
-    The buffers `u` and `v` estimate the singular vectors of the weight as [rows, columns] (a kernel's columns in the
-    order height, width, channel). `normalized` is what `apply_spectral_norm` made for the current pass.
+    With `spectral_norm`, the buffers `u` and `v` are the running estimates of the singular vectors of the weight as
+    [rows, columns] (a kernel's columns in the order height, width, channel, as in the official code), and `normalized`
+    is the weight that `apply_spectral_norm` divided for the current pass.
     """
 
     u: Tensor
@@ -40,9 +41,10 @@ class SpectralNormWeight(nn.Module):
 def apply_spectral_norm(layers: Iterable[SpectralNormWeight], *, update: bool, eps: float) -> None:
     """Divide the weight of every layer that has spectral norm by its estimated largest singular value.
 
-    With `update`, one power iteration first, stored in `u` and `v`, in the order of torch's parametrisation (u from v,
-    then v from u). All layers are handled in few grouped operations: done one by one, spectral norm costs a small
-    network more time than its convolutions.
+    With `update`, one power iteration first, stored in `u` and `v`, in the order of torch's parametrisation
+    (u from v, then v from u); the official code starts with v from u and lets gradients flow through the iteration,
+    torch and we do not. All layers are handled in few grouped operations: done one by one, spectral norm costs a
+    small network more time than its convolutions.
     """
     normed: list[Any] = [layer for layer in layers if layer.spectral_norm]
     if normed:

@@ -39,7 +39,8 @@ class Batches:
     """Batch k of an endless sequence of epochs; each epoch has a random order of its own, drawn from the seed.
 
     The images lie on `device` where they fill less than a quarter of its free memory. Those that stay in a file are
-    read ahead by threads. Of each batch of `batch_size` only the rows `shard` are given.
+    read ahead, by threads, while earlier batches are trained on. Of each batch of `batch_size` only the rows `shard`
+    are given.
     """
 
     def __init__(

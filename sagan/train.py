@@ -1,8 +1,12 @@
 """Train one SAGAN in one folder: `python -m sagan.train FOLDER --preset embedded --seed 0`; again: resume.
 
-Options and exit statuses are in sagan/README.md. `torchrun --nproc-per-node=2 -m sagan.train ...` is the same run on
-several processes, of which the first writes. A program that starts runs gives its process id as `--parent`: then a run
-ends at most ten seconds after that program, and an error is also written to the folder (sagan/failure.py).
+What the folder holds is described in sagan/run_folder.py. `torchrun --nproc-per-node=2 -m sagan.train ...` is the same
+run on several processes, of which the first writes.
+
+Exit status: 0 the run has ended (finished, collapsed or diverged; the journal's last line says which); 2 bad input,
+one line on stderr and nothing written; 74 a disk is full; 130 interrupted and 143 terminated, with a checkpoint saved.
+A program that starts runs gives its process id as `--parent`: then a run ends at most ten seconds after that program,
+and an error is also written to the folder (sagan/failure.py).
 """
 
 from __future__ import annotations
@@ -59,8 +63,10 @@ def main(
     begin: Callable[[Trainer], bool] = lambda _: True,
 ) -> int:
     """Returns the exit status; a signal that comes before training raises SystemExit with the signal's own status.
-    `trainer` replaces sagan.training.Trainer. `begin` is asked once the run is open; if it returns False, the status is
-    EXIT_NOT_STARTED."""
+
+    `trainer` replaces sagan.training.Trainer. `begin` is asked once the run is open: if it returns False, nothing is
+    trained, and the exit status is EXIT_NOT_STARTED.
+    """
     escape_unprintable_output()
     options = _parser().parse_args(arguments)
     folder: Path = options.folder
@@ -122,8 +128,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Signals:
-    """What SIGTERM and Ctrl-C do. Until `wait` is set they end the process at once; from then on training sees `status`
-    set, saves a checkpoint and ends."""
+    """What SIGTERM and Ctrl-C do. Until `wait` is set they end the process at once; from then on they make this object
+    true, and training saves a checkpoint and ends.
+
+    It becomes true as well when the torchrun that started this process has ended. When the process `parent` has ended,
+    this process gets SIGTERM, and is ended some seconds later if it is still there.
+    """
 
     def __init__(self) -> None:
         self.wait = False
@@ -162,7 +172,9 @@ def _end_with(parent: int | None, seconds: float) -> None:
 
 def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int]:
     """Config and seed that the command line asks for; what it leaves out is as in the folder, if that holds a run.
-    Raises ValueError, also where that run differs in more than its number of steps, naming the fields."""
+
+    That run may have fewer steps. Raises ValueError, also where it differs in other fields, naming them.
+    """
     if options.preset is None and known is None:
         raise ValueError("--preset: must be given for a new run, got none; write --preset embedded")
     base = known.config if options.preset is None and known is not None else preset_of(options.preset)
@@ -224,7 +236,10 @@ def _open(
     trainer: Callable[..., Trainer] | None,
 ) -> tuple[Trainer, Journal | None]:
     """The trainer, at the run's last checkpoint if it has one, and the journal, which `journals` closes (None in all
-    processes but the first). The folder is created only when all else is ready, so that a mistake leaves nothing."""
+    processes but the first).
+
+    The folder is created only when all else is ready, so that a mistake leaves nothing. Raises ValueError.
+    """
     from sagan.checkpoint import write_atomically
     from sagan.data.preparation import prepare_images
     from sagan.distributed import World, join

@@ -1,5 +1,7 @@
-"""Training as a generator of events, which the caller logs. Everything random is a function of (config, seed, step), so
-a run that was stopped and resumed ends with the same bits as one that was not, on one machine's CPU.
+"""Training as a generator of events, which the caller logs; nothing here depends on a tracker.
+
+Everything random is a function of (config, seed, step), so a run that was stopped and resumed from its checkpoint
+ends with the same bits as one that was not, on one machine's CPU.
 """
 
 from __future__ import annotations
@@ -60,11 +62,17 @@ class Trainer:
     """One run of one config and seed in `directory`, which holds its checkpoints; it resumes from the newest one.
 
     `compile_backend`: the backend of torch.compile for both passes of a step, or None for no compilation. By default
-    this is inductor on CUDA, where that takes less time than it saves (`pays_to_compile`).
+    this is inductor on CUDA, where that takes less time than it saves (`pays_to_compile`). On CUDA a run of one process
+    records a step as a CUDA graph and replays it (sagan/replay.py).
 
-    Where processes have joined (sagan/distributed.py), each builds and runs this, and only the first writes files and
-    yields events. The checkpoint may be of a shorter run (EXTENDABLE_FIELDS). Raises ValueError for a config that
-    cannot be built and for a checkpoint of another config, naming the fields.
+    Where processes have joined (sagan/distributed.py), each builds and runs this. `optim.batch_size` is the total over
+    all of them, results equal those of one process to rounding, and only the first writes files and yields events.
+
+    The checkpoint may be of a shorter run that differs in
+    optim.steps (and eval.endpoint) alone: this run continues from there and ends with the same bits as if it had been
+    trained from step 0 with as many steps. (On a GPU equal to rounding: whether a run is compiled depends on its
+    length.) Raises ValueError for a config that cannot be built and for a checkpoint of another config, naming the
+    fields.
     """
 
     def __init__(
@@ -140,8 +148,8 @@ class Trainer:
         """Events from the current step to the last.
 
         `stop` is called after every step and between the batches of an evaluation. When it returns True, or the caller
-        closes the generator, a checkpoint is saved; after an error none is. With several processes all loop over it;
-        the first one's `stop` decides, and it alone gets the events.
+        closes the generator, a checkpoint is saved; after an error, also one that `stop` raises, none is.
+        With several processes all loop over it; the first one's `stop` decides, and it alone gets the events.
         """
         self.scorer.stop = stop
         return for_first_process(self.world, self._train()) if self.world.size > 1 else self._train()

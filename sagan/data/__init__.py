@@ -37,7 +37,9 @@ class ImageDataset:
 
     def conditioned(self, by: str) -> ImageDataset:
         """The data set as networks of this `model.conditioning` use it: with "none", all images are of one class.
-        Raises ValueError where they need labels that the images do not have."""
+
+        Raises ValueError where they need labels that the images do not have.
+        """
         check_labels(self.name, self.classes != _UNLABELLED, by)
         if by != "none" or self.classes == _UNLABELLED:
             return self
@@ -47,7 +49,9 @@ class ImageDataset:
 
 def open_dataset(config: DataConfig, root: Path | None = None, cache_dir: Path = DEFAULT_CACHE) -> ImageDataset:
     """The training images of `config.name`; those that are not built in are prepared in `cache_dir` the first time.
-    Raises ValueError for images that cannot be had or read."""
+
+    Raises ValueError for images that cannot be had or read.
+    """
     if config.name == "embedded":
         return _open_embedded(config)
     source = list_source(config, root)

@@ -68,7 +68,10 @@ def reason(error: Exception) -> str:
 
 def to_square(image: Image.Image, resolution: int, bits: int = 16) -> tuple[NDArray[np.uint8], set[str]]:
     """A picture as uint8 [3, resolution, resolution], upright, and what was peculiar about it: keys of KINDS.
-    `bits` is how many of their bits greyscale pictures of 16 bits use (`used_bits`). Raises whatever a decoder does."""
+
+    It is cut to its central square and resized with an antialiased bicubic filter; transparent pixels become white.
+    `bits` is how many of their bits greyscale pictures of 16 bits use (`used_bits`). Raises whatever a decoder does.
+    """
     with _one_large if image.width * image.height > _LARGE else nullcontext():
         return _to_square(image, resolution, bits)
 

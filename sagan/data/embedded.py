@@ -1,9 +1,10 @@
 """The built-in data set: pictures drawn from a seed, one class for each side of the paper's claim (section 1, Fig. 6).
 
 What the two classes are and why is in sagan/README.md (The built-in data set). The coordinates are those of a 64 px
-picture whatever the resolution. Every machine draws the same bytes: the arithmetic is +, -, *, /, sqrt, floor and
-comparisons alone, which IEEE 754 rounds in one way only. Sines, matrix products and sums over an axis differ between
-processors; none is used.
+picture whatever the resolution.
+
+Every machine draws the same bytes: the arithmetic is +, -, *, /, sqrt, floor and comparisons alone, which IEEE 754
+rounds in one way only. Sines, matrix products and sums over an axis differ between processors; none is used.
 """
 
 from __future__ import annotations

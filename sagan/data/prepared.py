@@ -1,8 +1,9 @@
 """Pictures brought to one size once, and kept in a file that every run and every metric reads.
 
-An entry of the cache is a folder: `images.u8` (uint8 [N, 3, R, R]), `labels.npy` and `manifest.json`. Its name has a
-digest of the files that it was made from. It is built in another folder, in chunks that are logged when they are on the
-disk, and renamed when complete: a build that was killed is resumed.
+An entry of the cache is a folder: `images.u8` (uint8 [N, 3, R, R]), `labels.npy` and `manifest.json`. Its name carries
+a digest of the listing it was made from, so a file that is added, removed or changed gives another entry. It is built
+in another folder, in chunks that are logged when they are on the disk, and renamed when complete: a build that was
+killed is resumed.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ class Prepared:
 def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
     """Bring the pictures of `source` to `resolution` in the cache; yields how many have been read.
 
-    Yields nothing where the entry is there already; waits for another process that builds it. Unreadable pictures are
-    left out. Raises ValueError where these are more than one in a hundred, or all of a class.
+    They are read on all cores and brought to size by `to_square`. Unreadable ones are left out, and `Prepared.warnings`
+    names them with the reason. Yields nothing where the entry is there already; waits for another process that builds
+    it. Raises ValueError where more than one picture in a hundred, or all pictures of a class, cannot be read.
     """
     entry = _entry(source, resolution, cache_dir)
     building = entry.with_suffix(".partial")

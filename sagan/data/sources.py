@@ -1,6 +1,7 @@
 """Data sets as they lie on the disk: torchvision's, which it downloads where it can, and folders of one's own.
 
-torchvision is imported where it is needed: it takes as long as torch, and the built-in pictures do without.
+A source lists pictures and labels; nothing is decoded here but what torchvision keeps in one array. torchvision is
+imported where it is needed: it takes as long as torch, and the built-in pictures do without.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class Source:
 
 def find_source(config: DataConfig, root: Path | None) -> Source:
     """The training pictures of `config.name` under `root` ("data" in the current folder if None).
-    Raises ValueError for a failed download, and for folders that cannot be read or whose layout is another."""
+
+    Raises ValueError for a failed download, and for folders that cannot be read or whose layout is another.
+    """
     try:
         return SOURCES[config.name](config, root or DEFAULT_ROOT)
     except OSError as error:

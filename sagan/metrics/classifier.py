@@ -34,7 +34,7 @@ _SHIFT = 8  # photographs are moved by up to an eighth of their side
 class Classifier(nn.Module):
     """uint8 [B, 3, H, W] -> features [B, 128 w], logits [B, classes], local tokens [B, 96 w, 8, 8]; w is `width`.
 
-    `norm`: with batch norm after each convolution, for training; stored weights have it folded in.
+    `norm` puts batch norm after each convolution, for training; stored weights have it folded in.
     """
 
     def __init__(self, num_classes: int, *, width: int = 1, norm: bool = False):
@@ -72,8 +72,11 @@ class Weights:
 
 
 def save(weights: Weights, file: Path) -> None:
-    """float16 safetensors; all but the network is metadata, in one JSON text, because safetensors writes several
-    entries in random order, and equal weights must have equal hashes."""
+    """float16 safetensors; all but the network is metadata.
+
+    The metadata is one JSON text: safetensors writes several entries in random order, and equal weights must have
+    equal hashes.
+    """
     tensors = {name: value.half().contiguous() for name, value in weights.network.state_dict().items()}
     training = {"classes": weights.classes, "data": weights.data, "accuracy": round(weights.accuracy, 4)}
     save_file(tensors, file, {"training": json.dumps(training)})
@@ -92,7 +95,11 @@ def load(file: Path) -> Weights:
 
 def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device: torch.device) -> Classifier:
     """A classifier of those rows [N] of the data, on the CPU, batch norm folded in and weights rounded to float16.
-    Noise, blur and changes of contrast are left out: features would overlook them in generated images too."""
+
+    Visible noise, blur and changes of contrast are left out on purpose: features trained to overlook them
+    would overlook them in generated images too. A second head that names such damages was tried: its features
+    separated real from damaged so sharply that they no longer measured how strong a damage is.
+    """
     augment, width = (_disturbed, 1) if dataset.name == "embedded" else (_shifted, _PHOTO_WIDTH)
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -113,10 +120,12 @@ def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device:
 
 
 def _disturbed(images: Tensor, draw: torch.Generator) -> Tensor:
-    """For drawings, float32 [B, 3, H, W]: noise by pixel, lines along and across, shading; mirrored half of the time.
+    """For drawings, float32 [B, 3, H, W]: changes that leave a drawing what it is, and half of the time mirrored.
 
     Flat ground has no variation of its own, so without this features moved as far for noise of one grey level as for
-    another class, and every generated picture lay outside the manifold of the real ones.
+    another class, and every generated picture lay outside the manifold of the real ones. Each picture gets noise by
+    pixel with an sd of up to 3 % of the range, lines along and across (what convolutions leave at borders) and shading
+    of up to 9 %.
     """
     count, channels, height, width = images.shape
     disturbed = images.float()
@@ -131,7 +140,9 @@ def _disturbed(images: Tensor, draw: torch.Generator) -> Tensor:
 
 def _shifted(images: Tensor, draw: torch.Generator) -> Tensor:
     """For photographs: each moved on its own, reflected at the edges, and half of them mirrored.
-    No pixel is interpolated, so what the network sees is as sharp as what it will be shown."""
+
+    No pixel is interpolated, so what the network sees is as sharp as what it will be shown.
+    """
     count, _, side, _ = images.shape
     reach = side // _SHIFT
     moved = torch.randint(-reach, reach + 1, (2, count, 1), generator=draw) + torch.arange(side)

@@ -48,8 +48,10 @@ def metric(function: MetricFunction) -> MetricFunction:
 class Evaluator:
     """Scores uint8 batches against the images of `dataset`.
 
-    `weights` says which of G's weights the images come from, or is None for images of unknown origin. Figures under
-    different fingerprints must not share a table. Raises ValueError for an extractor that cannot be had.
+    The reference is computed on the first use of a data set and an extractor, and then read from `cache_dir`.
+    `weights` says which of G's weights the images come from, or is None for images of unknown origin; with
+    `fingerprint` it distinguishes figures that must not share a table. Raises ValueError for an unknown extractor or
+    weights that cannot be had.
     """
 
     def __init__(
@@ -87,10 +89,10 @@ class Evaluator:
         )
 
     def __call__(self, images: Iterable[Tensor], labels: Tensor, shard: slice | None = None) -> dict[str, float]:
-        """All metrics of uint8 [B, 3, H, W] batches in the order of `labels` [N].
+        """All metrics of uint8 [B, 3, H, W] batches in the order of `labels` [N]; batches may differ in size.
 
-        Where several processes score together, `images` are those of `labels[shard]`. Shards are in the order of ranks,
-        and each process returns the metrics of all samples.
+        Where several processes score together, `images` are this one's, those of `labels[shard]`. Shards are
+        in the order of ranks, and each process returns the metrics of all samples.
         """
         world = World.here()
         extracted = None
@@ -141,7 +143,8 @@ def frechet_by_class(generated: Features, reference: Reference) -> dict[str, flo
     """Intra-FID (Miyato & Koyama 2018): each class against all its real images; `intra_fid` is the mean.
 
     A class with too few images on either side is left out (`Reference.enough_of_class`); `intra_fid_n` is the smallest
-    count on either side of those that are in. Compare it at equal counts only: most of it may be bias.
+    count on either side of those that are in. With 100 images per class the figure is about half bias, so compare it
+    at equal counts only. Not computed for a data set with a single class.
     """
     if len(reference.classes) == 1:
         return {}
@@ -175,8 +178,11 @@ def frechet_by_group(generated: Features, reference: Reference) -> dict[str, flo
 
 @metric
 def relations(generated: Features, reference: Reference) -> dict[str, float]:
-    """Whether distant parts of a picture agree, for data whose distribution is known: each class of the group
-    `geometry`, and the mean over these. Pictures without labels are compared together."""
+    """Whether distant parts of a picture agree (sagan/metrics/relations.py), for data whose distribution is known.
+
+    For each class of the group `geometry`, and the mean over these. Pictures without labels are compared together, and
+    their distribution is then the mixture of the classes.
+    """
     real = reference.tensors["shape_parameters"]
     if not real.shape[1]:
         return {}
@@ -193,7 +199,10 @@ def relations(generated: Features, reference: Reference) -> dict[str, float]:
 
 @metric
 def diversity_within(generated: Features, reference: Reference) -> dict[str, float]:
-    """`class_diversity` is the mean over the classes, `collapsed_classes` the share of them that have collapsed."""
+    """`class_diversity` is the mean over the classes, `collapsed_classes` the share of them that have collapsed.
+
+    Without labels all pictures are of one class.
+    """
     thumbnails = reference.tensors["thumbnails"]
     of_class = class_diversity(generated.thumbnails, generated.labels, thumbnails, reference.labels)
     if not of_class:
@@ -211,7 +220,8 @@ def pairwise_metrics(generated: Features, reference: Reference) -> dict[str, flo
     """KID, precision, recall, density and coverage, together because they use the same pairs.
 
     Where class counts are fixed and not drawn, images as good as real ones have a `kid` a little below 0: pairs within
-    a set then hold slightly fewer of one class than pairs across (about -0.003 at 2,000 embedded samples).
+    a set then hold slightly fewer of one class than pairs across (about -0.003 at 2,000 embedded samples). Recall and
+    coverage rise with the number of generated images: compare at equal counts only.
     """
     few = generated.features[pairwise_subset(len(generated.labels))]
     kept = Within(float(reference.tensors["pairs"]), reference.tensors["radii"])
@@ -221,8 +231,11 @@ def pairwise_metrics(generated: Features, reference: Reference) -> dict[str, flo
 
 @metric
 def inception_scores(generated: Features, reference: Reference) -> dict[str, float]:
-    """`is` is computed over all samples at once, as in SAGAN's code; the mean over ten splits, as in Salimans et al.
-    2016, is lower. Left out where the extractor's classes do not fit the data."""
+    """Left out where the extractor's classes do not fit the data: the score would then have no meaning.
+
+    Inception fits natural images; a trained classifier fits the data that it was trained on. `is` is computed over all
+    samples at once, as in SAGAN's code; the mean over ten splits, as in Salimans et al. 2016, is lower.
+    """
     if not reference.scored_logits:
         return {}
     logits = _own_logits(generated, reference)

@@ -45,7 +45,9 @@ def load_extractor(
     name: str, *, device: str | torch.device, cache_dir: Path | None = None, inception_weights: Path | None = None
 ) -> Extractor:
     """An extractor in evaluation mode on `device`: a built-in one, or one registered in `cache_dir`.
-    ValueError for an unknown name, weights that cannot be had, or a registered file that is not what its name says."""
+
+    ValueError for an unknown name, weights that cannot be had, or a registered file that is not what its name says.
+    """
     if name == "inception":
         from sagan.metrics.inception import RESIZE, load_inception  # torch-fidelity takes a second to import
 
@@ -86,7 +88,9 @@ def _sha256(file: Path) -> str:
 
 def train(config: DataConfig, root: Path | None, *, steps: int, seed: int, device: torch.device) -> classifier.Weights:
     """The small classifier, trained on nine tenths of the data of `config` and scored on the rest.
-    Raises ValueError for data that a classifier cannot learn from."""
+
+    Raises ValueError for data that a classifier cannot learn from.
+    """
     if steps < 1:
         raise ValueError(f"--steps: must be 1 or more, got {steps}")
     dataset = _training_images(config, root)
@@ -117,7 +121,10 @@ def register(weights: classifier.Weights, data_name: str, cache_dir: Path) -> st
 
 def _training_images(config: DataConfig, root: Path | None) -> ImageDataset:
     """The data set; for the built-in one, pictures that no run trains on or is compared with.
-    Its further classes are geometry whose relations are broken, so that features change when distant parts disagree."""
+
+    Its further classes are geometry whose relations are broken: features that distinguish these from the real ones
+    change when only distant parts disagree; those of a classifier of the data's own classes hardly do.
+    """
     dataset = open_dataset(config, root)
     if config.name != "embedded":
         return dataset

@@ -37,11 +37,13 @@ def extract(
     *,
     measure: Callable[[Tensor], Tensor] | None = None,
 ) -> Features:
-    """Features of uint8 [B, 3, H, W] batches that follow the order of `labels` [N], or of `labels[shard]`; `measure`
-    maps such a batch to shape parameters [B, P].
+    """Features of uint8 [B, 3, H, W] batches that follow the order of `labels` [N], or of `labels[shard]`.
+
+    `measure` maps such a batch to shape parameters [B, P].
 
     Local tokens sit at four positions per image, drawn from a fixed seed by the image's place in the sequence, so the
-    result depends neither on the batch size nor on which process extracts which shard.
+    result depends neither on the batch size nor on which process extracts which shard. TF32 and autocast are off:
+    float32 means float32 on every machine.
     """
     choices = torch.rand(len(labels), TOKENS_PER_IMAGE, generator=torch.Generator().manual_seed(_TOKEN_SEED))
     if shard is not None:

@@ -17,8 +17,8 @@ RESIZE = "to 299 px (TensorFlow 1 bilinear)"
 class Inception(nn.Module):
     """uint8 [B, 3, H, W] -> features [B, 2048], logits [B, 1008], local tokens [B, 256, 35, 35].
 
-    The logits leave the bias out, as in the official Inception score. The local tokens, which no paper defines, are the
-    output of Mixed_5b, which sees 63 of the 299 px.
+    The logits leave the bias out, as in the official Inception score. The local tokens are the output of Mixed_5b,
+    which sees 63 of the 299 px; no paper defines them.
     """
 
     def __init__(self, weights: Path | None):
@@ -36,7 +36,9 @@ class Inception(nn.Module):
 
 def load_inception(weights: Path | None) -> tuple[Inception, Path]:
     """The network and the file its weights came from; without `weights` torch-fidelity downloads them once.
-    Raises ValueError where the file is missing or is none of Inception's, and where the download fails."""
+
+    Raises ValueError where the file is missing or is none of Inception's, and where the download fails.
+    """
     if weights is None:
         try:
             network = Inception(None)

@@ -76,7 +76,9 @@ class Reference:
 
     def of_class(self, label: int) -> RealGaussian | Tensor:
         """All real images of a class: a Gaussian where there are more images than features, else features [n, d].
-        With fewer images than features no d x d matrix is needed."""
+
+        With fewer images than features no d x d matrix is needed.
+        """
         if self.stored_class:
             return self.stored_class(label)
         features = self.features[self.labels == label]
@@ -95,7 +97,9 @@ class Reference:
 
     def floor(self, num_samples: int) -> float:
         """The distance that `num_samples` real images would have: that of two halves, times the ratio of 1/n + 1/m.
-        The distance between two samples of one distribution is all bias, and the bias is proportional to 1/n + 1/m."""
+
+        The distance between two samples of one distribution is all bias, and the bias is proportional to 1/n + 1/m.
+        """
         n = len(self.features)
         return float(self.tensors["halves"]) * (1 / num_samples + 1 / n) / (4 / n)
 
@@ -103,8 +107,13 @@ class Reference:
 def load_reference(
     dataset: ImageDataset, extractor: Extractor, cache_dir: Path, device: torch.device, per_class: int = 0
 ) -> Reference:
-    """From the cache where it has an entry for this very data, weights and protocol, else computed and stored; of
-    several processes one computes and the others wait. `per_class` generated images of each class will be compared."""
+    """`per_class` is the number of generated images of each class that will be compared.
+
+    From the cache where it has an entry for this very content, else computed and stored.
+
+    Entries are named by a hash of data, weights and protocol, written atomically, and checked by a digest of their
+    content when read; a damaged one is built again. Of several processes one builds and the others wait.
+    """
     protocol = [_FORMAT, RELATIONS_FORMAT if measure_of(dataset) else 0]
     content = [*protocol, dataset.fingerprint, extractor.sha256, extractor.resize, reference_size(dataset)]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -136,7 +145,10 @@ def reference_size(dataset: ImageDataset) -> int:
 
 @dataclass(frozen=True)
 class _StoredClasses:
-    """Statistics of all real images of a class, one file per class; only one class is in memory at a time."""
+    """Statistics of all real images of a class, one file per class; only one class is in memory at a time.
+
+    Files are written, named and checked as a Reference's; a damaged one is built again when it is read.
+    """
 
     dataset: ImageDataset
     extractor: Extractor

@@ -1,8 +1,9 @@
 """Do distant parts of a picture agree? Measured on the pixels, without a network, for data of a known distribution.
 
-In the built-in twins four parameters can be measured: for each half, how much of it is covered by the disc (its *ink*)
-and the height of the disc. The error is the distance between the generated and the real distribution of these four
-numbers, not the disagreement of the halves: one pair of equal twins painted over and over has no disagreement.
+For the built-in twins (sagan/data/embedded.py) four parameters can be measured in a picture: for each half, how much of
+it is covered by the disc (its *ink*) and the height of the disc. The error is the distance between the generated and
+the real distribution of these four numbers, not the disagreement of the halves: a generator that paints one pair of
+equal twins over and over has no disagreement and has learnt nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def measure(images: Tensor) -> Tensor:
     """The parameters of images uint8 [B, 3, H, W]: float32 [B, 4] in the order of PARAMETERS, on the same device.
 
     Ink is the share of a half that is covered, 0 to 1; height the mean row of the ink in pixels of a 64 px picture,
-    -32 to 32 from its middle, and 0 without ink. Everything brighter than the background is ink, haze and noise too.
+    -32 to 32 from its middle. A half without ink has height 0. Everything brighter than the background is ink: haze
+    and noise, which real pictures have none of, count too.
     """
     side = images.shape[3]
     ground, ink = (sum(colour) / 3 for colour in (embedded.GROUND, embedded.INK))
@@ -57,8 +59,9 @@ def agreement(generated: Tensor, real: Tensor) -> Agreement | None:
     """Of parameters [n, 4] and [m, 4]; None for fewer than eight on either side.
 
     The energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Székely & Rizzo 2013, section 2) is 0 only for equal
-    distributions. Pairs of a picture with itself are included, which makes `floor` positive. The standard error is that
-    of the mean of each generated picture's share (first order of the V statistic).
+    distributions, so it counts disagreement, collapse and wrong proportions at once. Pairs of a picture with itself are
+    included, which keeps the error above 0 and makes `floor` positive. The standard error is that of the mean of each
+    generated picture's share (the first order of the V statistic).
     """
     if min(len(generated), len(real)) < _FEWEST:
         return None
