@@ -16,13 +16,12 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, unquote, urlparse
 
 import pandas as pd
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine, Executable
+from sqlalchemy import Engine, Executable, column, create_engine, inspect, select, table
+from sqlalchemy.exc import SQLAlchemyError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 CHECK = "check --tracking-uri, or the variable MLFLOW_TRACKING_URI where the option is not given"
@@ -37,7 +36,6 @@ class Run:
     """One MLflow run, as stored. `start` and `end` are milliseconds since 1970; `end` is None while it runs."""
 
     id: str
-    name: str
     status: str
     start: int
     end: int | None
@@ -56,6 +54,7 @@ class Store:
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+        self.shown_uri = shown_uri(self.uri)  # for pages and messages
         self._downloads: tempfile.TemporaryDirectory[str] | None = None
         scheme = self.uri.split(":", 1)[0].split("+", 1)[0]
         self._source: _Database | _Server
@@ -69,18 +68,17 @@ class Store:
                 f"http://host:5000, got {self.uri!r}"
             )
 
-    @property
-    def shown_uri(self) -> str:
-        """The URI without its password, for pages and messages."""
-        return shown_uri(self.uri)
-
     def runs(self) -> list[Run]:
         """Every run that is not deleted and carries the tag `kind`, oldest first."""
         found = [
-            replace(run, name=printable(run.name), experiment=printable(run.experiment),
-                    tags=_printable_all(run.tags), params=_printable_all(run.params))
+            replace(
+                run,
+                experiment=printable(run.experiment),
+                tags=_printable_all(run.tags),
+                params=_printable_all(run.params),
+            )
             for run in self._source.runs()
-        ]  # fmt: skip
+        ]
         return sorted(found, key=lambda run: (run.start, run.id))
 
     def histories(self, runs: list[Run]) -> pd.DataFrame:
@@ -149,6 +147,7 @@ def _printable_all(value: Any) -> Any:
 
 
 def shown_uri(uri: str) -> str:
+    """The URI without its password."""
     return re.sub(r"(//[^:/@]*):[^/]*@", r"\1:***@", uri)
 
 
@@ -157,9 +156,6 @@ _POINT = {"run_id": str, "key": str, "step": int, "timestamp": int, "value": flo
 
 class _Database:
     def __init__(self, uri: str) -> None:
-        from sqlalchemy import create_engine, inspect
-        from sqlalchemy.exc import SQLAlchemyError
-
         self._uri = uri
         try:
             self._engine = _sqlite_engine(_sqlite_path(uri)) if uri.startswith("sqlite:") else create_engine(uri)
@@ -170,18 +166,16 @@ class _Database:
             raise ValueError(f"{shown_uri(uri)} is no MLflow store: it has no tables of runs; {CHECK}")
 
     def runs(self) -> list[Run]:
-        names = {row[0]: row[1] for row in self._rows("experiments", "experiment_id", "name")}
+        names = dict(map(tuple, self._rows("experiments", "experiment_id", "name")))
         tags, params = self._mappings("tags"), self._mappings("params")
-        columns = ("run_uuid", "name", "status", "start_time", "end_time", "artifact_uri", "experiment_id")
+        columns = ("run_uuid", "status", "start_time", "end_time", "artifact_uri", "experiment_id")
         return [
-            Run(id, name, status, start, end, uri, names[experiment], tags[id], params.get(id, {}))
-            for id, name, status, start, end, uri, experiment, stage in self._rows("runs", *columns, "lifecycle_stage")
+            Run(id, status, start, end, uri, names[experiment], tags[id], params.get(id, {}))
+            for id, status, start, end, uri, experiment, stage in self._rows("runs", *columns, "lifecycle_stage")
             if stage == "active" and "kind" in tags.get(id, {})
         ]
 
     def points(self, runs: list[Run]) -> pd.DataFrame:
-        from sqlalchemy import column, select, table
-
         metrics = table("metrics", *map(column, ("run_uuid", "key", "step", "timestamp", "value", "is_nan")))
         rows: list[Any] = []
         for first in range(0, len(runs), 500):  # a database limits how many values one query may name
@@ -199,13 +193,9 @@ class _Database:
         return found
 
     def _rows(self, name: str, *columns: str) -> list[Any]:
-        from sqlalchemy import column, select, table
-
         return self._all(select(*map(column, columns)).select_from(table(name)))
 
     def _all(self, query: Executable) -> list[Any]:
-        from sqlalchemy.exc import SQLAlchemyError
-
         try:
             with self._engine.connect() as connection:
                 return list(connection.execute(query).all())
@@ -221,8 +211,6 @@ def _sqlite_path(uri: str) -> Path:
 
 
 def _sqlite_engine(path: Path) -> Engine:
-    from sqlalchemy import create_engine
-
     if not path.is_file():
         raise ValueError(
             f"no MLflow store at {path}: start a study here with `python -m ablations.run STUDY.yaml`, "
@@ -271,10 +259,11 @@ class _Server:
             for run in page:
                 info, tags = run.info, run.data.tags
                 if "kind" in tags:
+                    experiment = self._experiments[info.experiment_id]
+                    times = info.start_time, info.end_time
                     found.append(
-                        Run(info.run_id, info.run_name, info.status, info.start_time, info.end_time,
-                            info.artifact_uri, self._experiments[info.experiment_id], tags, run.data.params)
-                    )  # fmt: skip
+                        Run(info.run_id, info.status, *times, info.artifact_uri, experiment, tags, run.data.params)
+                    )
                     self._keys[info.run_id] = list(run.data.metrics)
             token = page.token
             if not token:

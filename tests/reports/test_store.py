@@ -16,7 +16,7 @@ from reports.store import DEFAULT_URI, Store
 
 def test_histories_are_what_mlflows_client_reads(store: Any) -> None:
     reader, client = Store(store.uri), store.client()
-    run = next(run for run in reader.runs() if run.name == "feat32/seed1")
+    run = next(run for run in reader.runs() if (run.tags.get("variant"), run.tags.get("seed")) == ("feat32", "1"))
     histories = reader.histories([run])
     for key in ("fid", "gamma/g32", "num_params_g"):
         ours = histories[histories["key"] == key]
