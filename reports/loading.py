@@ -22,8 +22,8 @@ TRIAL = re.compile(r"trial\d+")  # how the variants of a search's trials are cal
 _STATES = {"RUNNING": "running", "SCHEDULED": "running", "FAILED": "failed", "KILLED": "interrupted"}
 
 
-def load_results(store: Store, study: str | None = None) -> list[Results]:
-    """Every (study, protocol) in the store, or those of one study, in the order of their first launch.
+def load_results(store: Store) -> list[Results]:
+    """Every (study, protocol) in the store, in the order of their first launch.
 
     One whose only launch died before it wrote its plan has nothing to show, and is left out.
     """
@@ -31,11 +31,9 @@ def load_results(store: Store, study: str | None = None) -> list[Results]:
     by_id = {run.id: run for run in stored}
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in stored:
-        name = run.tags.get("study", run.experiment)
-        if study in (None, name):
-            groups.setdefault((name, run.tags.get("protocol", run.tags.get("preset", ""))), []).append(run)
-    cell_runs = [run for group in groups.values() for run in group if run.tags["kind"] == "cell"]
-    histories = store.histories(cell_runs)
+        key = run.tags.get("study", run.experiment), run.tags.get("protocol", run.tags.get("preset", ""))
+        groups.setdefault(key, []).append(run)
+    histories = store.histories([run for run in stored if run.tags["kind"] == "cell"])
     found = (_one_study(store, *key, group, histories, by_id) for key, group in groups.items())
     loaded = [results for results in found if results is not None]
     return [mark_unneeded_cells(replace(results, noise=_noise(results, loaded))) for results in loaded]
@@ -49,15 +47,13 @@ def _noise(results: Results, loaded: list[Results]) -> dict[str, float]:
     if not on_log_scale(results.metric):
         return {}
     steps = set(results.cells["steps"].dropna())
-    groups = []
-    for other in loaded:
-        alike = other is not results and other.preset == results.preset
-        if not alike or (results.fingerprint and other.fingerprint != results.fingerprint):
-            continue
-        for name, own in other.finished(results.metric).items():
-            trained = set(other.of(name)["steps"].dropna())
-            if own and min(own.values()) > 0 and (not steps or trained <= steps):
-                groups.append(list(own.values()))
+    groups = [
+        list(own.values())
+        for other in loaded
+        if other is not results and other.preset == results.preset and results.fingerprint in ("", other.fingerprint)
+        for variant, own in other.finished(results.metric).items()
+        if own and min(own.values()) > 0 and (not steps or set(other.of(variant)["steps"].dropna()) <= steps)
+    ]
     sd = pooled_sd(groups, log=True)
     return {} if sd is None else {results.metric: sd}
 
@@ -67,12 +63,17 @@ def _one_study(
 ) -> Results | None:
     """`runs` are the launches and cells of one study at one protocol; `by_id` has every run of the store."""
     # The row of a study's baseline keeps its plan; in stores of the first version the runs of its launches do.
-    launches = [run for run in reversed(runs) if run.tags["kind"] == "launch" or _is_baseline(run)]
+    launches = [
+        run
+        for run in reversed(runs)
+        if run.tags["kind"] == "launch"
+        or (run.tags["kind"] == "variant" and run.tags.get("variant") == run.tags.get("baseline"))
+    ]
     plans = [plan for launch in launches if (plan := store.document(launch, "plan.json")) and _is_plan(plan)]
-    searches = (found for launch in launches if (found := store.document(launch, "search.json")) is not None)
+    searches = (found for launch in launches if (found := store.document(launch, "search.json")))
     design = str(plans[0].get("design") or "one_at_a_time") if plans else "one_at_a_time"
     all_cell_runs = [run for run in runs if run.tags["kind"] == "cell"]
-    cell_runs = [run for run in all_cell_runs if "variant" in run.tags and _natural(run, "seed") is not None]
+    cell_runs = [run for run in all_cell_runs if "variant" in run.tags and _natural(run.tags, "seed") is not None]
     unnamed = len(all_cell_runs) - len(cell_runs)
     variants = _variants(plans, cell_runs)
     if design == "search":  # its trials choose what is compared; they are not compared themselves
@@ -81,7 +82,7 @@ def _one_study(
     seeds = sorted({seed for plan in plans for seed in plan["seeds"]} | {int(run.tags["seed"]) for run in cell_runs})
     if not variants or not seeds:
         return None
-    newest = plans[0] if plans else {**runs[-1].tags, "question": ""}
+    newest: dict[str, Any] = plans[0] if plans else {**runs[-1].tags, "question": ""}
     counted, notes = _counted(cell_runs, variants)
     if unnamed:
         notes = (*notes, f"{unnamed} runs are left out: their tags name no variant, or no seed.")
@@ -123,46 +124,33 @@ def _one_study(
         factors=tuple(newest.get("factors") or ()),
         search=_search(next(searches, None)),
         metric=metric,
-        contrasts=_contrasts(newest.get("contrasts")),
+        contrasts=tuple((variant, reference) for variant, reference in newest.get("contrasts") or ()),
         adaptive=_adaptive(newest),
     )
 
 
-def _is_baseline(run: Run) -> bool:
-    return run.tags["kind"] == "variant" and run.tags.get("variant", "") == run.tags.get("baseline")
+def _is_plan(plan: dict[str, Any]) -> bool:
+    """Whether it has what every version of this project has written."""
+    try:
+        named = all(isinstance(variant["name"], str) for variant in plan["variants"])
+        return named and all(type(seed) is int for seed in plan["seeds"])
+    except (KeyError, TypeError):
+        return False
 
 
 def _adaptive(plan: dict[str, Any]) -> Adaptive | None:
     """The adaptive seeds of a plan; None where its seeds are a list, or no version of this project has written it."""
     try:
-        stored, seeds = plan["adaptive"], tuple(plan["seeds"])
-        first, margin = stored["first"], stored["margin"]
-        looks(first, stored["most"])
-        return Adaptive(first, seeds, margin) if len(seeds) == stored["most"] and not (margin and margin < 0) else None
+        first, most, margin = (plan["adaptive"][name] for name in ("first", "most", "margin"))
+        looks(first, most)
+        valid = len(plan["seeds"]) == most and (margin is None or margin >= 0)
     except (KeyError, TypeError, ValueError):
         return None
+    return Adaptive(first, tuple(plan["seeds"]), margin) if valid else None
 
 
-def _contrasts(stored: Any) -> tuple[tuple[str, str], ...]:
-    """The pairs of a plan; () for a document that no version of this project has written."""
-    pairs = stored if isinstance(stored, list) else []
-    named = (pair for pair in pairs if isinstance(pair, list) and len(pair) == 2)
-    return tuple((one, other) for one, other in named if isinstance(one, str) and isinstance(other, str))
-
-
-def _is_plan(plan: dict[str, Any]) -> bool:
-    """Whether it has what every version of this project has written."""
-    variants, seeds = plan.get("variants"), plan.get("seeds")
-    if not isinstance(variants, list) or not isinstance(seeds, list):
-        return False
-    named = all(isinstance(variant, dict) and isinstance(variant.get("name"), str) for variant in variants)
-    return named and all(type(seed) is int for seed in seeds)
-
-
-def _search(stored: dict[str, Any] | None) -> Search | None:
-    """What search.json says; None for a document that no version of this project has written."""
-    if stored is None:
-        return None
+def _search(stored: Any) -> Search | None:
+    """What search.json says; None where there is none, or none that a version of this project has written."""
     try:
         trials = tuple(SearchTrial(**trial) for trial in stored["trials"])
         return Search(stored["objective"], stored["fields"], trials, stored["importances"], stored["best"])
@@ -181,9 +169,9 @@ def _classes(tags: dict[str, str]) -> tuple[tuple[str, ...], dict[str, tuple[int
         return (), {}
 
 
-def _natural(run: Run, tag: str) -> int | None:
-    """A tag's integer, 0 or more; None where there is none."""
-    text = run.tags.get(tag, "")
+def _natural(texts: dict[str, str], name: str) -> int | None:
+    """The integer, 0 or more, of a tag or a param; None where there is none."""
+    text = texts.get(name, "")
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
@@ -233,14 +221,13 @@ def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) ->
         empty = dict.fromkeys(("step", "steps", "endpoint", "run_id", "seconds", *CELL_TAGS))
         return {**row, "state": variant.build_error or "missing", **empty}
     reached = points.loc[points["run_id"] == run.id, "step"].max()
-    last, steps = _natural(run, "last_step"), run.params.get("optim.steps", "")
-    endpoint = run.params.get("eval.endpoint", "1")  # runs of earlier versions were scored by the last alone
+    last = _natural(run.tags, "last_step")
     return {
         **row,
         "state": run.tags.get("outcome") or _STATES.get(run.status, "interrupted"),
         "step": last if last is not None else None if pd.isna(reached) else int(reached),
-        "steps": int(steps) if steps.isdecimal() else None,
-        "endpoint": int(endpoint) if re.fullmatch("[1-9][0-9]{0,8}", endpoint) else 1,
+        "steps": _natural(run.params, "optim.steps"),
+        "endpoint": _natural(run.params, "eval.endpoint") or 1,  # earlier versions scored by the last alone
         "run_id": run.id,
         "seconds": None if run.end is None else (run.end - run.start) / 1000,
         **{tag: run.tags.get(tag) for tag in CELL_TAGS},
@@ -272,7 +259,7 @@ def score_cells(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pictures(store: Store, cell: tuple[str, int], run: Run) -> list[Picture]:
-    tile = _natural(run, "tile_px")
+    tile = _natural(run.tags, "tile_px")
     found = []
     for kind in ("samples", "attention"):
         for path in store.artifacts(run, kind):

@@ -59,7 +59,7 @@ def test_a_row_and_the_answer_equal_those_of_the_report(
 ) -> None:
     experiment = train(store, study, tmp_path, factor, sd)
     recorded = write(store, experiment, study, tmp_path)
-    (results,) = load_results(Reader(store.uri), study.name)
+    (results,) = (found for found in load_results(Reader(store.uri)) if found.study == study.name)
     stored = {run.info.run_name: run for run in store.runs(experiment, "tags.kind = 'variant'")}
     for metric in SHOWN:
         for variant, found in estimates(results, metric).items():

@@ -149,15 +149,11 @@ def test_a_shared_cell_shows_the_pictures_of_the_run_that_trained_it(scratch: Ca
     fake.launch("attention_where", ("none", "both"), (0,))
     fake.cell("attention_where", "both", 0, [("fid", 9.0, 100)], shared_run=trained,
               shared_study="attention_position")  # fmt: skip
-    alone = load_results(Store(fake.uri), "attention_where")
-    for (results,) in (
-        alone,
-        [results for results in load_results(Store(fake.uri)) if results.study == "attention_where"],
-    ):
-        assert {(item.variant, item.kind) for item in results.pictures} == {("both", "samples"), ("both", "attention")}
-        assert all(picture.path.is_file() for picture in results.pictures)
-        assert results.finished("fid") == {"none": {}, "both": {0: 9.0}}
-        assert results.cells.set_index("variant")["shared_study"].dropna().to_dict() == {"both": "attention_position"}
+    (results,) = (found for found in load_results(Store(fake.uri)) if found.study == "attention_where")
+    assert {(item.variant, item.kind) for item in results.pictures} == {("both", "samples"), ("both", "attention")}
+    assert all(picture.path.is_file() for picture in results.pictures)
+    assert results.finished("fid") == {"none": {}, "both": {0: 9.0}}
+    assert results.cells.set_index("variant")["shared_study"].dropna().to_dict() == {"both": "attention_position"}
 
 
 def test_trials_of_a_search_are_read_but_never_compared(scratch: Callable[[], Any]) -> None:
