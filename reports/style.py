@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,50 +35,20 @@ class PlotStyle:
 
 
 def variant_styles(variants: Iterable[str], baseline: str) -> dict[str, PlotStyle]:
-    """One style per variant, by its place in the plan.
-
-    More variants than hues are distinguished by shade, dash and marker as well. Names of two parts, such as residual8
-    or g1e-4+d4e-4, then share a hue and a dash by their first part, a shade and a marker by their second.
-    """
+    """One style per variant, by its place in the plan; more variants than hues also differ by shade and dash."""
     others = [name for name in variants if name != baseline]
-    if len(others) <= len(COLOURS):
-        found = [PlotStyle(colour, MARKERS[(place + 1) % len(MARKERS)], "-") for place, colour in enumerate(COLOURS)]
-    elif parts := _parts(others):
-        shades = _shades(1 + max(second for _, second in parts))
-        found = [PlotStyle(_shaded(COLOURS[first], shades[second]), MARKERS[second], DASHES[first])
-                 for first, second in parts]  # fmt: skip
-    else:
-        hues = COLOURS[:-1]  # a shade of black would be the baseline's grey
-        rounds = [divmod(place, len(hues)) for place in range(len(others))]
-        shades = _shades(1 + rounds[-1][0])
-        found = [PlotStyle(_shaded(hues[hue], shades[turn]), MARKERS[place % len(MARKERS)], DASHES[hue])
-                 for place, (turn, hue) in enumerate(rounds)]  # fmt: skip
-    return {baseline: PlotStyle(BASELINE_COLOUR, "o", "-"), **dict(zip(others, found, strict=False))}
-
-
-def _parts(names: Sequence[str]) -> list[tuple[int, int]] | None:
-    """The places of each name's first and second part among all; None where not every name has two."""
-    pairs = []
-    for name in names:
-        match = re.fullmatch(r"([^+]+)\+(.+)", name) or re.fullmatch(r"(.*\D)(\d+)", name)
-        if match is None:
-            return None
-        pairs.append(match.groups())
-    first, second = (list(dict.fromkeys(part)) for part in zip(*pairs, strict=True))
-    if len(first) > len(DASHES) or len(second) > len(MARKERS):
-        return None
-    return [(first.index(head), second.index(tail)) for head, tail in pairs]
-
-
-def _shades(count: int) -> list[float]:
-    """Evenly from light (0.45 of the way to white) to dark (0.4 to black); the pure hue where it is one."""
-    return [0.45 - 0.85 * place / (count - 1) for place in range(count)] if count > 1 else [0.0]
-
-
-def _shaded(colour: str, shade: float) -> str:
-    towards = 1.0 if shade > 0 else 0.0
-    red, green, blue = (channel + abs(shade) * (towards - channel) for channel in to_rgb(colour))
-    return str(to_hex((red, green, blue)))
+    many = len(others) > len(COLOURS)
+    hues = COLOURS[:-1] if many else COLOURS  # a shade of black would be the baseline's grey
+    found = {baseline: PlotStyle(BASELINE_COLOUR, "o", "-")}
+    for place, name in enumerate(others):
+        turn, hue = divmod(place, len(hues))
+        # Evenly from light (0.45 of the way to white) to dark (0.4 to black); the pure hue where there is one turn.
+        shade = 0.45 - 0.85 * turn / ((len(others) - 1) // len(hues)) if many else 0.0
+        towards = 1.0 if shade > 0 else 0.0
+        red, green, blue = (channel + abs(shade) * (towards - channel) for channel in to_rgb(hues[hue]))
+        colour = str(to_hex((red, green, blue)))
+        found[name] = PlotStyle(colour, MARKERS[(place + 1) % len(MARKERS)], DASHES[hue] if many else "-")
+    return found
 
 
 @contextmanager
