@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
-from importlib.resources import files
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -63,8 +62,9 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
     check_study(study, dict.fromkeys(results.study for results in loaded), store.shown_uri)
     folders = dict(zip(folder_names(loaded), loaded, strict=True))
     chosen = {folder: results for folder, results in folders.items() if study in (None, results.study)}
-    for folder in chosen:
-        _check_ours(out / folder)
+    for folder in (out / name for name in chosen):
+        if folder.exists() and not (folder / MARK).is_file():
+            raise ValueError(f"--out: {folder} is there and is no report of ours; move it away or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
         # The gallery shows every study of the store, also one that is not built this time.
@@ -75,8 +75,10 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
         ]
         page = Path(scratch) / GALLERY
         page.write_text(_render(GALLERY, entries=entries, store=store.shown_uri, now=_now()), encoding="utf-8")
-        for folder in chosen:
-            _replace(Path(scratch) / folder, out / folder)
+        for name in chosen:
+            if (out / name).exists():
+                shutil.move(out / name, Path(scratch) / f".{name}")  # deleted with the scratch folder
+            os.replace(Path(scratch) / name, out / name)
         os.replace(page, out / GALLERY)
     return out / GALLERY
 
@@ -200,9 +202,7 @@ def _render(template: str, **context: Any) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(
-            lambda name: files("reports").joinpath("templates", name).read_text(encoding="utf-8")
-        ),
+        loader=jinja2.PackageLoader("reports"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -219,17 +219,6 @@ def _unbroken(text: str) -> Any:
     parts = re.split(r"(\S{1,24} [↓↑]|n = \d+|\S{1,24}-\S{1,24})", text)  # every second one is what stays together
     span = Markup('<span class="unbroken">{}</span>')
     return Markup("").join(span.format(part) if place % 2 else part for place, part in enumerate(parts))
-
-
-def _check_ours(folder: Path) -> None:
-    if folder.exists() and not (folder / MARK).is_file():
-        raise ValueError(f"--out: {folder} is there and is no report of ours; move it away or choose another --out")
-
-
-def _replace(new: Path, old: Path) -> None:
-    if old.exists():
-        shutil.move(old, new.with_name(f".{new.name}"))  # deleted with the scratch folder
-    os.replace(new, old)
 
 
 def _now() -> str:
