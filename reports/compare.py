@@ -63,8 +63,10 @@ def _compare_study(study: str, protocol: str, one: Frames, other: Frames) -> str
     if metrics[0] != metrics[1] or not metrics[0]:
         return "\n".join([*lines, f"  nothing to compare: A answers by {metrics[0] or 'nothing yet'}, B by "
                                   f"{metrics[1] or 'nothing yet'}"])  # fmt: skip
-    same, both = _equal_scores(cells[0], cells[1], metrics[0])
-    lines.append(f"  of {both} cells that finished in both, {same} have the same {metrics[0]} to the last digit")
+    scored = (side.loc[side["state"] == "finished", ["variant", "seed", metrics[0]]].dropna() for side in cells)
+    both = next(scored).merge(next(scored), on=["variant", "seed"], suffixes=SIDES)
+    same = (both[f"{metrics[0]}A"] == both[f"{metrics[0]}B"]).sum()
+    lines.append(f"  of {len(both)} cells that finished in both, {same} have the same {metrics[0]} to the last digit")
     joined = rows[0].merge(rows[1], on=["variant", "reference"], suffixes=SIDES)
     table = [("variant", "against", f"A: {metrics[0]}", "n", "verdict", "B", "n", "verdict", "verdicts", "differences")]
     agreeing, beyond = [], []
@@ -78,10 +80,14 @@ def _compare_study(study: str, protocol: str, one: Frames, other: Frames) -> str
         figures = {True: "differ", False: "agree", None: "no interval"}[beyond[-1]]
         table.append((row["variant"], row["reference"], *next(shown), *next(shown), words, figures))
     known = [found for found in beyond if found is not None]
-    lines += _aligned(table) + [
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for texts in table:
+        padded = (text.ljust(width) for text, width in zip(texts, widths, strict=True))
+        lines.append(f"  {'  '.join(padded)}".rstrip())
+    lines.append(
         f"  verdicts: {sum(agreeing)} of {len(agreeing)} agree; differences: {sum(known)} of {len(known)} differ by "
         "more than their intervals"
-    ]
+    )
     if missing := sorted({*rows[0]["variant"], *rows[1]["variant"]} - set(joined["variant"])):
         lines.append(f"  compared in one alone: {', '.join(missing)}")
     return "\n".join(lines)
@@ -106,21 +112,14 @@ def _provenance(cells: pd.DataFrame) -> str:
     return f"{(cells['state'] == 'finished').sum()} of {len(cells)} cells finished, code {next(known)}, {next(known)}"
 
 
-def _equal_scores(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> tuple[int, int]:
-    """How many cells have the same score in both, and how many have one in both."""
-    scored = (cells.loc[cells["state"] == "finished", ["variant", "seed", metric]].dropna() for cells in (one, other))
-    both = next(scored).merge(next(scored), on=["variant", "seed"], suffixes=SIDES)
-    return int((both[f"{metric}A"] == both[f"{metric}B"]).sum()), len(both)
-
-
 def _gap(row: dict[str, Any], side: str) -> Gap:
     """The comparison of one side, as table.csv has it."""
     log = row[f"scale{side}"] == "log"
-    value, low, high = (row[f"difference{end}{side}"] for end in ("", "_low95", "_high95"))
-    value, low, high = (math.log1p(end) if log else float(end) for end in (value, low, high))
+    back = math.log1p if log else float
+    ends = (row[f"difference_{end}95{side}"] for end in ("low", "high"))
+    low, high = (None if pd.isna(end) else back(end) for end in ends)
     n = row[f"n{side}"] if pd.isna(row[f"decided_after{side}"]) else row[f"decided_after{side}"]
-    has_interval = not math.isnan(low)
-    return Gap(value, low if has_interval else None, high if has_interval else None, None, int(n), log)
+    return Gap(back(row[f"difference{side}"]), low, high, None, int(n), log)
 
 
 def _differ(one: Gap, other: Gap) -> bool | None:
@@ -132,12 +131,6 @@ def _differ(one: Gap, other: Gap) -> bool | None:
     if one.low is None or one.high is None or other.low is None or other.high is None or one.log != other.log:
         return None
     return abs(one.value - other.value) > math.hypot(one.high - one.low, other.high - other.low) / 2
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,11 +1,4 @@
-"""Results as data: tidy tables of every study of a store, or of the CSV files of a report.
-
-import reports
-found = reports.load("controls")                     # of the store in this folder
-found.cells.groupby("variant")["relation_error"].describe()
-found.metrics.query("key == 'fid'").pivot_table(index="step", columns="variant", values="value")
-found.comparisons.query("role == 'primary'")[["variant", "reference", "difference", "verdict"]]
-"""
+"""Results as data: tidy tables of every study of a store, or of the CSV files of a report."""
 
 from __future__ import annotations
 
@@ -52,7 +45,12 @@ def load(study: str | None = None, source: str | os.PathLike[str] | None = None)
     path = None if source is None or ":" in str(source) and not Path(source).exists() else Path(source)
     if path is not None and (path / "mlflow.db").is_file():
         source, path = f"sqlite:///{path / 'mlflow.db'}", None
-    found = _of_files(path) if path is not None else _of_store(None if source is None else str(source), study)
+    if path is not None:
+        found = _of_files(path)
+    else:
+        loaded = load_results(Store(None if source is None else str(source)))
+        loaded = [results for results in loaded if study in (None, results.study)] or loaded
+        found = Frames(*(_joined(make(results) for results in loaded) for make in (cells, histories, comparisons)))
     check_study(study, found.cells["study"].unique(), "the default store" if source is None else shown_uri(str(source)))
     of_study = (frame if study is None else frame[frame["study"] == study].reset_index(drop=True)
                 for frame in (found.cells, found.metrics, found.comparisons))  # fmt: skip
@@ -68,13 +66,6 @@ def check_study(study: str | None, names: Iterable[str], where: str) -> None:
         close = difflib.get_close_matches(study, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
         raise ValueError(f"--study: no study {study!r} in {where}; {hint}")
-
-
-def _of_store(uri: str | None, study: str | None) -> Frames:
-    loaded = load_results(Store(uri))
-    loaded = [results for results in loaded if study in (None, results.study)] or loaded
-    made = (_joined(make(results) for results in loaded) for make in (cells, histories, comparisons))
-    return Frames(*made)
 
 
 def _of_files(path: Path) -> Frames:
@@ -135,46 +126,41 @@ def comparisons(results: Results) -> pd.DataFrame:
     `planned`. Only the primary metric has a `verdict`, better, worse, equivalent or undecided: that of the test, of
     adaptive seeds that of the looks after `decided_after` seeds, with the repeated interval.
     """
-    rows = [row for part in by_measurement(results) for row in _compared(part)]
+    rows: list[dict[str, object]] = []
+    for part in by_measurement(results):
+        for key in sorted(part.final_scores.columns):
+            log, compared = is_log(part, key), compare(part, key)
+            for name, own in estimates(part, key).items():
+                if own is None:
+                    continue
+                estimate = {
+                    "variant": name,
+                    "metric": key,
+                    "role": "primary" if key == part.metric else "secondary",
+                    "scale": "log" if log else "linear",
+                    "mean": own.mean,
+                    "low95": own.low,
+                    "high95": own.high,
+                    "sd": own.sd,
+                    "n": own.n,
+                    "planned": len(part.seeds),
+                    "metric_fingerprint": part.fingerprint,
+                }
+                found: list[Comparison | None] = [row for row in compared if row.variant == name]
+                rows += [{**estimate, **_difference(row)} for row in found or [None]]
     return _named(pd.DataFrame(rows), results)
 
 
-def _compared(results: Results) -> Iterable[dict[str, object]]:
-    for key in sorted(results.final_scores.columns):
-        log, compared = is_log(results, key), compare(results, key)
-        for name, own in estimates(results, key).items():
-            if own is None:
-                continue
-            estimate = {
-                "variant": name,
-                "metric": key,
-                "role": "primary" if key == results.metric else "secondary",
-                "scale": "log" if log else "linear",
-                "mean": own.mean,
-                "low95": own.low,
-                "high95": own.high,
-                "sd": own.sd,
-                "n": own.n,
-                "planned": len(results.seeds),
-                "metric_fingerprint": results.fingerprint,
-            }
-            own_rows: list[Comparison | None] = [row for row in compared if row.variant == name]
-            yield from ({**estimate, **_compared_with(row)} for row in own_rows or [None])
-
-
-def _compared_with(row: Comparison | None) -> dict[str, object]:
-    if row is None:
-        return dict.fromkeys(("reference", "difference", "difference_low95", "difference_high95", "p_adjusted",
-                              "probability_of_improvement", "verdict", "decided_after"))  # fmt: skip
-    back = math.expm1 if row.gap.log else float
-    low, high = (None if end is None else back(end) for end in (row.gap.low, row.gap.high))
+def _difference(row: Comparison | None) -> dict[str, object]:
+    gap = row.gap if row else None
+    back = math.expm1 if gap and gap.log else float
     return {
-        "reference": row.reference,
-        "difference": back(row.gap.value),
-        "difference_low95": low,
-        "difference_high95": high,
-        "p_adjusted": row.gap.p,
-        "probability_of_improvement": row.improvement,
-        "verdict": row.verdict,
-        "decided_after": row.decided_after,
+        "reference": row and row.reference,
+        "difference": back(gap.value) if gap else None,
+        "difference_low95": back(gap.low) if gap and gap.low is not None else None,
+        "difference_high95": back(gap.high) if gap and gap.high is not None else None,
+        "p_adjusted": gap and gap.p,
+        "probability_of_improvement": row and row.improvement,
+        "verdict": row and row.verdict,
+        "decided_after": row and row.decided_after,
     }

@@ -114,6 +114,16 @@ def test_a_study_that_is_compared_with_itself_agrees_in_everything(
     assert "verdicts: 3 of 3 agree; differences: 0 of 3 differ" in said
 
 
+def test_one_seed_each_is_compared_without_an_interval(
+    scratch: Callable[[], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = scratch()
+    study(fake, "s", {"none": [10.0], "same": [5.0]})
+    said = compared(capsys, fake.uri, fake.uri)
+    assert re.search(r"same +none +-50 % +1 +undecided +-50 % +1 +undecided +agree +no interval", said)
+    assert "differences: 0 of 0 differ" in said
+
+
 def test_a_terminal_of_plain_ascii_gets_the_comparison(
     scratch: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
