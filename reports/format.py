@@ -61,8 +61,10 @@ def span(counts: Iterable[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def p_value(value: float | None) -> str:
-    return ABSENT if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+def p_value(found: Gap | None) -> str:
+    """Adjusted; a dash where nothing was tested."""
+    p = found.p if found else None
+    return ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def gap(found: Gap | None) -> str:

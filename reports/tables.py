@@ -38,7 +38,6 @@ class Block:
 class Table:
     """A table with plain text in every cell; it is escaped for each format when it is written."""
 
-    name: str
     title: str
     columns: tuple[str, ...]
     blocks: tuple[Block, ...]
@@ -59,11 +58,9 @@ def caption(results: Results) -> str:
     sentences.append("Scores that are compared as ratios have geometric means and intervals of the logarithm.")
     studies = results.cells["shared_study"].dropna()
     if len(studies):
-        cells = (
-            "1 cell is" if len(studies) == 1 else f"{len(studies)} of the {results.cells['run_id'].count()} cells are"
-        )
-        were = "was" if len(studies) == 1 else "were"
-        origin = " and ".join(sorted(set(studies)))
+        one = len(studies) == 1
+        cells = "1 cell is" if one else f"{len(studies)} of the {results.cells['run_id'].count()} cells are"
+        origin, were = " and ".join(sorted(set(studies))), "was" if one else "were"
         sentences.append(f"{cells} shared with {origin}, where the same config {were} trained.")
     return " ".join(sentences)
 

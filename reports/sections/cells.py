@@ -23,7 +23,7 @@ def cells(results: Results) -> Table:
 
     rows = (Row((item.name, *(text(item.name, seed) for seed in results.seeds))) for item in results.variants)
     columns = ("variant", *(f"seed {seed}" for seed in results.seeds))
-    return Table("cells", "Cells", columns, (Block(None, tuple(rows)),), results.notes)
+    return Table("Cells", columns, (Block(None, tuple(rows)),), results.notes)
 
 
 def progress(results: Results) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,7 +19,6 @@ from reports.results import Results
 from reports.tables import Block, Row, Table
 
 MOST_CLASSES = 20  # more fit no column
-VARIANTS_PER_PANEL = 4
 
 
 def groups_table(results: Results) -> Table | None:
@@ -38,7 +36,6 @@ def groups_table(results: Results) -> Table | None:
         f"{name}: {', '.join(results.classes[label] for label in labels)}" for name, labels in results.groups.items()
     )
     return Table(
-        name="geometry_texture",
         title="Geometry against texture",
         columns=tuple(columns),
         blocks=(Block(None, tuple(Row(tuple(row)) for row in cells)),),
@@ -80,23 +77,18 @@ def classes(results: Results) -> Iterator[Drawn]:
     if not variants or len(names) > MOST_CLASSES:
         return
     key = f"fid_class/{names[0]}"
-    panels = math.ceil(len(variants) / VARIANTS_PER_PANEL)
-    for number, chosen in enumerate(np.array_split(variants, panels), 1):
-        chosen = chosen.tolist()
-        fig, axes = figures.new_axes(height=0.6 + (0.16 + 0.1 * len(chosen)) * len(names), legend=chosen)
-        for place, name in enumerate(names):
-            for variant, row in found[name].items():
-                if variant in chosen:
-                    y = place + 0.7 * ((chosen.index(variant) + 0.5) / len(chosen) - 0.5)
-                    figures.difference_row(axes, results, row, y, size=4)
-        figures.name_rows(axes, names, margin=0.5)
-        _group_bands(axes, results, names)
-        figures.difference_axis(axes, results, key, results.baseline, f"{results.label('fid')} of a class")
-        figures.legend(fig, results, chosen, dashes=False, markers=True)
-        rows = [row for of_class in found.values() for row in of_class.values()]
-        text = f"Class by class{figures.whisker_note(rows, 'the variants of a class')}. Secondary."
-        name = "classes" if panels == 1 else f"classes_{number}"
-        yield Drawn(name, f"{text} {figures.basis(results, key)}", fig)
+    fig, axes = figures.new_axes(height=0.6 + (0.16 + 0.1 * len(variants)) * len(names), legend=variants)
+    for place, name in enumerate(names):
+        for variant, row in found[name].items():
+            y = place + 0.7 * ((variants.index(variant) + 0.5) / len(variants) - 0.5)
+            figures.difference_row(axes, results, row, y, size=4)
+    figures.name_rows(axes, names, margin=0.5)
+    _group_bands(axes, results, names)
+    figures.difference_axis(axes, results, key, results.baseline, f"{results.label('fid')} of a class")
+    figures.legend(fig, results, variants, dashes=False, markers=True)
+    rows = [row for of_class in found.values() for row in of_class.values()]
+    text = f"Class by class{figures.whisker_note(rows, 'the variants of a class')}. Secondary."
+    yield Drawn("classes", f"{text} {figures.basis(results, key)}", fig)
 
 
 def class_scores(results: Results) -> Iterator[Drawn]:

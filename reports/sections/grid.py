@@ -45,7 +45,6 @@ def grid(results: Results) -> Table | None:
         notes.append(f"All variants train with lr_G = lr_D = {rate:g}; the paper does not publish the equal rate that "
                      "it used.")  # fmt: skip
     return Table(
-        name="grid",
         title=f"{down} by {across}",
         columns=(f"{down} \\ {across}", *columns),
         blocks=(Block(results.label(arrow=True), tuple(rows)),),
@@ -73,23 +72,18 @@ def effects(results: Results) -> Table | None:
         log,
     )
     rows = (
-        Row((name, format.gap(gap), str(gap.n) if gap else ABSENT, format.p_value(gap.p if gap else None)))
+        Row((name, format.gap(gap), str(gap.n) if gap else ABSENT, format.p_value(gap)))
         for name, gap in zip(contrasts, gaps, strict=True)
     )
-    beyond = (
-        "product of the two ratios; at 0 % there is no interaction"
-        if log
-        else "sum of the two; at 0 there is no interaction"
-    )
+    beyond, zero = ("product of the two ratios", "0 %") if log else ("sum of the two", "0")
     return Table(
-        name="effects",
         title="Main effects and interaction",
         columns=("effect", f"in {results.label()}", "seeds", "p, adjusted"),
         blocks=(Block(None, tuple(rows)),),
         notes=(
-            f"Effects of one switch are averaged over the other. The interaction is what both do beyond the {beyond}. "
-            "p and the 95 % intervals are simultaneous over the three lines, by the test of the other tables; these "
-            "lines are secondary to the study's own comparisons.",
+            "Effects of one switch are averaged over the other. The interaction is what both do beyond the "
+            f"{beyond}; at {zero} there is no interaction. p and the 95 % intervals are simultaneous over the three "
+            "lines, by the test of the other tables; these lines are secondary to the study's own comparisons.",
         ),
     )
 
@@ -111,7 +105,13 @@ def rates(results: Results) -> Iterator[Drawn]:
         if values[name]:
             scores[place] = averages[name]
             texts[place] = "\n".join(filter(None, (format.number(scores[place], digits), state)))
-        _hatch(axes, results, name, place, state, scored=bool(values[name]))
+        if state:  # runs ended early
+            axes.add_patch(Rectangle(place[::-1], 1, 1, fill=False, hatch="////", lw=0, alpha=0.4,
+                                     ec="white" if values[name] else "#9aa1ab"))  # fmt: skip
+        if not values[name]:  # why there is no score
+            text = state or str(results.of(name)["state"].iloc[0]).replace(" ", "\n", 1)
+            axes.text(place[1] + 0.5, place[0] + 0.5, text, ha="center", va="center", fontsize=7, color="#2b3038",
+                      bbox={"fc": "white", "ec": "none", "pad": 0.8})  # fmt: skip
     norm = LogNorm() if np.nanmax(scores) > 10 * np.nanmin(scores) > 0 else None
     labels = {"xticklabels": [*map(_short, columns)], "yticklabels": [*map(_short, rows)]}
     sns.heatmap(scores, annot=texts, fmt="", cmap="crest", cbar=False, norm=norm, linewidths=1, ax=axes, **labels)
@@ -138,18 +138,6 @@ def _rates(results: Results) -> dict[str, tuple[float, float]] | None:
     pairs = {name: (float(found[RATES[0]]), float(found[RATES[1]])) for name, found in fields.items()}
     varied = all(len(set(line)) > 1 for line in zip(*pairs.values(), strict=True))
     return pairs if varied and len(set(pairs.values())) == len(pairs) else None
-
-
-def _hatch(axes: Axes, results: Results, name: str, place: tuple[int, int], state: str, scored: bool) -> None:
-    """Marks a cell where runs ended early; one without a score says why it has none."""
-    row, column = place
-    if state:
-        axes.add_patch(Rectangle((column, row), 1, 1, fill=False, hatch="////", ec="white" if scored else "#9aa1ab",
-                                 lw=0, alpha=0.4))  # fmt: skip
-    if not scored:
-        text = state or str(results.of(name)["state"].iloc[0]).replace(" ", "\n", 1)
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color="#2b3038",
-                  bbox={"fc": "white", "ec": "none", "pad": 0.8})  # fmt: skip
 
 
 def _ratio_line(axes: Axes, rows: np.ndarray, columns: np.ndarray, ratio: float) -> bool:

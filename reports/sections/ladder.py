@@ -22,10 +22,8 @@ def ladder(results: Results) -> Table | None:
     if results.design != "ladder":
         return None
     gaps = {row.variant: row.gap for row in compare(results, results.metric)}
-    texts, top = (
-        tables.score_texts(results, results.metric),
-        tables.best(results.metric, means(results, results.metric).values()),
-    )
+    texts = tables.score_texts(results, results.metric)
+    top = tables.best(results.metric, means(results, results.metric).values())
     rows = []
     for place, item in enumerate(results.variants):
         above = results.variants[place - 1].changes if place else {}
@@ -34,17 +32,16 @@ def ladder(results: Results) -> Table | None:
         )
         adds = ", ".join(new) if place else "where the ladder starts"
         gap = gaps.get(item.name)
-        cells = (item.name, adds, texts[item.name], format.gap(gap), format.p_value(gap.p if gap else None),
+        cells = (item.name, adds, texts[item.name], format.gap(gap), format.p_value(gap),
                  tables.seeds_finished(results, item), tables.outcomes(results, item))  # fmt: skip
         rows.append(Row(cells, frozenset({2}) if place in top else frozenset()))
     blocks = [Block(None, tuple(rows))]
     if ends := _published_ends(results):
         heading = f"published: {ends[0].dataset}, {ends[0].protocol}; {ends[0].source}"
-        theirs = (Row((_recipe(end), "", f"FID {format.number(end.value, 2)}", "", "", "1 run", "")) for end in ends)
+        theirs = (Row((end.variant, "", f"FID {format.number(end.value, 2)}", "", "", "1 run", "")) for end in ends)
         blocks.append(Block(heading, tuple(theirs), published=True))
     order = "Each effect depends on the order of the steps."
     return Table(
-        name="ladder",
         title="Step by step",
         columns=("rung", "adds", results.label(arrow=True), "to the rung above", "p, adjusted", "seeds", "outcome"),
         blocks=tuple(blocks),
@@ -82,20 +79,15 @@ def waterfall(results: Results) -> Iterator[Drawn]:
         f"t interval. {figures.basis(results, results.metric)}"
     )
     if ends := _published_ends(results):
-        listed = ", ".join(f"{_recipe(end)} {end.value:g}" for end in ends)
+        listed = ", ".join(f"{end.variant} {end.value:g}" for end in ends)
         caption += f" Published, on another protocol: FID {listed} ({ends[0].dataset}; {ends[0].source})."
     yield Drawn("waterfall", caption, fig)
 
 
 def _published_ends(results: Results) -> list[Published]:
     """What others scored with the two ends of the recipe ladder; what lies between them nobody has measured."""
-    if results.paper != "recipe_gap":
-        return []
-    return [record for record in published("recipe_gap") if record.metric == "fid"]
-
-
-def _recipe(end: Published) -> str:
-    return end.variant.replace("_", " ")
+    records = published("recipe_gap") if results.paper == "recipe_gap" else ()
+    return [replace(record, variant=record.variant.replace("_", " ")) for record in records if record.metric == "fid"]
 
 
 def _draw_total(axes: Axes, results: Results, total: Estimate, name: str, place: int, ended: str = "") -> None:

@@ -42,7 +42,6 @@ def _beside_published(
     theirs = Block("paper: ImageNet 128 px, 1M steps, one run, no interval",
                    _published_rows(records, columns, keys), published=True)  # fmt: skip
     return Table(
-        name=name,
         title=f"{title}, with our numbers",
         columns=("", *(NAMES.get(item.name, item.name) for item in columns)),
         blocks=(Block(_our_heading(results), _our_rows(results, columns, keys)), theirs),
@@ -69,7 +68,6 @@ def reimplementations(results: Results) -> Table | None:
         texts = (format.number_or_absent(figure, 2) for figure in figures)
         rows.append(Row((f"{records[0].dataset}: {records[0].protocol}", *texts), bold))
     return Table(
-        name="reimplementations",
         title="SNGAN and SAGAN elsewhere",
         columns=("", "SNGAN FID ↓", "SAGAN FID ↓", "SNGAN IS ↑", "SAGAN IS ↑"),
         blocks=(Block("published by others, one run each, no interval", tuple(rows), published=True),),
@@ -103,7 +101,6 @@ def figure4(results: Results) -> Table | None:
     here = "; ".join(f"lr_G = lr_D = {rate} in {' and '.join(names)}" for rate, names in equal.items())
     rate = f"The paper does not publish the equal learning rate of its arms without TTUR; here {here}. " if here else ""
     return Table(
-        name="figure4",
         title="Stabilisation, with our numbers",
         columns=("", *(item.name for item in variants)),
         blocks=(
@@ -135,10 +132,9 @@ def attention_against_residual(results: Results) -> Table | None:
         for kind in kinds:
             control = row.get(kind, "")
             gap = gaps.get((attention, control))
-            cells += [texts.get(control, ABSENT), format.gap(gap), format.p_value(gap.p if gap else None)]
+            cells += [texts.get(control, ABSENT), format.gap(gap), format.p_value(gap)]
         rows.append(Row(tuple(cells)))
     return Table(
-        name="attention_against_residual",
         title="Attention against a residual block in its place",
         columns=tuple(columns),
         blocks=(Block(results.label(arrow=True), tuple(rows)),),

@@ -32,9 +32,8 @@ def samples(results: Results) -> Iterator[Drawn]:
         if rows == len(results.classes):
             axes.set_yticks((np.arange(rows) + 0.5) * height / rows - 0.5, results.classes)
         axes.tick_params(length=0)
-        score = results.final_scores.loc[results.cells["run_id"].notna() & (results.cells["variant"] == picture.variant)
-                                   & (results.cells["seed"] == picture.seed)]  # fmt: skip
-        value = score[results.metric].dropna() if results.metric in score else pd.Series(dtype=float)
+        of_cell = (results.cells["variant"] == picture.variant) & (results.cells["seed"] == picture.seed)
+        value = results.final_scores[of_cell].get(results.metric, pd.Series(dtype=float)).dropna()
         text = picture.variant
         if len(value):
             size = float(value.to_numpy()[0])

@@ -35,7 +35,6 @@ def trials(results: Results) -> Table | None:
     ]  # fmt: skip
     ranges = "; ".join(f"{field} {_range(found)}" for field, found in search.fields.items())
     return Table(
-        name="trials",
         title="Trials of the search",
         columns=("trial", *search.fields, results.label(search.objective, arrow=True), "state"),
         blocks=(Block(None, tuple(rows)),),

@@ -33,7 +33,6 @@ def scores(results: Results) -> Table:
     difference = (f"difference to {results.baseline}",) if one_reference else ()
     secondary = "; the others are secondary: they are not included in the multiplicity correction" if others else ""
     return Table(
-        name="variants",
         title="Scores",
         columns=("variant", score, *difference, "seeds", *others, "outcome"),
         blocks=(Block(None, tuple(rows)),),
@@ -57,12 +56,11 @@ def evidence(results: Results) -> Table | None:
         n = row.gap.n if row.decided_after is None else row.decided_after
         why = () if looked is None else (_more_seeds(row, results, looked),)
         cells = (row.variant, row.reference, format.gap(row.gap), row.verdict or ABSENT, str(n), *why,
-                 format.p_value(row.gap.p), number_or_absent(row.improvement, 2))  # fmt: skip
+                 format.p_value(row.gap), number_or_absent(row.improvement, 2))  # fmt: skip
         rows.append(Row(cells))
     statement = power_statement(results)
     seeds = "Seeds: of the side that has fewer." if looked is None else "Seeds: at the decision, or so far."
     return Table(
-        name="evidence",
         title="How sure",
         columns=("variant", "against", f"difference in {results.label()}", "verdict", "seeds",
                  *(() if looked is None else ("more seeds?",)), "p, adjusted", "P(better)"),
@@ -107,7 +105,6 @@ def spread(results: Results) -> Table | None:
     ]
     of = f"the log of {results.label()}" if is_log(results, results.metric) else results.label()
     return Table(
-        name="spread",
         title="Noise",
         columns=("variant", f"sd over seeds of {of}", "sampling error")[: 1 + len(columns)],
         blocks=(Block(None, tuple(rows)),),
@@ -131,7 +128,6 @@ def costs(results: Results) -> Table | None:
     measured = {key: tables.score_texts(results, key) for key in keys if key not in counted}
     rows = (Row((variant.name, *(text(variant.name, key) for key in keys))) for variant in results.variants)
     return Table(
-        name="costs",
         title="Costs",
         columns=("variant", *(results.label(key, arrow=True) for key in keys)),
         blocks=(Block(None, tuple(rows)),),
@@ -155,7 +151,6 @@ def best_of_run(results: Results) -> Table | None:
     fid = results.label("fid")
     labels = (results.label(key.removeprefix("best/"), arrow=True) for key in keys)
     return Table(
-        name="best_of_run",
         title="Best of run, scored again",
         columns=("variant", f"{fid}, last step ↓", *(f"best of run: {label}" for label in labels), "at step (mean)"),
         blocks=(Block(None, tuple(rows)),),
@@ -175,4 +170,4 @@ def every_metric(results: Results) -> Table | None:
     rows = [Row((results.label(key, arrow=True), *tables.score_texts(results, key).values())) for key in keys]
     columns = ("metric", *(variant.name for variant in results.variants))
     blocks = (Block(None, tuple(rows)),)
-    return Table("every_metric", "Every metric", columns, blocks, (tables.caption(results),)) if rows else None
+    return Table("Every metric", columns, blocks, (tables.caption(results),)) if rows else None

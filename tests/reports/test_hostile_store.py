@@ -167,7 +167,7 @@ def test_folders_of_any_studies_are_different_names_below_out(make_results: Call
 
 def test_a_row_that_begins_with_a_bracket_is_a_row() -> None:
     rows = (Row(("[1000pt]", "1")), Row(("*", "2")))
-    text = latex(Table("t", "[t]", ("[a]", "b"), (Block(None, rows),)))
+    text = latex(Table("[t]", ("[a]", "b"), (Block(None, rows),)))
     assert "{[}1000pt]" in text and "\n{*} & 2" in text and "\n{[}a] & b" in text
 
 

@@ -359,7 +359,7 @@ def test_where_higher_is_better_so_is_a_higher_probability_of_improvement(make_r
 
 def test_names_from_the_store_are_text_in_latex_and_markdown() -> None:
     nasty = r"\input{/etc/passwd} 100% $x_1$ & <b>|`*"
-    table = Table("t", nasty, ("", nasty), (Block(nasty, (Row((nasty, "±−↓"), frozenset({1})),)),), (nasty,))
+    table = Table(nasty, ("", nasty), (Block(nasty, (Row((nasty, "±−↓"), frozenset({1})),)),), (nasty,))
     text = latex(table)
     assert r"\input" not in text and r"\textbackslash{}input\{/etc/passwd\} 100\% \$x\_1\$ \& $<$b$>$" in text
     assert text.count(r"\\") == 3  # one a row: nothing from a name ends one
@@ -384,7 +384,7 @@ def every_table(make_results: Callable[..., Results]) -> Iterator[Table]:
 
 def test_latex_tables_hold_nothing_that_plain_latex_cannot_set(make_results: Callable[..., Results]) -> None:
     for table in every_table(make_results):
-        assert latex(table).isascii(), table.name
+        assert latex(table).isascii(), table.title
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
@@ -398,7 +398,7 @@ def test_latex_tables_compile_against_booktabs(make_results: Callable[..., Resul
 
 def test_every_row_has_a_cell_for_every_column(make_results: Callable[..., Results]) -> None:
     for table in every_table(make_results):
-        assert {len(row.cells) for part in table.blocks for row in part.rows} == {len(table.columns)}, table.name
+        assert {len(row.cells) for part in table.blocks for row in part.rows} == {len(table.columns)}, table.title
 
 
 def test_the_best_of_a_run_stands_beside_the_last_step_and_in_no_other_table(
@@ -415,7 +415,7 @@ def test_the_best_of_a_run_stands_beside_the_last_step_and_in_no_other_table(
         ("none", "21.0 (11.4 to 38.4)", "14.0 (5.6 to 34.7)", "2,100"),
         ("feat32", "20.0 (10.6 to 37.7)", "13.0 (4.9 to 34.5)", "2,000"),
     ]
-    others = [other for other in tables_of(results) if other.name != table.name]
+    others = [other for other in tables_of(results) if other.title != table.title]
     assert not any(
         "14.0" in cell for other in others for part in other.blocks for row in part.rows for cell in row.cells
     )
