@@ -238,7 +238,8 @@ def test_adaptive_seeds_are_answered_by_the_looks() -> None:
     assert re.fullmatch(
         r"feat16 lowers FD embedded-v1 by \d+ % against none \(repeated 95 % interval [\d.]+ to [\d.]+ %\), "
         rf"decided after {n['feat16']} seeds; feat8 equivalent to none within 20 %, decided after {n['feat8']}; "
-        r"feat32 undecided after 12 seeds\. Collapsed or diverged: 1 of 12 runs of feat32\.",
+        r"feat32 [+−][\d.]+ % \(−[\d.]+ to [\d.]+\) undecided after 12 seeds\. "
+        r"Collapsed or diverged: 1 of 12 runs of feat32\.",
         headline(results),
     )
     table = variants.evidence(results)
@@ -260,7 +261,10 @@ def test_a_launch_that_stopped_before_a_decision_says_how_far_it_is() -> None:
     assert headline(begun) == "No result yet: 0 of 12 cells are done."
     assert cells.progress(begun) == "0 of 12 cells done: 12 missing; 36 later if needed"
     stopped = made_studies.adaptive(until=1)
-    assert headline(stopped).startswith("So far (12 of 16 cells): feat8 and feat16 undecided after 3 seeds.")
+    said = headline(stopped)
+    assert re.match(r"So far \(12 of 16 cells\): feat8 [^;]*\) and feat16 [^;]*\) undecided after 3 seeds\.", said), (
+        said
+    )
     before = replace(stopped, cells=stopped.cells.assign(state=stopped.cells["state"].replace("collapsed", "running")))
     assert headline(before) == "So far (11 of 16 cells): No answer yet: the first look is at 3 seeds per variant."
 
