@@ -85,7 +85,7 @@ def _one_study(
     newest: dict[str, Any] = plans[0] if plans else {**runs[-1].tags, "question": ""}
     counted, notes = _counted(cell_runs, variants)
     if unnamed:
-        notes = (*notes, f"{unnamed} runs are left out: their tags name no variant, or no seed.")
+        notes = (*notes, f"Left out, because their tags name no variant or no seed: {unnamed} of the runs.")
 
     points = histories[histories["run_id"].isin([run.id for run in counted.values()])].copy()
     for place, name in enumerate(("variant", "seed")):

@@ -208,7 +208,7 @@ def test_what_older_versions_did_not_write_is_done_without(scratch: Callable[[],
         connection.execute("delete from params")
     assert main(["--tracking-uri", fake.uri, "--out", str(tmp_path), "--format", "html,csv"]) == 0
     page = Page(tmp_path / "s" / "index.html").text
-    assert "1 runs are left out: their tags name no variant, or no seed." in page
+    assert "Left out, because their tags name no variant or no seed: 1 of the runs." in page
     assert "feat8 is" in page and "2 of 2 cells done" in page
 
 
