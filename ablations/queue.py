@@ -32,6 +32,7 @@ GRACE = 120.0  # seconds without a heartbeat; only for launchers whose process c
 # If this process has not polled for longer than this many seconds, it restarts its heartbeat timers instead of
 # declaring other launchers dead: it may have been stopped itself, or the database was unreachable.
 _BLIND = 60.0
+_BATCH = 100  # cells that are put in the queue under one lock; others may claim between two batches
 MAX_DEATHS = 3  # after this many crashes without a new checkpoint the cell is marked as failed
 _FIRST_NAMESPACE = "pid:[4026531836]"  # Linux: of processes in no container
 
@@ -50,9 +51,19 @@ class LauncherProcess:
     def here(cls) -> LauncherProcess:
         return cls(_host(), os.getpid(), _started(os.getpid()) or "")
 
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> LauncherProcess:
+        """Read from a stored attribute. Those of older versions have no host; only their heartbeat timeout applies."""
+        names = ("host", "pid", "token")
+        return cls(*(stored[name] for name in names)) if stored.keys() >= set(names) else cls("", 0, "")
+
+    @property
+    def is_elsewhere(self) -> bool:
+        return self.host != _host()
+
     def is_dead(self) -> bool:
         """True where that is certain: the process belonged to this host and is gone."""
-        return self.host == _host() and _started(self.pid) not in (self.token, "")
+        return not self.is_elsewhere and _started(self.pid) not in (self.token, "")
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,24 @@ class Claim:
 
     trial_id: int
     cell: Cell = field(compare=False)
+
+
+@dataclass(frozen=True)
+class History:
+    """Number of consecutive process crashes of a cell since its last new checkpoint (at step `reached`).
+
+    Copied from trial to trial. Crashes before that checkpoint do not count: a run of a week may well have three.
+    """
+
+    deaths: int = 0
+    reached: int = 0
+
+    @classmethod
+    def of(cls, attrs: Mapping[str, Any]) -> History:
+        return cls(attrs.get("deaths", 0), attrs.get("reached", 0))  # absent in queues of earlier versions
+
+    def and_a_death(self, began: int) -> History:
+        return History(1, began) if began > self.reached else History(self.deaths + 1, self.reached)
 
 
 @dataclass(frozen=True)
@@ -90,7 +119,7 @@ class CellQueue:
         self._url = sqlalchemy.make_url(url)
         self._cells = {cell.key: cell for cell in cells}
         self._study = study
-        self.grace = grace
+        self._grace = grace
         self._beats: dict[int, tuple[Any, float]] = {}
         self._looked = time.monotonic()
         with exclusive(self._url, "tables"):  # two processes that create them at once would both fail
@@ -99,26 +128,24 @@ class CellQueue:
                 self._storage.create_new_study([StudyDirection.MINIMIZE], study)
             self._study_id = self._storage.get_study_id_from_name(study)
 
+    @property
+    def grace(self) -> float:
+        return self._grace
+
     @retry_while_unreachable
     def enqueue(self, recorded: Container[str], retry_failed: bool = False) -> int:
         """Queues every cell that has no result yet; returns how many.
 
         `recorded` holds the keys of the cells whose outcome is in the tracking store, which decides, not the queue.
         """
-        with self._exclusive():
-            newest, added = self._newest(), 0
-            for key in self._cells:
-                if key in recorded:
-                    continue
-                trial = newest.get(key)
-                if trial is None or (retry_failed and trial.state.is_finished() and "error" in trial.attrs):
-                    self._add(key)
-                # The record was lost, or a launcher was killed between the end of this trial and the next one.
-                elif trial.state.is_finished() and "error" not in trial.attrs:
-                    self._add(key, trial.attrs["deaths"], trial.attrs["reached"])
-                else:
-                    continue
-                added += 1
+        added = 0
+        missing = list(self._missing(recorded, retry_failed))
+        for start in range(0, len(missing), _BATCH):
+            with self._exclusive():  # another launcher may have added some since the list was made
+                still = self._missing(recorded, retry_failed)
+                for key in filter(still.__contains__, missing[start : start + _BATCH]):
+                    self._add(key, still[key])
+                    added += 1
         return added
 
     @retry_while_unreachable
@@ -163,15 +190,16 @@ class CellQueue:
     def release(self, claim: Claim) -> None:
         """Puts a cell back in the queue; whoever claims it next resumes it."""
         with self._exclusive(), _own(claim):
-            attrs = self._storage.get_trial(claim.trial_id).user_attrs
+            trial = self._storage.get_trial(claim.trial_id)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
-            self._add(claim.cell.key, attrs["deaths"], attrs["reached"])
+            self._add(claim.cell.key, History.of(trial.user_attrs))
 
     @retry_while_unreachable
     def release_crashed(self, claim: Claim) -> None:
         """Releases a cell whose process died, or marks it as failed after MAX_DEATHS."""
         with self._exclusive(), _own(claim):
-            self._take_back(claim.trial_id, self._storage.get_trial(claim.trial_id).user_attrs)
+            trial = self._storage.get_trial(claim.trial_id)
+            self._take_back(TrialRecord(claim.trial_id, trial.state, trial.user_attrs))
 
     @retry_while_unreachable
     def reap(self) -> list[Cell]:
@@ -179,77 +207,75 @@ class CellQueue:
         if time.monotonic() - self._looked > _BLIND:  # see _BLIND
             self._beats.clear()
         self._looked = time.monotonic()
-        running = trial_records(self._storage, self._study_id, {TrialState.RUNNING})
-        suspects = [trial for trial in running if trial.attrs["cell"] in self._cells and self._is_stale(trial)]
+        suspects = [trial for trial in self._running() if trial.attrs["cell"] in self._cells and self._is_stale(trial)]
         if not suspects:
             return []
         reaped = []
         with self._exclusive():
             for trial in suspects:
                 with contextlib.suppress(UpdateFinishedTrialError):  # it ended while we looked
-                    reaped.append(self._take_back(trial.trial_id, trial.attrs))
+                    reaped.append(self._take_back(trial))
         return reaped
 
     @retry_while_unreachable
     def states(self) -> list[CellState]:
-        names: dict[TrialState, State] = {
-            TrialState.WAITING: "waiting",
-            TrialState.RUNNING: "running",
-            TrialState.COMPLETE: "done",
-            TrialState.FAIL: "new",
-        }
-        newest, found = self._newest(), []
-        for key, cell in self._cells.items():
-            if (trial := newest.get(key)) is None:
-                found.append(CellState(cell, "new"))
-                continue
-            attrs, error = trial.attrs, trial.attrs.get("error")
-            launcher = LauncherProcess(**attrs["worker"]) if "worker" in attrs else None
-            state = "failed" if error is not None and trial.state == TrialState.FAIL else names[trial.state]
-            found.append(CellState(cell, state, attrs.get("progress", {}), attrs.get("outcome"), error, launcher))
-        return found
+        newest = self._newest()
+        return [_state(cell, newest.get(key)) for key, cell in self._cells.items()]
 
     @retry_while_unreachable
     def living(self) -> dict[str, LauncherProcess]:
         """{key: launcher} of the cells of this study that are being trained, whichever launch asked for them."""
-        running = trial_records(self._storage, self._study_id, {TrialState.RUNNING})
-        launchers = {trial.attrs["cell"]: LauncherProcess(**trial.attrs["worker"]) for trial in running}
+        launchers = {
+            trial.attrs["cell"]: LauncherProcess.of(trial.attrs.get("worker", {})) for trial in self._running()
+        }
         return {key: launcher for key, launcher in launchers.items() if not launcher.is_dead()}
 
     def close(self) -> None:
         self._storage.engine.dispose()
 
-    def _take_back(self, trial_id: int, attrs: Mapping[str, Any]) -> Cell:
-        """Crashes before the last new checkpoint (at step `reached`) do not count: a run of a week may have three."""
-        began = attrs.get("progress", {}).get("since", 0)
-        deaths, reached = attrs["deaths"] + 1, attrs["reached"]
-        if began > reached:
-            deaths, reached = 1, began
-        cell = self._cells[attrs["cell"]]
-        if deaths >= MAX_DEATHS:
-            message = f"its process died {deaths} times at step {reached}; its log says more"
-            self._storage.set_trial_user_attr(trial_id, "error", message)
-        self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        if deaths < MAX_DEATHS:
-            self._add(cell.key, deaths, reached)
+    def _take_back(self, trial: TrialRecord) -> Cell:
+        history = History.of(trial.attrs).and_a_death(trial.attrs.get("progress", {}).get("since", 0))
+        cell = self._cells[trial.attrs["cell"]]
+        if history.deaths >= MAX_DEATHS:
+            message = f"its process died {history.deaths} times at step {history.reached}; its log says more"
+            self._storage.set_trial_user_attr(trial.trial_id, "error", message)
+        self._storage.set_trial_state_values(trial.trial_id, TrialState.FAIL)
+        if history.deaths < MAX_DEATHS:
+            self._add(cell.key, history)
         return cell
 
     def _is_stale(self, trial: TrialRecord) -> bool:
-        if LauncherProcess(**trial.attrs["worker"]).is_dead():
+        if LauncherProcess.of(trial.attrs.get("worker", {})).is_dead():
             return True
         # Timed by the monotonic clock of this process: clocks of hosts differ, and wall clocks jump.
         beat, now = trial.attrs.get("progress", {}).get("beat"), time.monotonic()
         if self._beats.get(trial.trial_id, (None, 0.0))[0] != beat or trial.trial_id not in self._beats:
             self._beats[trial.trial_id] = (beat, now)
-        return now - self._beats[trial.trial_id][1] > self.grace
+        return now - self._beats[trial.trial_id][1] > self._grace
+
+    def _missing(self, recorded: Container[str], retry_failed: bool) -> dict[str, History]:
+        """{key: history} of the cells that have neither a result nor a trial that can come to one."""
+        newest = self._newest()
+        missing = {}
+        for key in self._cells:
+            trial = newest.get(key)
+            if key not in recorded and (trial is None or _is_open_again(trial, retry_failed)):
+                missing[key] = History() if trial is None or "error" in trial.attrs else History.of(trial.attrs)
+        return missing
+
+    def _running(self) -> list[TrialRecord]:
+        return self._trial_records({TrialState.RUNNING})
 
     def _newest(self) -> dict[str, TrialRecord]:
-        trials = trial_records(self._storage, self._study_id)
-        return {trial.attrs["cell"]: trial for trial in trials if trial.attrs["cell"] in self._cells}
+        return {trial.attrs["cell"]: trial for trial in self._trial_records() if trial.attrs["cell"] in self._cells}
 
-    def _add(self, key: str, deaths: int = 0, reached: int = 0) -> None:
-        attrs = {"cell": key, "deaths": deaths, "reached": reached}
-        self._storage.create_new_trial(self._study_id, create_trial(state=TrialState.WAITING, user_attrs=attrs))
+    def _trial_records(self, states: Container[TrialState] = tuple(TrialState)) -> list[TrialRecord]:
+        """Trials with a `cell` attribute. Trials without it can be listed but not claimed."""
+        return [trial for trial in trial_records(self._storage, self._study_id, states) if "cell" in trial.attrs]
+
+    def _add(self, key: str, history: History) -> None:
+        waiting = create_trial(state=TrialState.WAITING, user_attrs={"cell": key, **asdict(history)})
+        self._storage.create_new_trial(self._study_id, waiting)
 
     def _exclusive(self) -> AbstractContextManager[None]:
         return exclusive(self._url, self._study)
@@ -261,6 +287,30 @@ def _own(claim: Claim) -> Iterator[None]:
         yield
     except UpdateFinishedTrialError:
         raise ClaimLost(claim.cell.name) from None
+
+
+def _is_open_again(trial: TrialRecord, retry_failed: bool) -> bool:
+    """Whether a cell without a result is queued again: its trial is complete but the record was lost, or a launcher was
+    killed after it ended the trial and before it added the next one. Failed cells are, with `retry_failed`."""
+    if trial.state == TrialState.FAIL:
+        return retry_failed or "error" not in trial.attrs
+    return trial.state == TrialState.COMPLETE
+
+
+def _state(cell: Cell, trial: TrialRecord | None) -> CellState:
+    if trial is None:
+        return CellState(cell, "new")
+    attrs = trial.attrs
+    names: dict[TrialState, State] = {
+        TrialState.WAITING: "waiting",
+        TrialState.RUNNING: "running",
+        TrialState.COMPLETE: "done",
+        TrialState.FAIL: "failed" if "error" in attrs else "new",
+    }
+    launcher = LauncherProcess.of(attrs["worker"]) if "worker" in attrs else None
+    return CellState(
+        cell, names[trial.state], attrs.get("progress", {}), attrs.get("outcome"), attrs.get("error"), launcher
+    )
 
 
 def _started(pid: int) -> str | None:

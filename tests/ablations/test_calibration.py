@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import re
 import signal
@@ -123,6 +124,7 @@ def test_configs_are_of_one_kind_only_if_they_do_the_same_work() -> None:
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of temporary files."""
+    multiprocessing.util.get_temp_dir()  # before the change, and kept: its sockets need a short path
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
