@@ -22,12 +22,12 @@ def scores(study: Study) -> dict[str, list[float | None]]:
     """Of each variant in the order of its seeds, up to the first cell that has not ended; None: it has no score."""
     cells = reports.load(study.name, FOLDER).cells
     found: dict[str, list[float | None]] = {}
-    for variant, own in cells.sort_values("seed").groupby("variant"):
-        found[str(variant)] = []
-        for cell in own.to_dict("records"):
+    for variant in study.variants():  # in this order critical values are simulated
+        own = found.setdefault(variant.name, [])
+        for cell in cells[cells["variant"] == variant.name].sort_values("seed").to_dict("records"):
             if cell["state"] not in ("finished", "collapsed", "diverged", "failed"):
                 break
-            found[str(variant)].append(cell[study.metric] if cell["state"] == "finished" else None)
+            own.append(cell[study.metric] if cell["state"] == "finished" else None)
     return found
 
 
