@@ -290,8 +290,9 @@ def _seconds_of_earlier_runs(
         took = max(run.info.end_time - run.info.start_time, 1) / 1000
         if variant := variants.get(tags.get("config_digest", "")):
             seconds.setdefault(variant, []).append(took)
-        images = math.prod(int(params[f"optim.{name}"]) for name in ("steps", "batch_size", "d_steps"))
-        speeds.append(images * metrics["flops_per_image"] / took)
+        if "flops_per_image" in metrics:
+            images = math.prod(int(params[f"optim.{name}"]) for name in ("steps", "batch_size", "d_steps"))
+            speeds.append(images * metrics["flops_per_image"] / took)
     return {name: median(own) for name, own in seconds.items()}, median(speeds) if speeds else None
 
 
