@@ -200,13 +200,10 @@ def _noise(study: Study, store: Store | None) -> Noise:
     other studies' runs are left out.
     """
     log = statistics.on_log_scale(study.metric)
-    decisive = [name for name in flatten(study.base) if name.startswith(("data.", "eval.")) or name == "optim.steps"]
-    alike = {name: show(flatten(study.base)[name]) for name in decisive}
     found: dict[tuple[str, str, str], list[float]] = {}
     for run in store.runs_of_all("tags.kind = 'cell' and tags.outcome = 'finished'") if store else ():
         tags, params = run.data.tags, run.data.params
-        is_alike = all(params.get(name) == value for name, value in alike.items())
-        if store and is_alike and tags.get("preset") == study.preset and "shared_run" not in tags:
+        if store and _is_alike(study, tags, params) and "shared_run" not in tags:
             group = (tags.get("study", ""), tags.get("protocol", ""), tags.get("variant", ""))
             found.setdefault(group, []).extend(store.score(run, study.metric).values())
     groups = [scores for scores in found.values() if len(scores) > 1 and (not log or min(scores) > 0)]
@@ -215,6 +212,13 @@ def _noise(study: Study, store: Store | None) -> Noise:
         return Noise(statistics.pooled_sd(groups, log), log, f"from {len(runs)} runs in the store", fmean(runs))
     shipped = statistics.shipped_noise(study.preset, study.metric) if log else None
     return Noise(shipped, log, f"as shipped for {study.preset} in reports/noise.yaml")
+
+
+def _is_alike(study: Study, tags: Mapping[str, str], params: Mapping[str, str]) -> bool:
+    """Whether a run has the preset of the study, as many steps, the same pictures and the same scoring."""
+    base = flatten(study.base)
+    decisive = [name for name in base if name.startswith(("data.", "eval.")) or name == "optim.steps"]
+    return tags.get("preset") == study.preset and all(params.get(name) == show(base[name]) for name in decisive)
 
 
 def _adaptive_cost(
@@ -278,19 +282,19 @@ def _seconds_of_earlier_runs(
     """({variant: seconds of a cell}, operations of forward passes per second), as measured by runs of the store.
 
     A variant has the median of the finished runs with its config, in any study. The speed, for variants without such a
-    run, is the median over all finished runs of the preset; None if there are none.
+    run, is the median over the finished runs that are alike; None if there are none.
     """
     variants = {cell.config_digest: cell.variant for cell in cells}
     seconds: dict[str, list[float]] = {}
     speeds: list[float] = []
     for run in store.runs_of_all("tags.kind = 'cell' and tags.outcome = 'finished'") if store else ():
         tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
-        if tags.get("preset") != study.preset or "shared_run" in tags or not run.info.end_time:
+        if "shared_run" in tags or not run.info.end_time:
             continue
         took = max(run.info.end_time - run.info.start_time, 1) / 1000
         if variant := variants.get(tags.get("config_digest", "")):
             seconds.setdefault(variant, []).append(took)
-        if "flops_per_image" in metrics:
+        if "flops_per_image" in metrics and _is_alike(study, tags, params):
             images = math.prod(int(params[f"optim.{name}"]) for name in ("steps", "batch_size", "d_steps"))
             speeds.append(images * metrics["flops_per_image"] / took)
     return {name: median(own) for name, own in seconds.items()}, median(speeds) if speeds else None

@@ -11,10 +11,11 @@ import pytest
 from told import begin, tell
 
 from ablations import dry_run
-from ablations.plan import Cell, Study
+from ablations.plan import Cell, Study, show
 from ablations.study import read_study
 from ablations.tracking.store import Store
 from reports import statistics
+from sagan.config import flatten
 
 WriteStudy = Callable[..., Path]
 
@@ -88,8 +89,9 @@ def test_cells_take_as_long_as_earlier_runs_and_without_one_as_long_as_their_ope
     study = read_study(write_study())
     cells = {cell.variant: cell for cell in study.cells()}
 
-    def ended(seconds: float, flops: float, **tags: str) -> SimpleNamespace:
-        params = {"optim.steps": "100", "optim.batch_size": "10", "optim.d_steps": "1"}
+    def ended(seconds: float, flops: float, changed: Mapping[str, str] = {}, **tags: str) -> SimpleNamespace:
+        params = {name: show(value) for name, value in flatten(study.base).items()}
+        params |= {"optim.batch_size": "10", "optim.d_steps": "1", **changed}
         data = SimpleNamespace(tags={"preset": "embedded"} | tags, params=params, metrics={"flops_per_image": flops})
         return SimpleNamespace(data=data, info=SimpleNamespace(start_time=5000, end_time=5000 + round(1000 * seconds)))
 
@@ -98,13 +100,15 @@ def test_cells_take_as_long_as_earlier_runs_and_without_one_as_long_as_their_ope
         ended(10, 1e6, config_digest=digest, study="another"),
         ended(30, 1e6, config_digest=digest),
         ended(999, 1e6, config_digest=digest, shared_run="a copy"),
-        ended(999, 1e6, config_digest=digest, preset="folder"),
+        ended(999, 1e6, preset="folder"),
+        ended(999, 1e6, {"optim.steps": "6"}, study="smoke"),
         ended(50, 1e6, config_digest="a variant of another study"),
     ]
     store = cast(Store, SimpleNamespace(runs_of_all=lambda condition: runs))
     seconds, speed = dry_run._seconds_of_earlier_runs(study, list(cells.values()), store)
     assert seconds == {"none": 20.0}, "the median of its own runs"
-    assert speed == pytest.approx(1e9 / 30), "of 1e9 operations each, in 10, 30 and 50 seconds"
+    images = 10 * study.base.optim.steps
+    assert speed == pytest.approx(images * 1e6 / 30), "of equal numbers of operations in 10, 30 and 50 seconds"
     assert dry_run._seconds_of_earlier_runs(study, list(cells.values()), None) == ({}, None)
 
 
