@@ -21,7 +21,7 @@ from ablations.machine import WorkerPool
 from ablations.plan import Cell
 from ablations.trainers import Trainers
 from sagan import journal
-from sagan.config import Config, digest, override
+from sagan.config import Config, digest, flatten, override
 from sagan.failure import read_failure
 from sagan.journal import Record
 from sagan.run_folder import CONFIG, Run, config_yaml
@@ -29,6 +29,13 @@ from sagan.run_folder import CONFIG, Run, config_yaml
 STEPS, EVALUATED = 40, 20  # of a measured run, which is scored at both
 _COLD_STEPS = 5  # the first, which load kernels and fill caches; on a GPU one of them is recorded as a CUDA graph
 _MAX_SAMPLES = 2000  # scored in a measured run; the time for more is taken to grow with their number
+
+# Fields that change numbers and not operations: configs that differ in these alone take equally long per step.
+_SAME_SPEED_FIELDS = (
+    *("optim.steps", "optim.ttur", "optim.lr_g", "optim.lr_d", "optim.lr_equal", "optim.ema_start", "optim.streams"),
+    *("optim.beta1", "optim.beta2", "optim.adam_eps", "eval.every", "eval.endpoint", "data.h_flip", "model.init"),
+    *("model.bn_momentum", "model.final_bn_momentum", "model.bn_eps", "model.attention.gamma", "model.sn.eps"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,9 @@ class Calibration:
 
 
 def kind(config: Config) -> str:
-    """Equal for configs that differ in the number of their steps and evaluations only."""
-    return digest(override(config, {"optim.steps": STEPS, "eval.every": EVALUATED, "eval.endpoint": 1}))
+    """Equal for configs that take equally long, but for the number of their steps and evaluations."""
+    defaults = flatten(Config())
+    return digest(override(config, {name: defaults[name] for name in _SAME_SPEED_FIELDS}))
 
 
 def speed_of(config: Config, started: float, records: Sequence[Record]) -> Speed:

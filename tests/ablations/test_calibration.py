@@ -112,9 +112,13 @@ def test_cells_are_worked_off_in_order_by_whoever_is_free(seconds: list[float], 
 
 def test_configs_are_of_one_kind_only_if_they_do_the_same_work() -> None:
     same = {
+        "optim.lr_g": 1e-5,
+        "optim.streams": 1,
         "optim.steps": 7,
         "eval.every": 3,
         "eval.endpoint": 2,
+        "model.attention.gamma": 1.0,
+        "model.init": "orthogonal",
     }
     assert kind(override(EMBEDDED, same)) == kind(EMBEDDED)
     for change in ({"model.attention.at": [8]}, {"optim.d_steps": 2}, {"model.sn.g": False}, {"eval.num_samples": 50}):
