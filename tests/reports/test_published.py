@@ -1,10 +1,12 @@
-"""The published results: their verdicts follow from their scores, by the plan of the study file."""
+"""The published results: verdicts and shipped noise follow from their scores, by the plan of the study file."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import reports
@@ -12,6 +14,7 @@ from ablations.plan import Study
 from ablations.study import read_study
 from ablations.verdicts import rule
 from reports import sequential, statistics
+from sagan.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "reports" / "published" / "embedded"
@@ -62,3 +65,12 @@ def test_published_verdicts_follow_from_the_published_scores(name: str) -> None:
         assert row["verdict"] == label
         if study.adaptive:
             assert row["decided_after"] == n or label == "undecided"
+
+
+@pytest.mark.parametrize("metric", ["relation_error", "fid"])
+def test_the_shipped_noise_is_that_of_the_published_runs(metric: str) -> None:
+    cells = pd.concat([reports.load(name, FOLDER).cells for name in STUDIES])
+    cells = cells.drop_duplicates(["config_digest", "seed"])  # studies share cells
+    finished = cells[(cells["state"] == "finished") & (cells["steps"] == PRESETS["embedded"].optim.steps)]
+    variants = [list(np.log(scores)) for _, scores in finished.groupby("config_digest")[metric]]
+    assert statistics.pooled_sd(variants) == pytest.approx(statistics.shipped_noise("embedded", metric), abs=0.0051)
