@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, sittings, steps, wait_until
+from lab import Lab, Results, assert_same_results, sittings, steps, wait_until
 from mlflow.entities import Run, ViewType
 from test_kills import STUDY
 from told import begin, describe, tell
@@ -104,7 +104,7 @@ def interrupt(*_arguments: object) -> None:
     raise KeyboardInterrupt
 
 
-def points(lab: Lab, study: Path, total: int) -> dict[str, tuple[str | None, dict[tuple[str, int], float], bytes]]:
+def points(lab: Lab, study: Path, total: int) -> Results:
     """Results of the cells of `total` steps."""
     wanted = {run.info.run_id for run in lab.runs(study, "cell") if run.data.params["optim.steps"] == str(total)}
     everything = lab.runs
@@ -125,7 +125,7 @@ def test_cells_that_go_on_end_in_the_bits_of_cells_that_had_their_steps_from_the
     for total in (3, 6):  # scored once and twice: eval.endpoint, 3 by default, is 1, 2 and 2
         assert parts.run(study, *ONE, "--set", f"optim.steps={total}")[0] == 0
     assert parts.run(study, *ONE)[0] == 0
-    assert points(parts, study, 8) == points(whole, study, 8)
+    assert_same_results(points(parts, study, 8), points(whole, study, 8))
     begun = {run.data.params["optim.steps"]: run for run in parts.runs(study, "cell")}
     assert "resumed_from" not in begun["3"].data.tags and begun["8"].data.tags["resumed_from"].endswith("at step 6")
     (scored,) = {run.data.tags["metric_fingerprint"] for run in whole.runs(study, "cell")}

@@ -10,13 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import filelock
 import pytest
 from fake_trainer import Event, FakeTrainer
 from forks import forked_trainers
-from lab import Lab, undisturbed, wait_until
+from lab import Lab, Results, assert_same_results, undisturbed, wait_until
 from test_kills import MOMENTS, STUDY
 
 from ablations import queue
@@ -50,14 +49,14 @@ def attempts(lab: Lab) -> int:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory, forked: None) -> dict[str, Any]:
+def expected(tmp_path_factory: pytest.TempPathFactory, forked: None) -> Results:
     return undisturbed(tmp_path_factory.mktemp("undisturbed"), STUDY, *COMMAND)
 
 
 @pytest.mark.parametrize("trainer_too", [True, False], ids=["with its training process", "alone"])
 @pytest.mark.parametrize("moment", ["training", "checkpoint"])
 def test_a_frozen_launchers_cell_is_taken_over_from_another_host_and_counted_once(
-    write_study: Callable[..., Path], tmp_path: Path, expected: dict[str, Any], moment: str, trainer_too: bool
+    write_study: Callable[..., Path], tmp_path: Path, expected: Results, moment: str, trainer_too: bool
 ) -> None:
     study, lab = write_study(text=STUDY), Lab(tmp_path / "lab")
     first = lab.start(study, *COMMAND, FAKE_HOST="first", FAKE_GRACE=str(GRACE))
@@ -80,7 +79,7 @@ def test_a_frozen_launchers_cell_is_taken_over_from_another_host_and_counted_onc
     assert first.wait(240) == 0
     assert lab.workers() == []
     assert lab.store_contents(study) == told, "it records nothing"
-    assert lab.results(study) == expected
+    assert_same_results(lab.results(study), expected)
     assert {run.info.status for run in lab.runs(study, "cell")} == {"FINISHED"}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from forks import Popen
-from lab import Lab, wait_until
+from lab import Lab, assert_same_results, wait_until
 
 STUDY = """
     name: kills
@@ -109,7 +109,7 @@ def test_after_forty_kills_at_random_moments_every_cell_is_counted_once_and_equa
                 kills[moment] += kill(lab, launcher, draw, moment)
             status = launcher.wait(240)
             wait_until(lambda: not lab.workers(), 10)  # they leave where nobody would tell what they do
-        assert lab.results(study) == expected
+        assert_same_results(lab.results(study), expected)
         rows = lab.runs(study, "variant")
         assert len({run.info.run_name for run in rows}) == len(rows), "a variant has two rows"
         assert {run.info.status for run in [*rows, *lab.runs(study, "cell")]} == {"FINISHED"}
