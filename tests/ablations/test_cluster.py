@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -136,6 +137,8 @@ def test_a_launch_whose_queue_stays_away_says_so_and_the_same_command_finishes(
     monkeypatch.setattr("ablations.launcher.TICK_SECONDS", 0.1)
     monkeypatch.setattr("ablations.storage.PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr("ablations.launcher.STOP_SECONDS", 1.0)
+    # Both launches are in this process, so the second waits for the first one's heartbeat to be late.
+    monkeypatch.setattr("ablations.launcher.CellQueue", partial(CellQueue, grace=GRACE))
     path = write_study({"seeds:": "set: {optim.steps: 60}\nseeds:", "[0, 1]": "[0]"})
     command = [str(path), "--workers", "1", "--storage", postgres.url("queue")]
 
