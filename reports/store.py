@@ -148,7 +148,7 @@ def _printable_all(value: Any) -> Any:
 
 def shown_uri(uri: str) -> str:
     """The URI without its password."""
-    return re.sub(r"(//[^:/@]*):[^/]*@", r"\1:***@", uri)
+    return re.sub(r"(//[^:/@\s]*):\S*@", r"\1:***@", uri)
 
 
 _POINT = {"run_id": str, "key": str, "step": int, "timestamp": int, "value": float}

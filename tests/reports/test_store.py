@@ -118,9 +118,10 @@ def test_a_server_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.Mo
         Store("http://127.0.0.1:9")
 
 
-def test_no_password_is_shown() -> None:
+@pytest.mark.parametrize("password", ["secret", "a/secret", "a@secret"])
+def test_no_password_is_shown(password: str) -> None:
     with pytest.raises(ValueError) as caught:
-        Store("postgresql+psycopg2://me:secret@127.0.0.1:9/mlflow")
+        Store(f"postgresql+psycopg2://me:{password}@127.0.0.1:9/mlflow")
     assert "secret" not in str(caught.value)
 
 
