@@ -2,7 +2,7 @@
 
 Beside the run's own files a launcher writes there `attempt.json`, which names the cell, `log.txt`, what the training
 process printed, and `mirror.json`: how much of the journal MLflow has (`UploadState`). An attempt whose launcher lost
-the claim has a file `lost`; it writes to its own folder only, so it cannot damage another.
+the claim, or that `--rerun` set aside, has a file `lost`; it writes to its own folder only, so it can damage no other.
 """
 
 from __future__ import annotations
@@ -67,9 +67,6 @@ class ShorterRun:
     def origin(self) -> str:
         """The tag `resumed_from`: "attention_position/none/seed20-1a2b3c4d5e6f7081/attempt-1 at step 800"."""
         return f"{'/'.join(self.folders[-1].parts[-4:])} at step {self.step}"
-
-    def copy_checkpoint(self, folder: Path) -> None:
-        put_checkpoint(folder, self.checkpoint)
 
     def copy(self, folder: Path, started: float) -> None:
         """All but the checkpoint, as if it had begun at `started`, in seconds since 1970."""
@@ -249,7 +246,7 @@ def begin_attempt(
     attempt = Attempt(folder, cell, dict(tags), started, ends)
     attempt.write()
     if shorter is not None:  # last: an attempt that has a checkpoint has the records before it, too
-        shorter.copy_checkpoint(folder)
+        put_checkpoint(folder, shorter.checkpoint)
     return attempt
 
 

@@ -29,7 +29,7 @@ class LiveTable:
     def __init__(
         self, console: Console, study: Study, rows: Callable[[Sequence[CellState]], Sequence[Comparison]]
     ) -> None:
-        self._study, self._look = study, rows
+        self._study, self._read_rows = study, rows
         self._rows: Sequence[Comparison] = ()
         self._ended: int | None = None
         self._live = Live(console=console, refresh_per_second=2, transient=True)
@@ -38,7 +38,7 @@ class LiveTable:
     def update(self, states: Sequence[CellState], workers: int) -> None:
         ended = sum(state.state in ("done", "failed") for state in states)
         if ended != self._ended:
-            self._rows, self._ended = self._look(states), ended
+            self._rows, self._ended = self._read_rows(states), ended
         self._live.update(Group(verdict_table(self._study, self._rows, states), headline(states, workers)))
 
     def close(self) -> None:
@@ -74,8 +74,8 @@ def verdict_table(study: Study, rows: Sequence[Comparison], states: Sequence[Cel
 
     Trials of a search, which are compared with nothing, have rows while they run.
     """
-    table = Table()
-    for title in ("variant", "n", label(study, study.metric), f"against {_references(rows)}", "verdict"):
+    table, reference = Table(), _references(rows)
+    for title in ("variant", "n", label(study, study.metric), f"against {reference}", "verdict"):
         table.add_column(title, justify="left" if title in ("variant", "verdict") else "right")
     if states:
         table.add_column("running")
@@ -83,7 +83,6 @@ def verdict_table(study: Study, rows: Sequence[Comparison], states: Sequence[Cel
     for state in states:
         if state.state == "running":
             running.setdefault(state.cell.variant, []).append(state)
-    reference = _references(rows)
     for row in [*rows, *(Comparison(name, None) for name in running.keys() - {row.variant for row in rows})]:
         # A variant with several comparisons has its cells in the first of its rows.
         bars = [_bars(running.pop(row.variant, []))] if states else []

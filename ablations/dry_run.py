@@ -103,7 +103,7 @@ def _show_plan(
         seconds, speed = _seconds_of_earlier_runs(study, cells, store)
         basis = "at the speed of earlier runs in the store"
         if (missing := planned.keys() - seconds.keys()) and speed is None:
-            basis = "at the speed of one large convolution; at small widths expect several times that"
+            basis = "estimated from the speed of one large convolution; small networks may take several times as long"
             convolution = _flops_per_second(pool.devices[0], pool.threads)
             seconds |= {name: planned[name].steps * costs[name].flops_per_step / convolution for name in missing}
         elif speed is not None:
@@ -150,12 +150,11 @@ def _show_plan(
     noise = _noise(study, store)
     if study.adaptive:
         size = f" within {study.adaptive.margin:.0%}" if study.adaptive.margin else ""
-        console.out(
-            f"Adaptive seeds, {study.adaptive.first} to {most or study.adaptive.most} per variant{size}; {noise}:"
-        )
+        last = max(n for n in verdicts.rule(study, noise.log).looks if most is None or n <= most)
+        console.out(f"Adaptive seeds, {study.adaptive.first} to {last} per variant{size}; {noise}:")
         copied = {cell.variant for cell in cells[:shared]} - {cell.variant for cell in cells[shared:]}
         each = seconds | dict.fromkeys(copied, 0.0)
-        console.print(_adaptive_cost(study, cells, most, each, pool.workers, noise))
+        console.print(_adaptive_cost(study, cells, last, each, pool.workers, noise))
     else:
         console.out(_power(study, cells, noise))
     return total
@@ -222,16 +221,15 @@ def _is_alike(study: Study, tags: Mapping[str, str], params: Mapping[str, str]) 
 
 
 def _adaptive_cost(
-    study: Study, cells: Sequence[Cell], most: int | None, seconds: Mapping[str, float], workers: int, noise: Noise
+    study: Study, cells: Sequence[Cell], most: int, seconds: Mapping[str, float], workers: int, noise: Noise
 ) -> Table:
     """Runs and time that adaptive seeds take, where every comparison differs by nothing, 10 %, 20 % and 40 %.
 
     The study's own rule on simulated studies with scores that are normal, on the log scale where ratios are compared.
-    `seconds` are those of a cell of each variant.
+    The last look has `most` seeds; `seconds` are those of a cell of each variant.
     """
     assert study.adaptive is not None
     plan = verdicts.rule(study, noise.log)
-    seeds = max((n for n in plan.looks if most is None or n <= most), default=0)
     names = list(dict.fromkeys(name for pair in plan.pairs for name in pair))
     others = dict.fromkeys({cell.variant for cell in cells} - set(names), study.adaptive.first)
     table = Table()
@@ -250,10 +248,10 @@ def _adaptive_cost(
         for variant, reference in plan.pairs:
             means[variant] = means[reference] + (math.log1p(-effect) if noise.log else -effect * noise.mean)
         draws = np.random.default_rng(0).standard_normal((_STUDIES, len(names), plan.looks[-1])) * (noise.sd or 0.0)
-        scores = draws[:, :, :seeds] + np.array(list(means.values()))[:, None]
+        scores = draws[:, :, :most] + np.array(list(means.values()))[:, None]
         labels, counts = sequential.replay_many(scores, names, plan, lower_is_better=True)
         add(f"{effect:.0%}" if effect else "no difference", counts, f"{(labels > 0).mean():.0%}")
-    add("the most", [np.full(len(names), seeds)], "")
+    add("the most", [np.full(len(names), most)], "")
     return table
 
 
@@ -300,7 +298,7 @@ def _seconds_of_earlier_runs(
     return {name: median(own) for name, own in seconds.items()}, median(speeds) if speeds else None
 
 
-def _flops_per_second(place: str, threads: int) -> float:
+def _flops_per_second(device: str, threads: int) -> float:
     """The speed of one large convolution, forward and backward, measured for a second."""
     import torch
     from torch.utils.benchmark import Timer
@@ -308,8 +306,8 @@ def _flops_per_second(place: str, threads: int) -> float:
     size, channels, batch = 32, 64, 16
     values = {
         "conv2d": torch.nn.functional.conv2d,
-        "images": torch.randn(batch, channels, size, size, device=place),
-        "weight": torch.randn(channels, channels, 3, 3, device=place, requires_grad=True),
+        "images": torch.randn(batch, channels, size, size, device=device),
+        "weight": torch.randn(channels, channels, 3, 3, device=device, requires_grad=True),
     }
     timer = Timer("conv2d(images, weight, padding=1).sum().backward()", globals=values, num_threads=threads)
     flops = 2 * 2 * channels * channels * 9 * size * size * batch  # forward, and the weight's gradient

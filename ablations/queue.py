@@ -57,13 +57,9 @@ class LauncherProcess:
         names = ("host", "pid", "token")
         return cls(*(stored[name] for name in names)) if stored.keys() >= set(names) else cls("", 0, "")
 
-    @property
-    def is_elsewhere(self) -> bool:
-        return self.host != _host()
-
     def is_dead(self) -> bool:
         """True where that is certain: the process belonged to this host and is gone."""
-        return not self.is_elsewhere and _started(self.pid) not in (self.token, "")
+        return self.host == _host() and _started(self.pid) not in (self.token, "")
 
 
 @dataclass(frozen=True)
@@ -119,18 +115,14 @@ class CellQueue:
         self._url = sqlalchemy.make_url(url)
         self._cells = {cell.key: cell for cell in cells}
         self._study = study
-        self._grace = grace
+        self.grace = grace
         self._beats: dict[int, tuple[Any, float]] = {}
-        self._looked = time.monotonic()
+        self._polled_at = time.monotonic()
         with exclusive(self._url, "tables"):  # two processes that create them at once would both fail
             self._storage = open_storage(self._url)
             with contextlib.suppress(DuplicatedStudyError):
                 self._storage.create_new_study([StudyDirection.MINIMIZE], study)
             self._study_id = self._storage.get_study_id_from_name(study)
-
-    @property
-    def grace(self) -> float:
-        return self._grace
 
     @retry_while_unreachable
     def enqueue(self, recorded: Container[str], retry_failed: bool = False) -> int:
@@ -204,9 +196,9 @@ class CellQueue:
     @retry_while_unreachable
     def reap(self) -> list[Cell]:
         """Releases the cells of launchers that are dead, or without a heartbeat for `grace` seconds; returns them."""
-        if time.monotonic() - self._looked > _BLIND:  # see _BLIND
+        if time.monotonic() - self._polled_at > _BLIND:  # see _BLIND
             self._beats.clear()
-        self._looked = time.monotonic()
+        self._polled_at = time.monotonic()
         suspects = [trial for trial in self._running() if trial.attrs["cell"] in self._cells and self._is_stale(trial)]
         if not suspects:
             return []
@@ -251,7 +243,7 @@ class CellQueue:
         beat, now = trial.attrs.get("progress", {}).get("beat"), time.monotonic()
         if self._beats.get(trial.trial_id, (None, 0.0))[0] != beat or trial.trial_id not in self._beats:
             self._beats[trial.trial_id] = (beat, now)
-        return now - self._beats[trial.trial_id][1] > self._grace
+        return now - self._beats[trial.trial_id][1] > self.grace
 
     def _missing(self, recorded: Container[str], retry_failed: bool) -> dict[str, History]:
         """{key: history} of the cells that have neither a result nor a trial that can come to one."""

@@ -41,11 +41,6 @@ def usual_measurement(results: Iterable[Result]) -> str:
     return ways.most_common(1)[0][0] if ways else ""
 
 
-def on_log_scale(metric: str, scores: Iterable[float]) -> bool:
-    """As in the report: ratios, where the metric is compared so and no score is 0 or less."""
-    return statistics.on_log_scale(metric) and all(score > 0 for score in scores)
-
-
 def metrics_of(study: Study) -> list[str]:
     """The metrics of the table, the primary one first."""
     return list(dict.fromkeys((study.metric, *_SECONDARY)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ablations import verdicts
 from ablations.plan import Study, Variant
-from ablations.results import Result, label, metrics_of, on_log_scale, usual_measurement
+from ablations.results import Result, label, metrics_of, usual_measurement
 from reports import statistics
 from sagan.config import digest
 
@@ -47,16 +47,11 @@ def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = (
         planned = Counter({name: len(found) + wanted[name] for name, found in own.items()})
     found = []
     for variant in study.variants():
-        estimates = {
-            metric: mean
-            for metric, by_variant in scores.items()
-            if (
-                mean := statistics.estimate(
-                    by_variant[variant.name], on_log_scale(metric, itertools.chain(*by_variant.values()))
-                )
-            )
-            is not None
-        }
+        estimates = {}
+        for metric, by_variant in scores.items():
+            log = statistics.on_log_scale(metric, itertools.chain(*by_variant.values()))
+            if (estimate := statistics.estimate(by_variant[variant.name], log)) is not None:
+                estimates[metric] = estimate
         outcomes = Counter(result.outcome for result in own[variant.name] if result.outcome != "finished")
         ended = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
         found.append(
@@ -82,7 +77,7 @@ def answer(study: Study, results: Mapping[str, Result], failed: Container[str] =
     gaps = statistics.compare(
         scores,
         [statistics.pair(*names) for names in study.pairs],
-        on_log_scale(study.metric, itertools.chain(*scores.values())),
+        statistics.on_log_scale(study.metric, itertools.chain(*scores.values())),
     )
     compared = [(*names, gap) for names, gap in zip(study.pairs, gaps, strict=True) if gap is not None]
     metric = label(study, study.metric)

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from ablations.plan import Cell, Study
-from ablations.results import Result, on_log_scale, usual_measurement
+from ablations.results import Result, usual_measurement
 from reports import sequential, statistics
 from reports.sequential import Progress, Rule
 from reports.statistics import Estimate, Gap
@@ -117,4 +117,4 @@ def _label(gap: Gap | None, lower: bool | None) -> str:
 
 
 def _is_log(study: Study, recorded: CellScores) -> bool:
-    return on_log_scale(study.metric, (score for score in recorded.values() if score is not None))
+    return statistics.on_log_scale(study.metric, (score for score in recorded.values() if score is not None))

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # pandas and Matplotlib take a second to import, and --help n
 FORMATS = ("html", "md", "tex", "csv", "png", "pdf")
 MARK = "report.json"  # says of a folder that it is ours to replace
 GALLERY = "index.html"
-URI_HELP = "the MLflow store (default: the variable MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder)"
 THUMBNAIL = "seeds"  # the figure that the gallery shows
 
 
@@ -238,7 +237,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--study", help="one study; all by default")
     parser.add_argument("--out", default="reports/out", help="folder to write (default: %(default)s)")
     parser.add_argument("--format", default=",".join(FORMATS), help="any of %(default)s")
-    parser.add_argument("--tracking-uri", metavar="URI", help=URI_HELP)
+    default = "the variable MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder"
+    parser.add_argument("--tracking-uri", metavar="URI", help=f"the MLflow store (default: {default})")
     return parser
 
 

@@ -39,9 +39,8 @@ class Comparison:
 
 
 def is_log(results: Results, key: str) -> bool:
-    """Whether the values of a metric are compared as ratios: the metric asks for it, and all are above 0."""
-    values = [value for own in results.finished(key).values() for value in own.values()]
-    return statistics.on_log_scale(key) and all(value > 0 for value in values)
+    """Whether the values of a metric are compared as ratios."""
+    return statistics.on_log_scale(key, (value for own in results.finished(key).values() for value in own.values()))
 
 
 def estimates(results: Results, key: str) -> dict[str, Estimate | None]:

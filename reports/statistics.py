@@ -31,7 +31,7 @@ often as the test makes a false claim.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
@@ -51,9 +51,10 @@ Array = NDArray[np.float64]
 Contrast = Mapping[str, float]  # weights of the variants' means, adding up to 0; a pair is {variant: 1, reference: -1}
 
 
-def on_log_scale(key: str) -> bool:
-    """Whether a metric is compared by its logarithm, where all of its values are above 0 (reports/metrics.py)."""
-    return metric(key).ratio
+def on_log_scale(key: str, scores: Iterable[float] = ()) -> bool:
+    """Whether these scores of a metric are compared by their logarithms, as ratios: the metric is (reports/metrics.py),
+    and none of them is 0 or less."""
+    return metric(key).ratio and all(score > 0 for score in scores)
 
 
 def lower_is_better(key: str) -> bool | None:
@@ -64,7 +65,7 @@ def lower_is_better(key: str) -> bool | None:
 def run_score(key: str, values: Sequence[float]) -> float:
     """The score of a run from its last evaluations: their mean, geometric where the metric is compared as a ratio."""
     array = np.asarray(values, dtype=float)
-    return float(np.exp(np.log(array).mean()) if on_log_scale(key) and (array > 0).all() else array.mean())
+    return float(np.exp(np.log(array).mean()) if on_log_scale(key, array) else array.mean())
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,9 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
-    log: bool = False
 
 
-def estimate(values: Sequence[float], log: bool = False, confidence: float = 0.95) -> Estimate | None:
+def estimate(values: Sequence[float], log: bool = False) -> Estimate | None:
     """None for no values. `log` needs values above 0. The t interval assumes roughly normal seeds."""
     array = np.asarray(values, dtype=float)
     assert np.isfinite(array).all(), "drop missing values first, and show how many"
@@ -94,10 +94,10 @@ def estimate(values: Sequence[float], log: bool = False, confidence: float = 0.9
     back = math.exp if log else float
     mean = float(array.mean())
     if n == 1:
-        return Estimate(back(mean), None, None, None, 1, log)
+        return Estimate(back(mean), None, None, None, 1)
     sd = float(array.std(ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
-    return Estimate(back(mean), sd, back(mean - half), back(mean + half), n, log)
+    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return Estimate(back(mean), sd, back(mean - half), back(mean + half), n)
 
 
 @dataclass(frozen=True)
@@ -164,20 +164,19 @@ def pooled_sd(values: Sequence[Sequence[float]], log: bool = False) -> float | N
     return math.sqrt(sum(float(own.var(ddof=1)) * (own.size - 1) for own in groups) / freedom) if freedom else None
 
 
-def minimum_detectable_effect(
-    sizes: Mapping[str, int], contrasts: Sequence[Contrast], power: float = POWER
-) -> float | None:
-    """The smallest true effect that every one of the contrasts shows with this power, in sds over seeds.
+def minimum_detectable_effect(sizes: Mapping[str, int], contrasts: Sequence[Contrast]) -> float | None:
+    """The smallest true effect that every one of the contrasts shows with 80 % power, in sds over seeds.
 
-    One contrast is off, the others are not; `sizes` maps a variant to its number of seeds. By simulation of the same
-    test with equal variances. Contrasts of a variant with one seed are left out; None where none is left.
+    Each contrast in turn has the effect, while the others have none; `sizes` maps a variant to its number of seeds.
+    Found by simulating the same test with equal variances. Contrasts of a variant with one seed are left out; None
+    where none is left.
     """
     sizes = {name: n for name, n in sizes.items() if n}
     usable = [contrast for contrast in contrasts if all(sizes.get(name, 0) > 1 for name in contrast)]
     numbers = tuple(sizes.values())
     if not usable:
         return None
-    return _minimum_detectable_effect(numbers, _key(_matrix(usable, list(sizes))), power)
+    return _minimum_detectable_effect(numbers, _key(_matrix(usable, list(sizes))))
 
 
 def changed(size: float, log: bool) -> str:
@@ -212,10 +211,10 @@ def shipped_noise(preset: str, metric: str) -> float | None:
 def standard_errors(variances: Array, sizes: NDArray[np.integer], weights: Array) -> Array:
     """Of contrasts, [N, contrasts], from variances [N, variants], sizes [variants] or [N, variants], and weights.
 
-    They are moderated, and raised where one variant dominates. A variant's variance is taken as _OWN of its own and the
-    rest of the pooled one, in the manner of Smyth 2004 (moderated t). Where one variant alone brings more than `limit`
-    of what pooling gives the contrast, the squared error grows by as much: with three seeds a sample variance is often
-    far too small, so this may be the only sign.
+    A variant's variance is taken as _OWN of its own and the rest of the pooled one, in the manner of Smyth 2004
+    (moderated t). If the variance that one variant alone adds to a contrast exceeds `limit` times the pooled variance
+    of that contrast, the squared error is multiplied by the ratio: with three seeds a sample variance is often far too
+    small, so this excess may be the only sign that the variant is noisier.
     """
     freedom = sizes - 1
     pooled = ((variances * freedom).sum(-1) / np.maximum(freedom.sum(-1), 1))[:, None]
@@ -273,12 +272,12 @@ def _null(sizes: tuple[int, ...], key: Key) -> Array:
 
 
 @lru_cache(maxsize=256)
-def _minimum_detectable_effect(sizes: tuple[int, ...], key: Key, power: float) -> float:
+def _minimum_detectable_effect(sizes: tuple[int, ...], key: Key) -> float:
     critical = _critical(_null(sizes, key))
     gaps, errors = _simulated(sizes, np.array(key))
 
     def short(effect: float) -> float:
-        return power - float((np.abs(gaps + effect) > critical * errors).mean(0).min())
+        return POWER - float((np.abs(gaps + effect) > critical * errors).mean(0).min())
 
     high = 1.0
     while short(high) > 0 and high < 1e6:

@@ -17,7 +17,7 @@ from sagan.layers import BatchNormReLU
 from sagan.networks import Generator
 from sagan.streams import noise, stream
 
-_AT_ONCE = 50  # images per batch of scored samples, whose z is drawn together
+AT_ONCE = 50  # images per batch of scored samples, whose z is drawn together
 _STANDING_AT_ONCE = 64  # images whose batch-norm statistics are measured together
 _GRID_CLASSES = 10  # rows of a sample grid, spread over the classes
 _GRID_COLUMNS = 8
@@ -57,7 +57,7 @@ class Sampler:
         self.world = world or World()
         n = config.eval.num_samples
         self.labels = torch.arange(n) % num_classes
-        starts = range(0, n, _AT_ONCE)
+        starts = range(0, n, AT_ONCE)
         self._starts = starts[self.world.shard(len(starts))]
         self.shard = slice(self._starts.start, min(self._starts.stop, n))
         self.fewest_batches = len(starts) // self.world.size  # of any process
@@ -91,7 +91,7 @@ class Sampler:
     def images(self, generator: Generator, purpose: str = "scored") -> Iterator[Tensor]:
         """uint8 batches (B, 3, R, R) of the classes `labels[shard]`; another `purpose` draws another z."""
         for start in self._starts:
-            labels = self.labels[start : start + _AT_ONCE]
+            labels = self.labels[start : start + AT_ONCE]
             z = torch.randn(len(labels), self.config.model.z_dim, generator=stream(self.seed, purpose, start))
             yield to_uint8(generator(z.to(self.device), labels.to(self.device)))
 

@@ -32,6 +32,7 @@ from sagan.networks import Discriminator, Generator
 from sagan.passes import compiled_passes, discriminator_pass, generator_pass, pays_to_compile
 from sagan.precision import autocast
 from sagan.replay import Replay
+from sagan.run_folder import GENERATOR
 from sagan.sampling import Sampler
 from sagan.scoring import Scorer, Stopped
 from sagan.streams import Batches, noise, seed_of_streams, stream, to_device
@@ -202,7 +203,7 @@ class Trainer:
         is_last = self.step == self.config.optim.steps
         has_collapsed = self.scorer.has_collapsed(metrics, is_last)
         if is_last and self.world.rank == 0:
-            save_generator(self.directory / "generator.safetensors", self.average, self.config, self.classes)
+            save_generator(self.directory / GENERATOR, self.average, self.config, self.classes)
         if not has_collapsed and not is_last:
             return Event(self.step, metrics, images)
         generator = Generator(self.config.model, self.config.data.resolution, len(self.classes)).to(self.device)

@@ -115,11 +115,11 @@ def test_cells_take_as_long_as_earlier_runs_and_without_one_as_long_as_their_ope
 def test_adaptive_seeds_cost_fewer_runs_where_there_is_more_to_find(write_study: WriteStudy) -> None:
     study = read_study(write_study({"[0, 1]": "{first: 3, most: 12}\nmargin: 30 %"}))
     table = dry_run._adaptive_cost(
-        study, study.cells(), None, {"none": 60.0, "feat32": 60.0}, 2, dry_run.Noise(0.2, True, "")
+        study, study.cells(), 12, {"none": 60.0, "feat32": 60.0}, 2, dry_run.Noise(0.2, True, "")
     )
     found = {title: int(runs) for title, runs in zip(*(column._cells for column in table.columns[:2]), strict=True)}
     assert list(found) == ["no difference", "10%", "20%", "40%", "the most"]
     assert found["40%"] < 14 < found["20%"] <= found["the most"] == 24
     assert list(table.columns[2]._cells)[-1] == "12 min", "both cells of a seed at once"
-    bounded = dry_run._adaptive_cost(study, study.cells(), 7, {"none": 60.0}, 2, dry_run.Noise(None, True, ""))
+    bounded = dry_run._adaptive_cost(study, study.cells(), 6, {"none": 60.0}, 2, dry_run.Noise(None, True, ""))
     assert [list(column._cells)[-1] for column in bounded.columns[:3]] == ["the most", "6", "5.0 min"]

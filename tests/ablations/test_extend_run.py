@@ -90,7 +90,7 @@ def test_a_launcher_that_dies_while_it_copies_leaves_a_cell_that_begins_with_its
     shorter: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = longer(shorter.cell)
-    for place in ("journal.write", "attempts.config_yaml", "attempts.ShorterRun.copy_checkpoint"):
+    for place in ("journal.write", "attempts.config_yaml", "attempts.put_checkpoint"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(f"ablations.{place}" if place[0] != "j" else f"sagan.{place}", interrupt)
             go_on(tmp_path, cell)

@@ -25,7 +25,7 @@ def test_an_estimate_is_the_t_interval_of_the_values_or_of_their_logs() -> None:
     logs = np.log(values)
     expected = np.exp(stats.t.interval(0.95, 3, logs.mean(), stats.sem(logs)))
     assert (log.mean, log.low, log.high) == pytest.approx((stats.gmean(values), *expected))
-    assert estimate([]) is None and estimate([2.0], log=True) == statistics.Estimate(2.0, None, None, None, 1, True)
+    assert estimate([]) is None and estimate([2.0], log=True) == statistics.Estimate(2.0, None, None, None, 1)
 
 
 def test_with_a_pooled_variance_it_is_dunnetts_test(monkeypatch: pytest.MonkeyPatch) -> None:
