@@ -60,7 +60,7 @@ def run_studies(
                 worst = max(worst, int(any(state.state not in good for state in states)))
                 recorded = None if options.worker_only or store.is_away else launcher.cell_scores()
             except Exception as error:
-                if (reason := _passing_reason(error, options)) is None:
+                if (reason := _outage(error, options)) is None:
                     raise
                 console.out(f"{study.name}: not run to its end, because {reason}. The same command goes on from here.")
                 worst = 1
@@ -158,7 +158,7 @@ def _unless_default(options: Options, option: str) -> str:
     return "" if is_default else f" {option} {without_password(options.tracking_uri)}"
 
 
-def _passing_reason(error: Exception, options: Options) -> str | None:
+def _outage(error: Exception, options: Options) -> str | None:
     """Why the launch cannot continue until the user acts (disk, database, store); None for other errors."""
     if is_full_disk(error):
         files = (sqlite_path(url) for url in (options.storage, options.tracking_uri))

@@ -42,7 +42,7 @@ STOP_SECONDS = 60.0  # for training processes to finish a step or an evaluation,
 _LONGEST_TICK = 15.0  # where reading all cells takes long
 _POLL_SECONDS = 0.1
 _SENDING_SECONDS = 5.0  # for the uploader to send the rest when all processes have ended
-_MOST_RECORDS = 2  # give up on a cell after uploading its result this often without finding it in MLflow
+_MAX_UPLOADS = 2  # a cell fails if its result is not in MLflow after so many uploads
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +57,7 @@ class Options:
     data_root: Path | None
     inception_weights: Path | None
     retry_failed: bool
-    reuse: bool  # results of the same cell in another study
+    reuse: bool  # results of the same cell in another study, and checkpoints of shorter runs
     worker_only: bool  # claim and train until no cell waits
     fingerprints: dict[str, str]  # of the images of a config, by its digest, where they are known
     processes: int = 1  # for each cell: so many GPUs train it together
@@ -128,7 +128,7 @@ class Launcher:
         self._others: dict[str, Any] | None = None  # beats of cells elsewhere, when there was nothing left to claim
         self._claimed: dict[Path, _Claimed] = {}  # by the attempt's folder
         self.failed = set[str]()  # keys of cells that have no result and will have none
-        self._records: Counter[str] = Counter()  # of cells, by key
+        self._uploads: Counter[str] = Counter()  # of cells, by key
         self._beat_at = time.monotonic()
         self._me, self._commit = LauncherProcess.here(), git_commit()
         # Of the cells that are being run.
@@ -192,8 +192,8 @@ class Launcher:
         with self._open_queue(cells) as self._queue:
             self._prepare()
             states, recorded = self._queue.states(), self.results()
-            # A cell that a launcher holds has work left even with an outcome: it, or whoever takes the cell over,
-            # has yet to upload what the journal says.
+            # A running cell is not done even if it has an outcome: its launcher, or the one that takes the cell over,
+            # must still upload the rest of its journal.
             left = [s for s in states if s.state == "running" or s.state == "waiting" and s.cell.key not in recorded]
             if self._interrupt.status is None and left:
                 self.has_run = True
@@ -224,7 +224,7 @@ class Launcher:
         self._queue.enqueue(self.results(), self.options.retry_failed)
 
     def _bring_table_up_to_date(self) -> None:
-        """Only one launcher at a time writes, so no row is created twice and the last writer has all results."""
+        """Under a lock, so that two launchers do not both create a row; the uploader updates rows without it."""
         with exclusive(self.options.storage, f"{self.study.name}/table"):
             self._write_table()
 
@@ -259,7 +259,7 @@ class Launcher:
                 return comparisons(self.study, cell_scores(self.study, self.results(), failed))
 
             display = LiveTable(self._console, self.study, compared)
-        looked, tick = -_LONGEST_TICK, TICK_SECONDS
+        read_at, tick = -_LONGEST_TICK, TICK_SECONDS
         try:
             while self._interrupt.status is None:
                 if time.monotonic() - self._beat_at > BEAT_SECONDS:
@@ -270,7 +270,7 @@ class Launcher:
                             self._trainers.kill(cell.attempt.folder)
                             self._copy(cell)
                 has_news = self._collect()
-                if has_news or time.monotonic() - looked > tick:
+                if has_news or time.monotonic() - read_at > tick:
                     began = time.monotonic()
                     self._queue.reap()
                     states = self._queue.states()
@@ -280,7 +280,7 @@ class Launcher:
                         display.update(shown, self.pool.workers)
                     if not self._claim_waiting(states):
                         return
-                    looked = time.monotonic()
+                    read_at = time.monotonic()
                 time.sleep(_POLL_SECONDS)
         finally:
             display.close()
@@ -324,9 +324,9 @@ class Launcher:
         if outcome := self._store.find_outcome(self._experiment_id, cell, options.reuse):
             self._queue.complete(claim, outcome)
             return
-        if self._records[cell.key] >= _MOST_RECORDS:
+        if self._uploads[cell.key] >= _MAX_UPLOADS:
             where = f"it is safe in {cell.directory(options.runs)}; see the cell's run in MLflow"
-            self._queue.fail(claim, f"its result was uploaded {_MOST_RECORDS} times but is not in MLflow; {where}")
+            self._queue.fail(claim, f"its result was uploaded {_MAX_UPLOADS} times but is not in MLflow; {where}")
             return
         for attempt in attempts(cell.directory(options.runs), cell.key):
             if attempt.outcome is not None and not attempt.copied and not attempt.upload_state.is_lost:
@@ -377,7 +377,7 @@ class Launcher:
                 continue
             with contextlib.suppress(ClaimLost):  # then another launcher records the result
                 if cell.end == "done":
-                    self._records[cell.claim.cell.key] += 1
+                    self._uploads[cell.claim.cell.key] += 1
                     self._queue.complete(cell.claim, attempt.outcome or "")
                 elif cell.end == "stopped":
                     self._queue.release(cell.claim)

@@ -68,12 +68,12 @@ def choose_worker_pool(
     note = None
     if asked is None and workers > 1:
         free, need = free_memory_mib(), worker_memory_mib(configs, on_cpu, data_root)
-        if (held := max(1, int(free // need))) < workers:
+        if (fitting := max(1, int(free // need))) < workers:
             note = (
-                f"--workers auto takes {held}, not {workers}: {free / 1024:.1f} GiB of memory are free, and a worker "
-                f"needs about {need / 1024:.1f}. To use more all the same, write --workers {workers}."
+                f"--workers auto takes {fitting}, not {workers}: {free / 1024:.1f} GiB of memory are free, and a "
+                f"worker needs about {need / 1024:.1f}. To use more all the same, write --workers {workers}."
             )
-            workers = held
+            workers = fitting
     share = max(1, cores // workers)
     return WorkerPool(workers, threads or min(share, threads_of_user() or share), devices, note)
 

@@ -2,7 +2,8 @@
 
 Exit status: 0 every cell has a result; 1 some cell, or the store, queue or disk failed; 2 bad input; 130
 interrupted, 143 terminated (state saved).
-Bad input is reported before torch, MLflow or Optuna is imported, and before anything is written.
+Bad input is reported before anything but runs/cache is written, and mistakes in options and study files before torch,
+MLflow or Optuna is imported.
 """
 
 from __future__ import annotations
@@ -54,7 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", help="scale, in place of the study's own: embedded, cifar10, imagenette64, ...")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field in every variant; repeatable")
     add("--seeds", metavar="0,1,2", help="in place of the study's own, adaptive or not")
-    add("--most", type=int, metavar="N", help="adaptive seeds: stop at N per variant; a later launch continues")
+    add(
+        "--most",
+        type=int,
+        metavar="N",
+        help="adaptive seeds: stop at the look with N per variant; later launches continue",
+    )
     add("--until", metavar="TIME", help="save and stop after 45min, 2h or 90s; the same command resumes")
     add("--only", default="*", metavar="GLOB", help="cells whose variant, or variant/seedK, matches")
     add("--workers", default="auto", metavar="N", help="processes; auto: one per core, or one per GPU")
@@ -65,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--inception-weights", type=Path, metavar="FILE", help="for machines without a network")
     add("--storage", default="sqlite:///optuna.db", metavar="URL", help="the queue (default %(default)s)")
     add("--tracking-uri", metavar="URI", help=f"the MLflow store (default: MLFLOW_TRACKING_URI, else {DEFAULT_STORE})")
-    add("--worker-only", action="store_true", help="only train queued cells, then exit")
+    add("--worker-only", action="store_true", help="train until no cell waits, then exit; show no verdicts")
     add("--launcher", choices=["local", "slurm"], default="local", help="slurm: submit N jobs, each with --worker-only")
     add("--retry-failed", action="store_true", help="run cells again that failed before")
     add("--rerun", default="", metavar="GLOB", help="cells, as in --only, that are trained again, though finished")
@@ -200,6 +206,7 @@ def _start(
     devices = ("cpu",) if elsewhere else _named("--device", find_devices, options.device)
     console = Console(highlight=False)
     configs = [cell.config for _, cells in chosen for cell in cells]
+    devices = _gpu_groups(options, configs, devices)
     from sagan.data import num_classes
 
     for data in dict.fromkeys(config.data for config in configs):
@@ -214,7 +221,6 @@ def _start(
 
             load_extractor(name, device="cpu", cache_dir=runs / "cache", inception_weights=inception_weights)
         fingerprints = prepare_images(configs, data_root, runs / "cache", console)
-    devices = _gpu_groups(options, configs, devices)
     pools = [
         choose_worker_pool(asked, [cell.config for cell in cells], devices, data_root, options.threads)
         for _, cells in chosen

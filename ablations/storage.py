@@ -140,8 +140,8 @@ def trial_records(
 
 
 def waiting(storage: RDBStorage, study_id: int) -> dict[str, int]:
-    """{user attribute "cell": trial} of the trials of a study that wait. Each claim asks it under the lock of all, so
-    no other attribute is read."""
+    """{attribute "cell": trial id} of a study's waiting trials. Every claim calls this while it holds the queue's lock,
+    so it reads no other attribute, to be fast."""
     rows = (
         sqlalchemy.select(_Attribute.value_json, TrialModel.trial_id)
         .join(_Attribute, TrialModel.trial_id == _Attribute.trial_id)

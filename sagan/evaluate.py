@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from sagan.data import ImageDataset
 
 _FIELDS = ("data.name", "data.resolution", "data.attribute", "eval.num_samples", "eval.extractor")
-_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises ValueError for mistakes that can be found without torch. Afterwards paths are absolute, `samples` is a
-    generator file where it was the folder of a run, `set` is a dict, and `preset` is the changed Config or None."""
+    generator file where it was the folder of a run, `changes` is a dict, and `config` is that of the preset with these
+    changes, or None."""
     path: Path = options.samples
     if not path.exists():
         raise ValueError(f"SAMPLES: must be a generator file, a folder or an .npz, got {str(path)!r}; nothing is there")
@@ -103,11 +103,13 @@ def _check(options: argparse.Namespace) -> None:
     if options.preset is None and path.suffix != ".safetensors":
         raise ValueError("--preset: must say what images are compared with, got none; write --preset cifar10")
     config = None if options.preset is None else preset_of(options.preset)
-    options.set = changes_of(options.set)
-    for name in options.set:
+    options.changes = changes_of(options.set)
+    for name in options.changes:
         if name not in _FIELDS:
-            raise ValueError(f"--set: must be one of {', '.join(_FIELDS)} here, got {name}; others play no part")
-    options.preset = None if config is None else override(config, options.set)
+            raise ValueError(
+                f"--set: must be one of {', '.join(_FIELDS)} here, got {name}; other fields do not affect scores"
+            )
+    options.config = None if config is None else override(config, options.changes)
     options.device = options.device or "cpu"
     check_machine(options.device, options.threads)
     options.cache_dir = (options.cache_dir or DEFAULT_CACHE).resolve()
@@ -122,7 +124,7 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
 
     from sagan.device import named_device
     from sagan.metrics.evaluation import Evaluator
-    from sagan.sampling import diversity
+    from sagan.sampling import AT_ONCE, diversity
     from sagan.scoring import DIVERSITY_SAMPLES, real_diversity, with_copies
 
     device = named_device(options.device)
@@ -142,7 +144,7 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
         places = {"cache_dir": options.cache_dir, "inception_weights": options.inception_weights}
         evaluator = Evaluator(dataset, config.eval, device, **places, weights=images.weights)
         first: list[Tensor] = []
-        metrics = evaluator(with_copies(images.batches, first, DIVERSITY_SAMPLES // _AT_ONCE), labels)
+        metrics = evaluator(with_copies(images.batches, first, DIVERSITY_SAMPLES // AT_ONCE), labels)
     metrics["sample_diversity"] = diversity(torch.cat(first)) / real_diversity(dataset)
     classes = f" in {len(dataset.classes)} classes" if len(dataset.classes) > 1 else ""
     count = f"{len(dataset.labels):,} images{classes}"
@@ -158,7 +160,7 @@ def _generated(options: argparse.Namespace, device: torch.device) -> _Images:
     from sagan.streams import seed_of_streams
 
     generator, own, classes = read_generator(options.samples, device)
-    config = override(options.preset or own, options.set)
+    config = override(options.config or own, options.changes)
     config = replace(config, model=own.model, eval=replace(config.eval, bn=own.eval.bn, endpoint=1))
     if config.data.resolution != own.data.resolution:
         raise ValueError(
@@ -180,12 +182,13 @@ def _generated(options: argparse.Namespace, device: torch.device) -> _Images:
 def _given(options: argparse.Namespace, folder: Path) -> _Images:
     """The images of a folder or an .npz, which are brought to the size of the data's in `folder`."""
     from sagan.samples import open_samples
+    from sagan.sampling import AT_ONCE
 
-    config: Config = options.preset
+    config: Config = options.config
     dataset = _data(config, options, "none")
     samples = open_samples(options.samples, dataset.classes, config.data.resolution, folder)
     config = replace(config, eval=replace(config.eval, num_samples=len(samples.rows), endpoint=1))
-    batches = (samples.images[rows] for rows in samples.rows.split(_AT_ONCE))
+    batches = (samples.images[rows] for rows in samples.rows.split(AT_ONCE))
     return _Images(batches, samples.labels, dataset, config, None, samples.words)
 
 

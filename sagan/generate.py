@@ -48,7 +48,7 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
     """The options that say what is drawn, and where it is written."""
     add = parser.add_argument
     add("--class", dest="classes", action="append", default=[], metavar="NAME",
-        help="repeatable; by default one row per class, for 10 classes or sqrt(n), whichever is more")  # fmt: skip
+        help="repeatable; by default all, but of more than 10 or sqrt(n) as many as that")  # fmt: skip
     add("--n", type=int, default=64, help="pictures (default %(default)s)")
     add("--out", type=Path, required=True, metavar="FILE.png")
     add("--seed", type=int, default=0, help="the same seed draws the same picture (default %(default)s)")
@@ -67,7 +67,7 @@ def picture_options(options: argparse.Namespace) -> dict[str, Any]:
 def write_grid(path: Path, classes: Sequence[str], n: int, out: Path, seed: int, device: str) -> str:
     """Draw `n` pictures with the generator in the file `path`, write them to `out` as a grid, and say what it shows.
 
-    Without `classes`, each class has a row; where there are more than max(10, sqrt(n)), as many of them, evenly spaced.
+    Without `classes`, all are drawn; where there are more than max(10, sqrt(n)), as many of them, evenly spaced.
     Raises ValueError for a name that is no class, fewer pictures than classes, a device that is not there, and files
     that cannot be read or written.
     """

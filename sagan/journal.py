@@ -1,4 +1,4 @@
-"""journal.jsonl: the record of a run, one JSON object per line; lines are only appended.
+"""journal.jsonl: the record of a run, one JSON object per line, to which a run only appends.
 
 A line is {"time": seconds since 1970, "step": of the run, "metrics": {name: number}, "files": [names relative to the
 run's folder, which are complete when the line is there], "status": null, or the outcome on the run's last line}.

@@ -96,8 +96,8 @@ class BatchNormReLU(nn.Module):
     divided by their largest singular value, each by its own, and the gain is 1 + its row, as in StudioGAN: dividing a
     table of gains near 1 would make them as small as 1 / sqrt(num_classes * C).
 
-    Momentum is torch's: the weight of the new batch. The variance that is kept is the biased one's unbiased form,
-    as torch does; the official code keeps the biased one.
+    Momentum is torch's: the weight of the new batch. A batch is normalised by its biased variance, and the running
+    variance is updated with the unbiased one, as in torch; the official code uses the biased one for both.
 
     Each of `groups` equal, contiguous groups of a batch has its own statistics; with `process_group`, one group spans
     the batches of its processes. Running statistics are updated with the mean over the groups.

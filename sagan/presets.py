@@ -44,7 +44,7 @@ _EMBEDDED = Config(
     eval=EvalConfig(every=100, num_samples=1200, extractor="embedded-v2", bn="standing", endpoint=3),
 )
 
-# The same pictures at 128 px, where all five places of attention can be built: a complete Table 1 in minutes on one
+# The same pictures at 128 px, where all four places of attention can be built: a complete Table 1 in minutes on one
 # GPU. Rates are an estimate: no sweep has chosen them.
 _EMBEDDED128 = replace(
     _EMBEDDED,

@@ -128,12 +128,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Signals:
-    """What SIGTERM and Ctrl-C do. Until `wait` is set they end the process at once; from then on they make this object
-    true, and training saves a checkpoint and ends.
-
-    It becomes true as well when the torchrun that started this process has ended. When the process `parent` has ended,
-    this process gets SIGTERM, and is ended some seconds later if it is still there.
-    """
+    """What SIGTERM and Ctrl-C do. Until `wait` is set they end the process at once; from then on they set `status`, and
+    training saves a checkpoint and ends."""
 
     def __init__(self) -> None:
         self.wait = False

@@ -230,7 +230,7 @@ def storable(names: Sequence[str]) -> list[str]:
 
 
 def _protocol_tags(protocol: Mapping[str, Any]) -> dict[str, str]:
-    """So many names of classes that no tag holds them are left out, and with them the groups."""
+    """Without class names if they are longer than a tag can be, and then without groups, which refer to them."""
     tags = {name: protocol[name] for name in ("data_fingerprint", "metric_fingerprint")}
     classes = json.dumps(storable(protocol["classes"]))
     if len(classes) <= MAX_TAG:

@@ -1,4 +1,4 @@
-"""All MLflow reads and writes of a launcher.
+"""What a launcher reads from MLflow and writes to it; sending.py, table_writer.py and runs.py do parts of it.
 
 An experiment is a study. It has one run per variant, the rows of the study's table (kind "variant"), and beneath each
 row one run per seed, the cells (kind "cell"). The run of a cell is found by its tags, so a launcher that resumes the
@@ -220,8 +220,8 @@ class Store:
         search: Mapping[str, Any] | None = None,
         commit: str | None = None,
     ) -> bool:
-        """See table_writer.py. False where the store is unreachable. One launcher at a time may make rows
-        (`exclusive`)."""
+        """See table_writer.py. False where the store is unreachable. Makes missing rows: under `exclusive`, because two
+        launchers that made them at once would make each twice."""
 
         def write() -> None:
             stored = self.runs(experiment_id, "tags.kind = 'variant'")

@@ -89,8 +89,8 @@ def _to_square(stored: Image.Image, resolution: int, bits: int) -> tuple[NDArray
     if any(";16" in str(tile[3]) for tile in getattr(stored, "tile", ())) and not stored.mode.startswith("I"):
         kinds.add("16-bit colour")
     if isinstance(stored, TiffImagePlugin.TiffImageFile):
-        # Its own end of loading turns the picture, and fails after all pixels are there where the EXIF data are
-        # damaged. The copy has the size of the pixels as they lie, where the file's object has that of the turned ones.
+        # Pillow's `load_end` rotates a TIFF by its EXIF orientation. With damaged EXIF data it raises, after all pixels
+        # are decoded, so it is replaced. `copy` has the stored size; the file object reports that after the rotation.
         vars(stored)["load_end"] = lambda: None
         image = stored.copy()
     image.load()

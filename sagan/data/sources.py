@@ -62,7 +62,8 @@ class Source:
         if counts[many] > _UNEVEN * counts[few]:
             said.append(
                 f"classes are uneven: {self.classes[few]} has {counts[few]:,}, {self.classes[many]} "
-                f"{counts[many]:,}; labels are drawn evenly, as in the paper, so distances count the difference"
+                f"{counts[many]:,}; labels of generated images are drawn uniformly, as in the paper, so FID also "
+                f"measures this difference"
             )
         return said
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 # Share of the real figure below which a class has collapsed. Measured at 64 px, 100 pictures per class, grain / twins:
 # other real pictures 0.97 to 1.00 / 0.88 to 1.03; five generators of width 4 or 8 after 1,600 steps 0.53 to 0.64 /
-# 1.0 to 1.5; one at eight times in its first 400 steps 0.34 to 0.71 / 3.0 to 6.1. One picture repeated 0 / 0, under a
-# noise of 2 % 0.02 / 0.17; twenty pictures repeated under that noise 0.02 / 0.19, fifty 0.15 / 0.33.
+# 1.0 to 1.5; one generator, scored eight times within its first 400 steps, 0.34 to 0.71 / 3.0 to 6.1. One picture
+# repeated 0 / 0, under a noise of 2 % 0.02 / 0.17; twenty pictures repeated under that noise 0.02 / 0.19, fifty 0.15 /
+# 0.33.
 COLLAPSED = 0.25
 _SIDE = 8  # pixels of a thumbnail
 _ROWS = 100  # pictures of a class that are compared, at most
