@@ -419,6 +419,7 @@ class Launcher:
         if source is None:
             self._trainers.start(attempt.folder, cell.device, ())
             return
+        self._uploader.pause(attempt)
         cell.attempt = attempt.become_copy(source.records, source.tags)
         cell.progress = {"step": source.records[-1].step, "shared_study": source.tags["shared_study"]}
         cell.end = "done"

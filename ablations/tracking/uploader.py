@@ -42,6 +42,7 @@ class Uploader:
         self._write_table, self._is_table_old = write_table, False
         self._followed: dict[Path, _Followed] = {}
         self._lock = threading.Lock()
+        self._sending = threading.Lock()  # held during each upload; taken before the other one
         self._wake, self._closing = threading.Event(), False
         self._quiet_until = 0.0
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -73,6 +74,13 @@ class Uploader:
                 followed.is_taken = True
             return [followed.attempt for followed in found]
 
+    def pause(self, attempt: Attempt) -> None:
+        """Uploads no more of it until `finish`; returns when an upload that is under way has ended."""
+        with self._lock:
+            self._followed.pop(attempt.folder, None)
+        with self._sending:
+            pass
+
     def drop(self, attempt: Attempt) -> None:
         """The claim to its cell is lost: nothing more of it is ever uploaded."""
         with self._lock:
@@ -99,7 +107,12 @@ class Uploader:
             began = time.monotonic()
             if began < self._quiet_until or not self._may_send():
                 return
-            if not self._store.try_to_send(self._experiment_id, followed.attempt, followed.has_ended):
+            with self._sending:
+                with self._lock:
+                    if self._followed.get(followed.attempt.folder) is not followed:
+                        continue  # paused, dropped, or ended: `finish` has woken the next round
+                is_sent = self._store.try_to_send(self._experiment_id, followed.attempt, followed.has_ended)
+            if not is_sent:
                 seconds = time.monotonic() - began
                 self._quiet_until = time.monotonic() + max(_RETRY_SECONDS, 10 * seconds)
                 return

@@ -7,10 +7,11 @@ import math
 import os
 import random
 import sqlite3
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -449,3 +450,34 @@ def test_the_uploader_sends_beside_its_caller_and_nothing_of_a_lost_cell(
     assert lost.upload_state.is_lost and not lost.has_unsent
     store.send_rest(experiment_id, tmp_path / study.name, living=())
     assert store.recorded(experiment_id, tmp_path / study.name).keys() == {done.cell.key}
+
+
+def test_a_journal_is_replaced_only_when_no_upload_of_it_is_under_way(study: Study, tmp_path: Path) -> None:
+    begun, go_on, replaced = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow:
+        is_away = False
+
+        def try_to_send(self, _experiment_id: str, attempt: Attempt, _has_ended: bool) -> bool:
+            begun.set()
+            assert go_on.wait(10)
+            attempt.write_upload_state(UploadState(offset=100))
+            return True
+
+    attempt = begin(tmp_path, study.cells()[0])
+    uploader = Uploader(cast(Store, Slow()), "1", lambda: True, lambda: None)
+    uploader.follow(attempt)
+    assert begun.wait(10)
+
+    def change() -> None:
+        uploader.pause(attempt)
+        attempt.reset_upload()
+        replaced.set()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    assert not replaced.wait(0.2)
+    go_on.set()
+    thread.join(10)
+    uploader.close(10.0)
+    assert attempt.upload_state == UploadState(), "all of the new journal is still to be uploaded"
