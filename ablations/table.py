@@ -106,8 +106,10 @@ def _verdicts_in_words(study: Study, compared: Sequence[verdicts.Comparison]) ->
             undecided.setdefault((one.verdict, one.n, one.stopped_for_futility), []).append(name)
     for (verdict, n, stopped_for_futility), names in undecided.items():
         why = ", stopped for futility: more seeds are unlikely to decide it" if stopped_for_futility else ""
-        clauses.append(f"{' and '.join(names)} {verdict} after {n} seeds{why}")
-    return f"{'; '.join(clauses)}."
+        listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        clauses.append(f"{listed} {verdict} after {n} seeds{why}")
+    named = any(one.verdict in ("better", "worse") for one in compared)
+    return f"{'' if named else f'{metric}: '}{'; '.join(clauses)}."
 
 
 def summary(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> tuple[list[Row], str]:

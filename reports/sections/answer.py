@@ -43,7 +43,12 @@ def answer(rows: list[Comparison], results: Results) -> str:
     """What these comparisons by the primary metric show, in a sentence or two."""
     shown = [row for row in rows if row.shown]
     if results.adaptive is not None:
-        return f"{'; '.join([*_differences_shown(shown, results), *_no_difference_shown(rows, results)])}."
+        said = "; ".join([*_differences_shown(shown, results), *_no_difference_shown(rows, results)])
+        if not shown:
+            references = {row.reference for row in rows}
+            against = f" against {references.pop()}" if len(references) == 1 else ""
+            said = f"{results.label()}{against}, with repeated 95 % intervals: {said}"
+        return f"{said}."
     if shown:
         return f"{'; '.join(_differences_shown(shown, results))}."
     if all(row.gap.p is None for row in rows):

@@ -75,7 +75,7 @@ def test_cells_that_failed_or_collapsed_have_no_score_and_hold_up_no_look(study:
     recorded = cell_scores(study, results, failed)
     assert len(recorded) == 9 and sum(score is None for score in recorded.values()) == 6
     assert {name.partition("/")[2] for name in names(study, recorded)} == {"seed23"}
-    assert answer(study, results, failed) == "feat32 and feat16 undecided after 0 seeds."
+    assert answer(study, results, failed) == "FD embedded-v2: feat32 and feat16 undecided after 0 seeds."
 
 
 def test_the_answer_says_what_was_decided_when(study: Study) -> None:

@@ -262,9 +262,11 @@ def test_a_launch_that_stopped_before_a_decision_says_how_far_it_is() -> None:
     assert cells.progress(begun) == "0 of 12 cells done: 12 missing; 36 later if needed"
     stopped = made_studies.adaptive(until=1)
     said = headline(stopped)
-    assert re.match(r"So far \(12 of 16 cells\): feat8 [^;]*\) and feat16 [^;]*\) undecided after 3 seeds\.", said), (
-        said
-    )
+    assert re.match(
+        r"So far \(12 of 16 cells\): FD embedded-v1 against none, with repeated 95 % intervals: "
+        r"feat8 [^;]*\) and feat16 [^;]*\) undecided after 3 seeds\.",
+        said,
+    ), said
     before = replace(stopped, cells=stopped.cells.assign(state=stopped.cells["state"].replace("collapsed", "running")))
     assert headline(before) == "So far (11 of 16 cells): No answer yet: the first look is at 3 seeds per variant."
 
