@@ -205,6 +205,8 @@ class Sender:
     def _send_end(self, run_id: str, attempt: Attempt) -> None:
         records, _ = attempt.read()
         ended = milliseconds(records[-1].time if records else attempt.started)
+        if attempt.copied:  # its records are older than its run, which shows their duration
+            ended += self.client.get_run(run_id).info.start_time - milliseconds(records[0].time)
         if (outcome := attempt.outcome) is not None:
             # In one call: half a copy has no outcome.
             about = _protocol_tags(attempt.protocol) if attempt.protocol else {}  # a resumed run records none

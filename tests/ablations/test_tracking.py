@@ -291,8 +291,11 @@ def test_a_shared_cell_holds_every_point_of_its_source_once(
     assert (study.name, "m") in store.find_shared(attempt.cell)
     found = store.find_source(attempt.cell, (study.name, "m"))
     assert found is not None and found.tags["shared_run"] == source.info.run_id
+    send(store, attempt)  # as the uploader may before it is known that there is something to copy
     copy = attempt.become_copy(found.records, found.tags)
     stored = send(store, copy, has_ended=True)
+    seconds = (stored.info.end_time - stored.info.start_time) / 1000
+    assert seconds == pytest.approx(found.records[-1].time - found.records[0].time, abs=0.01)
     store.client.delete_tag(stored.info.run_id, "outcome")
     copy.write_upload_state(UploadState())  # whoever comes after a crash does it over
     stored = send(store, copy, has_ended=True)
