@@ -60,8 +60,8 @@ def caption(results: Results) -> str:
     if len(studies):
         one = len(studies) == 1
         cells = "1 cell is" if one else f"{len(studies)} of the {results.cells['run_id'].count()} cells are"
-        origin, were = " and ".join(sorted(set(studies))), "was" if one else "were"
-        sentences.append(f"{cells} shared with {origin}, where the same config {were} trained.")
+        origin, them = " and ".join(sorted(set(studies))), "it" if one else "them"
+        sentences.append(f"{cells} shared with {origin}, which trained {them} with the same config and seed.")
     return " ".join(sentences)
 
 
