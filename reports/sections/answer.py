@@ -47,7 +47,8 @@ def answer(rows: list[Comparison], results: Results) -> str:
         if not shown:
             references = {row.reference for row in rows}
             against = f" against {references.pop()}" if len(references) == 1 else ""
-            said = f"{results.label()}{against}, with repeated 95 % intervals: {said}"
+            label = results.label()
+            said = f"{label[0].upper()}{label[1:]}{against}, with repeated 95 % intervals: {said}"
         return f"{said}."
     if shown:
         return f"{'; '.join(_differences_shown(shown, results))}."
