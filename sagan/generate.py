@@ -48,7 +48,7 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
     """The options that say what is drawn, and where it is written."""
     add = parser.add_argument
     add("--class", dest="classes", action="append", default=[], metavar="NAME",
-        help="repeatable; by default all, but of more than 10 or sqrt(n) as many as that")  # fmt: skip
+        help="repeatable; by default all classes, at most 10 or sqrt(n) of them, whichever is more")  # fmt: skip
     add("--n", type=int, default=64, help="pictures (default %(default)s)")
     add("--out", type=Path, required=True, metavar="FILE.png")
     add("--seed", type=int, default=0, help="the same seed draws the same picture (default %(default)s)")
