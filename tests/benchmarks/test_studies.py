@@ -1,8 +1,9 @@
 """Cells per hour for two ways to use the cores, and what running a study costs beside training and evaluation.
 
 The study that is run is the embedded preset's with a tenth of its steps, as many events and evaluations per cell,
-and two cells per core. Its time is extrapolated to the main job, twelve cells of the preset's length: ten times the
-seconds of the steps, the same evaluations, and the same overhead for each cell, with start-up and end once per worker.
+and two cells per core, which take equally long: time in which one worker waits for another is no overhead. It is
+extrapolated to the main job, twelve cells of the preset's length: ten times the seconds of the steps, the same
+evaluations, and the same overhead for each cell, with start-up and end once per worker.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ name: short
 question: What does a cell take?
 preset: embedded
 seeds: {seeds}
-baseline: none
-set: {{optim.steps: {steps}, eval.every: {every}}}
+baseline: feat16
+set: {{optim.steps: {steps}, eval.every: {every}, model.attention.at: [16]}}
 factors:
-  attention:
-    none:   {{}}
-    feat32: {{model.attention.at: [32]}}
+  streams:
+    feat16: {{}}
+    other:  {{optim.streams: 1}}
 """
 CELLS = 12
 EVENTS_AN_HOUR = 360  # at 10 steps a second: one in 100 steps
