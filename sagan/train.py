@@ -300,7 +300,7 @@ def _train(training: Trainer, folder: Path, record: Journal | None, stop: _Signa
             assert record is not None
             try:
                 files = [CONFIG, PROTOCOL] if event.step == 0 else write_pictures(folder, event.step, event.images)
-                if event.done and (folder / GENERATOR).exists():
+                if event.outcome is not None and (folder / GENERATOR).exists():
                     files.append(GENERATOR)
                 last = record.append(event.step, event.metrics, files, event.outcome)
             except OSError as error:

@@ -54,10 +54,6 @@ class Event:
     images: dict[str, NDArray[Any]] = field(default_factory=dict)
     outcome: Outcome | None = None
 
-    @property
-    def done(self) -> bool:
-        return self.outcome is not None
-
 
 class Trainer:
     """One run of one config and seed in `directory`, which holds its checkpoints; it resumes from the newest one.
@@ -169,7 +165,7 @@ class Trainer:
                 if self.since < self.step and (self.step % log_every == 0 or self._is_scored):
                     images_shown = (self.step - started_at) * self.config.optim.batch_size * self.config.optim.d_steps
                     event = self._report(images_shown / (time.perf_counter() - started))
-                    if event.done:
+                    if event.outcome is not None:
                         # A run that is resumed before its caller has recorded the last event computes it again.
                         yield event
                         return
