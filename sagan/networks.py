@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from sagan.attention import SelfAttention2d, attention_block
 from sagan.config import ModelConfig
+from sagan.device import autocast
 from sagan.layers import BatchNormReLU, Conv2d, DiscriminatorBlock, Embedding, GeneratorBlock, Linear
-from sagan.precision import autocast
 from sagan.spectral_norm import SpectralNormWeight, apply_spectral_norm
 from sagan.streams import stream
 

@@ -25,13 +25,12 @@ from sagan.checkpoint import check_same_run, load_checkpoint, save_checkpoint
 from sagan.config import EXTENDABLE_FIELDS, Config, flatten
 from sagan.cost import count
 from sagan.data import open_dataset
+from sagan.device import Replay, autocast
 from sagan.distributed import World, for_first_process
 from sagan.generator_file import save_generator
 from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Discriminator, Generator
 from sagan.passes import compiled_passes, discriminator_pass, generator_pass, pays_to_compile
-from sagan.precision import autocast
-from sagan.replay import Replay
 from sagan.run_folder import GENERATOR
 from sagan.sampling import Sampler
 from sagan.scoring import Scorer, Stopped
@@ -60,7 +59,7 @@ class Trainer:
 
     `compile_backend`: the backend of torch.compile for both passes of a step, or None for no compilation. By default
     this is inductor on CUDA, where that takes less time than it saves (`pays_to_compile`). On CUDA a run of one process
-    records a step as a CUDA graph and replays it (sagan/replay.py).
+    records a step as a CUDA graph and replays it (sagan/device.py).
 
     Where processes have joined (sagan/distributed.py), each builds and runs this. `optim.batch_size` is the total over
     all of them, results equal those of one process to rounding, and only the first writes files and yields events.

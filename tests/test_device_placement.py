@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ablations.study import read_study
 from sagan.augmentation import NUM_DRAWS
 from sagan.config import Config, flatten, override
+from sagan.device import autocast
 from sagan.networks import Discriminator, Generator
 from sagan.passes import discriminator_pass, generator_pass
-from sagan.precision import autocast
 
 CARD = torch.device("cuda", 0)
 STUDIES = sorted((Path(__file__).parents[1] / "studies").rglob("*.yaml"))
