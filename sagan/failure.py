@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "failure.json"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 # Of torch's allocator, of CUDA where no context fits, and of the libraries that allocate memory of their own.
 _OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
                   "CUDNN_STATUS_ALLOC_FAILED")  # fmt: skip

@@ -12,7 +12,6 @@ and an error is also written to the folder (sagan/failure.py).
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import signal
@@ -31,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sagan import journal
 from sagan.config import Config, diff, is_prefix_of, override
-from sagan.failure import is_broken_connection, write_failure
+from sagan.failure import FULL_DISK, is_broken_connection, write_failure
 from sagan.journal import Journal, Record
 from sagan.limits import set_threads
 from sagan.options import (
@@ -53,7 +52,6 @@ if TYPE_CHECKING:
 
 EXIT_DISK_FULL = 74  # EX_IOERR of sysexits.h
 EXIT_NOT_STARTED = 75  # `begin` returned False
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _QUIET_SECONDS = 10.0  # between two lines of losses without a terminal; every evaluation has a line
 
 
@@ -99,7 +97,7 @@ def main(
             signals.wait = True
             return _train(training, folder, record, signals, console)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _FULL:
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
                 print(
                     f"sagan.train: no room is left on a disk ({error}); make room, and the same command resumes "
                     f"from the last checkpoint",
