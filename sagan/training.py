@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sagan import diagnostics
 from sagan.augmentation import NUM_DRAWS
-from sagan.checkpoint import check_same_run, load_checkpoint, save_checkpoint
+from sagan.checkpoint import load_checkpoint, save_checkpoint
 from sagan.config import EXTENDABLE_FIELDS, Config, flatten
 from sagan.cost import count
 from sagan.data import open_dataset
@@ -307,7 +307,12 @@ class Trainer:
         theirs = {**saved["config"], "seed": saved["seed"], "images": saved["images"]}
         if theirs["optim.steps"] < self.config.optim.steps:  # its last evaluation is not in its last checkpoint
             theirs |= {name: ours[name] for name in EXTENDABLE_FIELDS}
-        check_same_run(self.directory, ours, theirs)
+        differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        if differing:
+            changes = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in differing)
+            raise ValueError(
+                f"{self.directory} holds a checkpoint of another run: {changes}. Use another folder, or remove it."
+            )
         before, now = saved["processes"], self.world.size
         if before != now and self.world.rank == 0:
             changed = f"the checkpoint is of {before} processes and is resumed with {now}"
