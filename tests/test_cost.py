@@ -26,16 +26,6 @@ def test_attention_costs_more_on_a_larger_map(tiny: Config) -> None:
     assert sorted(costs, key=lambda cost: cost.flops_per_image) == costs
 
 
-@pytest.mark.parametrize("at", [8, 16, 32])
-def test_the_flops_control_costs_what_attention_costs(at: int) -> None:
-    config = override(PRESETS["embedded"], {"model.attention.at": [at]})
-    attention, control, none = (
-        count(override(config, changes), 6).flops_per_image
-        for changes in ({}, {"model.attention.kind": "residual_flops"}, {"model.attention.at": []})
-    )
-    assert control - none == pytest.approx(attention - none, rel=0.02)
-
-
 def test_memory_grows_with_the_batch_by_what_autograd_keeps(tiny: Config) -> None:
     """What a G step keeps of real tensors, counted one by one; meta tensors take other paths, hence 30 %."""
     config, batch = override(tiny, {"model.attention.at": []}), 64
