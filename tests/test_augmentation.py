@@ -34,7 +34,8 @@ def test_translation_takes_each_shift_of_an_eighth_or_less_equally_often() -> No
     draws[:, 3:5] = torch.cartesian_prod(fifths, fifths)
     shifts = itertools.product(range(-2, 3), repeat=2)
     padded = F.pad(IMAGES[:25], (2, 2, 2, 2))
-    for before, after, (down, right) in zip(padded, augmented(IMAGES[:25], draws, ["translation"]), shifts, strict=True):
+    moved = augmented(IMAGES[:25], draws, ["translation"])
+    for before, after, (down, right) in zip(padded, moved, shifts, strict=True):
         assert torch.equal(after, before[:, 2 - down : 2 - down + SIZE, 2 - right : 2 - right + SIZE])
 
 
