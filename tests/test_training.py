@@ -239,7 +239,8 @@ def test_a_run_whose_newest_checkpoint_is_truncated_ends_in_the_same_bits(
     for path in (newest, before):
         path.write_bytes(b"")
     fresh = Trainer(trainer.config, 0, folder, cache_dir=cache_dir)
-    assert fresh.step == 0 and "the run starts again from step 0" in caplog.text
+    assert fresh.step == 0
+    assert f"no undamaged checkpoint in {folder}: the run starts again from step 0" in caplog.text
 
 
 def test_a_config_that_no_network_can_carry_is_refused_before_any_work(tiny: Config, tmp_path: Path) -> None:
