@@ -128,8 +128,10 @@ def _attend_fused(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) -> 
     It wants q, k and v of equal width; channels of zeros change nothing.
     """
     width = max(q_BNK.shape[2], v_BMV.shape[2])
-    q, k, v = q_BNK, k_BMK, v_BMV
-    if not q.is_meta:  # where cost.py counts operations; the padding is not the block's own work
-        q, k, v = (F.pad(tokens, (0, width - tokens.shape[2])) for tokens in (q, k, v))
-    q, k, v = (tokens.unsqueeze(1) for tokens in (q, k, v))
+    q, k, v = (_widened(tokens, width).unsqueeze(1) for tokens in (q_BNK, k_BMK, v_BMV))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0, :, : v_BMV.shape[2]]
+
+
+def _widened(tokens: Tensor, width: int) -> Tensor:
+    # cost.py counts operations on the meta device; the padding is not the block's own work.
+    return tokens if tokens.is_meta else F.pad(tokens, (0, width - tokens.shape[2]))
