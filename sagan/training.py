@@ -64,11 +64,10 @@ class Trainer:
     Where processes have joined (sagan/distributed.py), each builds and runs this. `optim.batch_size` is the total over
     all of them, results equal those of one process to rounding, and only the first writes files and yields events.
 
-    The checkpoint may be of a shorter run that differs in
-    optim.steps (and eval.endpoint) alone: this run continues from there and ends with the same bits as if it had been
-    trained from step 0 with as many steps. (On a GPU equal to rounding: whether a run is compiled depends on its
-    length.) Raises ValueError for a config that cannot be built and for a checkpoint of another config, naming the
-    fields.
+    The checkpoint may be of a shorter run that differs in optim.steps (and eval.endpoint) alone: this run continues
+    from there and ends with the same bits as if it had been trained from step 0 with as many steps. (On a GPU equal to
+    rounding: whether a run is compiled depends on its length.) Raises ValueError for a config that cannot be built and
+    for a checkpoint of another config, naming the fields.
     """
 
     def __init__(
