@@ -83,9 +83,7 @@ class Bench:
     def trainer(self, config: Config, backend: str | None = None) -> Trainer:
         return bare_trainer(config, self._folder, device=str(self.device), compile_backend=backend)
 
-    def step(
-        self, case: str, config: Config, name: str, step: Callable[[], object], peak: float
-    ) -> float | None:
+    def step(self, case: str, config: Config, name: str, step: Callable[[], object], peak: float) -> float | None:
         """Seconds of one, with a row and the kernels that take them; None where memory gives out."""
         if self.on_gpu:
             torch.cuda.empty_cache()
