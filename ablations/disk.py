@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-_ERRORS = {errno.ENOSPC, errno.EDQUOT}
+from sagan.failure import FULL_DISK
+
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}  # the second: no room for what readers of it share
 
 
@@ -18,7 +18,7 @@ def is_full_disk(error: BaseException) -> bool:
     """Whether `error` comes from a disk, or a quota, that has no room left for a file or a SQLite database."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _ERRORS:
+        if isinstance(cause, OSError) and cause.errno in FULL_DISK:
             return True
         if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", None) in _FULL:
             return True

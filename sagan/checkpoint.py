@@ -116,14 +116,6 @@ def _state(path: Path, content: bytes) -> dict[str, Any]:
         ) from None
 
 
-def check_same_run(directory: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raises ValueError that names what differs between this run and the one whose checkpoint is there."""
-    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    if names:
-        changes = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names)
-        raise ValueError(f"{directory} holds a checkpoint of another run: {changes}. Use another folder, or remove it.")
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Write and flush `content` to `path`; a reader, or a crash, sees all of it or the file as it was."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")

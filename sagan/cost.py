@@ -42,22 +42,22 @@ def count(config: Config, num_classes: int) -> Cost:
     with torch.device("meta"):
         generator = Generator(config.model, config.data.resolution, num_classes)
         discriminator = Discriminator(config.model, config.data.resolution, num_classes)
-        kept: dict[int, tuple[int, int]] = {}  # by G and by D, for so many images
+        kept: dict[int, list[int]] = {}  # by G and by D, for so many images
         for batch in (2, 4):
             z, labels = torch.empty(batch, config.model.z_dim), torch.zeros(batch, dtype=torch.long)
-            kept_g, kept_d = _KeptBytes(), _KeptBytes()
+            kept_g, kept_d = dict[int, torch.UntypedStorage](), dict[int, torch.UntypedStorage]()
             flops_g, flops_d, flops_r1 = (FlopCounterMode(display=False) for _ in range(3))
-            with flops_g, kept_g, _FusedAttention():
+            with flops_g, _collected(kept_g), _FusedAttention():
                 fake = generator(z, labels)
             images = fake.detach().requires_grad_(has_r1)
             # R1 computes attention without the fused kernel, which has no second derivative (sagan/passes.py).
-            with kept_d, nullcontext() if has_r1 else _FusedAttention():
+            with _collected(kept_d), nullcontext() if has_r1 else _FusedAttention():
                 with flops_d:
                     logits = discriminator(images, labels)
                 if has_r1:
                     with flops_r1:
                         r1(logits, images)
-            kept[batch] = kept_g.total, kept_d.total
+            kept[batch] = [sum(storage.nbytes() for storage in found.values()) for found in (kept_g, kept_d)]
     g, d, gradient = (flops.get_total_flops() // batch for flops in (flops_g, flops_d, flops_r1))  # of the last batch
 
     def kept_for(n: int, network: int) -> float:
@@ -79,21 +79,15 @@ def count(config: Config, num_classes: int) -> Cost:
     return Cost(num_g, num_d, g + d, per_image * size, (activations + weights) / 2**20)
 
 
-class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Adds up the bytes that autograd keeps for the backward pass, each tensor once."""
+def _collected(found: dict[int, torch.UntypedStorage]) -> torch.autograd.graph.saved_tensors_hooks:
+    """Puts into `found` what autograd keeps for the backward pass, each storage once."""
 
-    def __init__(self) -> None:
-        self.seen: dict[int, torch.UntypedStorage] = {}
-        super().__init__(self._keep, lambda tensor: tensor)
-
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        self.seen[storage._cdata] = storage
+        found[storage._cdata] = storage
         return tensor
 
-    @property
-    def total(self) -> int:
-        return sum(storage.nbytes() for storage in self.seen.values())
+    return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
 
 
 class _FusedAttention(TorchFunctionMode):

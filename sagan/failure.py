@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "failure.json"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 # Of torch's allocator, of CUDA where no context fits, and of the libraries that allocate memory of their own.
-_OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+_OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
                   "CUDNN_STATUS_ALLOC_FAILED")  # fmt: skip
 
 
@@ -24,8 +26,7 @@ class Failure:
 def write_failure(folder: Path, error: BaseException, device: str) -> None:
     """To be called while `error` is being handled. Of several processes of one run only the first to call this
     writes: the others then fail because they can no longer reach it."""
-    is_full = is_out_of_gpu_memory(error)
-    reason = out_of_gpu_memory(error, device) if is_full else f"{type(error).__name__}: {error}"
+    reason = out_of_gpu_memory(error, device) or f"{type(error).__name__}: {error}"
     try:
         with (folder / NAME).open("x") as file:
             json.dump({"reason": reason[:500], "traceback": "".join(traceback.format_exception(error))}, file)
@@ -48,17 +49,13 @@ def read_failure(folder: Path) -> Failure | None:
         return None
 
 
-def is_out_of_gpu_memory(error: BaseException) -> bool:
-    cause: BaseException | None = error
-    while cause is not None:
-        if type(cause).__name__ == "OutOfMemoryError" or any(text in str(cause) for text in _OUT_OF_MEMORY):
-            return True
-        cause = cause.__cause__ or cause.__context__  # an error in a recorded step may raise another at its end
-    return False
-
-
-def out_of_gpu_memory(error: BaseException, device: str) -> str:
-    """One line that says how much memory `device` has and what to change."""
+def out_of_gpu_memory(error: BaseException, device: str) -> str | None:
+    """One line that says how much memory `device` has and what to change, if that is what `error` is about."""
+    causes = [error]  # an error in a recorded step may raise another at its end
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if not any(text in f"{type(cause).__name__}: {cause}" for cause in causes for text in _OUT_OF_MEMORY):
+        return None
     import torch
 
     reason = (str(error).splitlines() or [""])[0].partition(". ")[0]  # torch's message has a paragraph more

@@ -1,11 +1,7 @@
-"""journal.jsonl: the record of a run, one JSON object per line, to which a run only appends.
+"""journal.jsonl: the record of a run, one JSON object per line, to which a run only appends (format: sagan/README.md).
 
-A line is {"time": seconds since 1970, "step": of the run, "metrics": {name: number}, "files": [names relative to the
-run's folder, which are complete when the line is there], "status": null, or the outcome on the run's last line}.
-JSON has no NaN and no infinities: in metrics these are the texts "NaN", "Infinity" and "-Infinity".
-
-A run that is resumed from a checkpoint may write the same steps again. The rule is: a line supersedes all lines before
-it of the same step or a later one. `read` returns all lines; `current` applies the rule.
+A run that is resumed from a checkpoint may write the same steps again: a line supersedes all lines before it of the
+same step or a later one. `read` returns all lines; `current` applies the rule.
 """
 
 from __future__ import annotations

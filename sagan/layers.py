@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sagan.config import ModelConfig
-from sagan.precision import autocast
+from sagan.device import autocast
 from sagan.spectral_norm import SpectralNormWeight
 
 Resample = Literal["none", "up", "down"]

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from sagan.attention import SelfAttention2d, attention_block
 from sagan.config import ModelConfig
+from sagan.device import autocast
 from sagan.layers import BatchNormReLU, Conv2d, DiscriminatorBlock, Embedding, GeneratorBlock, Linear
-from sagan.precision import autocast
 from sagan.spectral_norm import SpectralNormWeight, apply_spectral_norm
 from sagan.streams import stream
 
@@ -57,6 +57,7 @@ class Generator(nn.Module):
                 self.attention[str(size)] = attention_block(channels, size, config)
         self.bn = BatchNormReLU(channels, None, momentum=config.final_bn_momentum, eps=config.bn_eps)
         self.out = Conv2d(channels, 3, 3, spectral_norm=config.sn.g)
+        self.norms = [module for module in self.modules() if isinstance(module, BatchNormReLU)]
         _initialise(self, config, seed)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
@@ -67,13 +68,11 @@ class Generator(nn.Module):
 
     def split_batch_norm(self, groups: int, process_group: dist.ProcessGroup | None) -> None:
         """Set how many groups of a batch are normalised separately, or with which processes one group is shared."""
-        for norm in self.modules():
-            if isinstance(norm, BatchNormReLU):
-                norm.groups, norm.process_group = groups, process_group
+        for norm in self.norms:
+            norm.groups, norm.process_group = groups, process_group
 
     def running_statistics(self) -> list[Tensor]:
-        norms = [norm for norm in self.modules() if isinstance(norm, BatchNormReLU)]
-        return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+        return [statistic for norm in self.norms for statistic in (norm.running_mean, norm.running_var)]
 
     def attention_maps(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """{"32": (B, N, M)}: the attention weights of every self-attention block, by the size of its feature map."""
@@ -155,7 +154,7 @@ def _initialise(network: Generator | Discriminator, config: ModelConfig, seed: i
     network.weight_layers = [layer for layer in network.modules() if isinstance(layer, SpectralNormWeight)]
     if network.weight_layers[0].weight.is_meta:
         return  # on the meta device nothing has values; cost.py counts operations there
-    norms = [module for module in network.modules() if isinstance(module, BatchNormReLU)]
+    norms = network.norms if isinstance(network, Generator) else []
     gains = {norm.gain for norm in norms}
     is_drawn = config.cbn_init == "drawn" or config.sn.cbn  # a table of zeros has no singular vectors for spectral norm
     constant = {table for norm in norms if not (norm.conditional and is_drawn) for table in (norm.gain, norm.bias)}

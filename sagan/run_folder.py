@@ -1,13 +1,6 @@
-"""A run's folder: which files it holds, and config.yaml, which says what is trained there. Nothing here needs torch.
+"""A run's folder, whose files sagan/README.md lists, and config.yaml, which says what is trained there.
 
-config.yaml                     the config, the seed, and the machine options it was started with
-protocol.json                   fingerprints of data and metrics, names of classes and groups, step of the last start
-journal.jsonl                   the record of the run (sagan/journal.py)
-failure.json                    the error that ended it, for the program that started it (sagan/failure.py)
-checkpoint.pt, checkpoint.previous.pt
-samples/step_0001000.png        the sample grid of an evaluation
-attention/g32/step_0001000.npz  attention maps of G's feat32: images, queries, maps
-generator.safetensors           the generator, once the run has ended at its last step
+Nothing here needs torch.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sagan.precision import autocast
+from sagan.device import autocast
 
 
 class SpectralNormWeight(nn.Module):

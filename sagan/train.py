@@ -1,25 +1,21 @@
 """Train one SAGAN in one folder: `python -m sagan.train FOLDER --preset embedded --seed 0`; again: resume.
 
-What the folder holds is described in sagan/run_folder.py. `torchrun --nproc-per-node=2 -m sagan.train ...` is the same
-run on several processes, of which the first writes.
-
-Exit status: 0 the run has ended (finished, collapsed or diverged; the journal's last line says which); 2 bad input,
-one line on stderr and nothing written; 74 a disk is full; 130 interrupted and 143 terminated, with a checkpoint saved.
-A program that starts runs gives its process id as `--parent`: then a run ends at most ten seconds after that program,
-and an error is also written to the folder (sagan/failure.py).
+sagan/README.md describes the options, the exit status and what the folder holds. `torchrun --nproc-per-node=2 -m
+sagan.train ...` is the same run on several processes, of which the first writes. A program that starts runs gives its
+process id as `--parent`: then a run ends at most ten seconds after that program, and an error is also written to the
+folder (sagan/failure.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -31,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sagan import journal
 from sagan.config import Config, diff, is_prefix_of, override
-from sagan.failure import is_broken_connection, write_failure
+from sagan.failure import FULL_DISK, is_broken_connection, write_failure
 from sagan.journal import Journal, Record
 from sagan.limits import set_threads
 from sagan.options import (
@@ -53,7 +49,6 @@ if TYPE_CHECKING:
 
 EXIT_DISK_FULL = 74  # EX_IOERR of sysexits.h
 EXIT_NOT_STARTED = 75  # `begin` returned False
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _QUIET_SECONDS = 10.0  # between two lines of losses without a terminal; every evaluation has a line
 
 
@@ -79,12 +74,11 @@ def main(
         try:
             try:
                 known = read_run(folder)
-                config, seed = _wanted(options, known)
+                run = _wanted(options, known)
                 records = journal.current(journal.read(folder / journal.NAME)[0]) if known is not None else []
-                if records and records[-1].status is not None and known is not None and config == known.config:
-                    console.print(f"{folder}: has {_ending(folder, config, records[-1])}")
+                if known is not None and run.config == known.config and records and records[-1].status is not None:
+                    console.print(f"{folder}: has {_ending(folder, run.config, records[-1])}")
                     return 0
-                run = Run(config, seed, _machine(options, known.machine if known is not None else {}))
                 device = run.machine["device"]
                 _check(folder, run)
                 training, record = _open(folder, run, known, console, journals, trainer)
@@ -99,7 +93,7 @@ def main(
             signals.wait = True
             return _train(training, folder, record, signals, console)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _FULL:
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
                 print(
                     f"sagan.train: no room is left on a disk ({error}); make room, and the same command resumes "
                     f"from the last checkpoint",
@@ -166,8 +160,8 @@ def _end_with(parent: int | None, seconds: float) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int]:
-    """Config and seed that the command line asks for; what it leaves out is as in the folder, if that holds a run.
+def _wanted(options: argparse.Namespace, known: Run | None) -> Run:
+    """What the command line asks for; what it leaves out is as in the folder, if that holds a run. Paths are absolute.
 
     That run may have fewer steps. Raises ValueError, also where it differs in other fields, naming them.
     """
@@ -189,25 +183,23 @@ def _wanted(options: argparse.Namespace, known: Run | None) -> tuple[Config, int
         if differing and not (seed == known.seed and is_prefix_of(known.config, config)):
             listed = "; ".join(f"{name} is {there} there, {here} here" for name, (there, here) in differing.items())
             raise ValueError(f"FOLDER: {options.folder} holds another run: {listed}; name another folder")
-    return config, seed
-
-
-def _machine(options: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
-    """The machine options; those that the command line leaves out are taken from `before`. Paths are absolute."""
+    before = known.machine if known is not None else {}
     machine: dict[str, Any] = {
         "device": options.device or before.get("device") or "cpu",
         "threads": options.threads if options.threads is not None else before.get("threads"),
     }
-    for name in ("data_root", "inception_weights"):
-        given = getattr(options, name) or before.get(name)
-        machine[name] = str(existing(f"--{name.replace('_', '-')}", Path(given))) if given else None
-    machine["cache_dir"] = str((options.cache_dir or Path(before.get("cache_dir") or DEFAULT_CACHE)).resolve())
-    return machine
+    for name, default in (("data_root", None), ("inception_weights", None), ("cache_dir", DEFAULT_CACHE)):
+        path = getattr(options, name) or before.get(name) or default
+        machine[name] = os.path.realpath(path) if path else None
+    return Run(config, seed, machine)
 
 
 def _check(folder: Path, run: Run) -> None:
     """Raises ValueError for mistakes that can be found without importing torch, which takes seconds."""
     check_machine(run.machine["device"], run.machine["threads"])
+    for name in ("data_root", "inception_weights"):
+        if run.machine[name] is not None:
+            existing(f"--{name.replace('_', '-')}", Path(run.machine[name]))
     for path in (folder, Path(run.machine["cache_dir"])):
         check_folder(path)
     if not _is_one_of_several():
@@ -300,7 +292,7 @@ def _train(training: Trainer, folder: Path, record: Journal | None, stop: _Signa
             assert record is not None
             try:
                 files = [CONFIG, PROTOCOL] if event.step == 0 else write_pictures(folder, event.step, event.images)
-                if event.done and (folder / GENERATOR).exists():
+                if event.outcome is not None and (folder / GENERATOR).exists():
                     files.append(GENERATOR)
                 last = record.append(event.step, event.metrics, files, event.outcome)
             except OSError as error:
@@ -321,28 +313,23 @@ def _train(training: Trainer, folder: Path, record: Journal | None, stop: _Signa
 @contextmanager
 def _shown(config: Config, step: int, console: Console) -> Iterator[Callable[[Record], None]]:
     """What shows a record: a progress bar on a terminal, lines elsewhere."""
-    if console.is_terminal:
-        scores: dict[str, float] = {}
-        columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}")
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=config.optim.steps, completed=step, metrics="")
-
-            def move(record: Record) -> None:
-                scores.update({name: record.metrics[name] for name in _SCORES if name in record.metrics})
-                progress.update(task, completed=record.step, metrics=_in_words(config, record.metrics | scores))
-
-            yield move
-        return
+    scores: dict[str, float] = {}
     printed_at = -_QUIET_SECONDS
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}")
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=config.optim.steps, completed=step, metrics="")
 
-    def print_line(record: Record) -> None:
-        nonlocal printed_at
-        is_scored = any(name in record.metrics for name in _SCORES)
-        if record.step and (is_scored or time.monotonic() - printed_at > _QUIET_SECONDS):
-            printed_at = time.monotonic()
-            console.print(f"step {record.step} of {config.optim.steps}: {_in_words(config, record.metrics)}")
+        def show(record: Record) -> None:
+            nonlocal printed_at
+            new = {name: record.metrics[name] for name in _SCORES if name in record.metrics}
+            scores.update(new)
+            progress.update(task, completed=record.step, metrics=_in_words(config, record.metrics | scores))
+            is_due = bool(new) or time.monotonic() - printed_at > _QUIET_SECONDS
+            if not console.is_terminal and record.step and is_due:
+                printed_at = time.monotonic()
+                console.print(f"step {record.step} of {config.optim.steps}: {_in_words(config, record.metrics)}")
 
-    yield print_line
+        yield show
 
 
 _SCORES = ("fid", "relation_error")

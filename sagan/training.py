@@ -21,17 +21,16 @@ from torch import Tensor, nn
 
 from sagan import diagnostics
 from sagan.augmentation import NUM_DRAWS
-from sagan.checkpoint import check_same_run, load_checkpoint, save_checkpoint
+from sagan.checkpoint import load_checkpoint, save_checkpoint
 from sagan.config import EXTENDABLE_FIELDS, Config, flatten
 from sagan.cost import count
 from sagan.data import open_dataset
+from sagan.device import Replay, autocast
 from sagan.distributed import World, for_first_process
 from sagan.generator_file import save_generator
 from sagan.metrics.evaluation import Evaluator
 from sagan.networks import Discriminator, Generator
 from sagan.passes import compiled_passes, discriminator_pass, generator_pass, pays_to_compile
-from sagan.precision import autocast
-from sagan.replay import Replay
 from sagan.run_folder import GENERATOR
 from sagan.sampling import Sampler
 from sagan.scoring import Scorer, Stopped
@@ -54,26 +53,21 @@ class Event:
     images: dict[str, NDArray[Any]] = field(default_factory=dict)
     outcome: Outcome | None = None
 
-    @property
-    def done(self) -> bool:
-        return self.outcome is not None
-
 
 class Trainer:
     """One run of one config and seed in `directory`, which holds its checkpoints; it resumes from the newest one.
 
     `compile_backend`: the backend of torch.compile for both passes of a step, or None for no compilation. By default
     this is inductor on CUDA, where that takes less time than it saves (`pays_to_compile`). On CUDA a run of one process
-    records a step as a CUDA graph and replays it (sagan/replay.py).
+    records a step as a CUDA graph and replays it (sagan/device.py).
 
     Where processes have joined (sagan/distributed.py), each builds and runs this. `optim.batch_size` is the total over
     all of them, results equal those of one process to rounding, and only the first writes files and yields events.
 
-    The checkpoint may be of a shorter run that differs in
-    optim.steps (and eval.endpoint) alone: this run continues from there and ends with the same bits as if it had been
-    trained from step 0 with as many steps. (On a GPU equal to rounding: whether a run is compiled depends on its
-    length.) Raises ValueError for a config that cannot be built and for a checkpoint of another config, naming the
-    fields.
+    The checkpoint may be of a shorter run that differs in optim.steps (and eval.endpoint) alone: this run continues
+    from there and ends with the same bits as if it had been trained from step 0 with as many steps. (On a GPU equal to
+    rounding: whether a run is compiled depends on its length.) Raises ValueError for a config that cannot be built and
+    for a checkpoint of another config, naming the fields.
     """
 
     def __init__(
@@ -169,7 +163,7 @@ class Trainer:
                 if self.since < self.step and (self.step % log_every == 0 or self._is_scored):
                     images_shown = (self.step - started_at) * self.config.optim.batch_size * self.config.optim.d_steps
                     event = self._report(images_shown / (time.perf_counter() - started))
-                    if event.done:
+                    if event.outcome is not None:
                         # A run that is resumed before its caller has recorded the last event computes it again.
                         yield event
                         return
@@ -312,7 +306,12 @@ class Trainer:
         theirs = {**saved["config"], "seed": saved["seed"], "images": saved["images"]}
         if theirs["optim.steps"] < self.config.optim.steps:  # its last evaluation is not in its last checkpoint
             theirs |= {name: ours[name] for name in EXTENDABLE_FIELDS}
-        check_same_run(self.directory, ours, theirs)
+        differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        if differing:
+            changes = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in differing)
+            raise ValueError(
+                f"{self.directory} holds a checkpoint of another run: {changes}. Use another folder, or remove it."
+            )
         before, now = saved["processes"], self.world.size
         if before != now and self.world.rank == 0:
             changed = f"the checkpoint is of {before} processes and is resumed with {now}"

@@ -46,7 +46,7 @@ def test_the_best_is_the_evaluation_of_lowest_fid_and_the_generator_file_the_las
     monkeypatch.setattr(trainer.scorer, "evaluator", scores)
     scored: dict[int, dict[str, Tensor]] = {}
     for event in trainer.run():
-        assert event.done or not any(name.startswith("best/") for name in event.metrics)
+        assert event.outcome or not any(name.startswith("best/") for name in event.metrics)
         if "fid" in event.metrics:
             assert event.metrics["fid"] == fids[len(scored)]
             scored[event.step] = copied(trainer.average)
@@ -78,10 +78,14 @@ def test_a_run_that_collapses_before_its_end_has_a_best(trainer: Trainer) -> Non
                 torch.nn.init.zeros_(network.out.weight)  # grey pictures from here on
                 network.out.weight.requires_grad_(False)
     assert (last.step, last.outcome, last.metrics["best/step"]) == (6, "collapsed", 3)
+    assert last.metrics["sample_diversity"] < 0.1 and last.metrics["collapsed_classes"] == 1
 
 
 def test_a_run_collapses_only_after_an_evaluation_that_had_not(trainer: Trainer) -> None:
     """At its first evaluations a generator may paint one class alike, and another of noise that varies a lot."""
+    alike = {"sample_diversity": 0.05, "class_diversity": 0.05}
+    assert not trainer.scorer.has_collapsed(alike, is_last=False)
+    assert trainer.scorer.has_collapsed(alike, is_last=True), "a run that ends so has collapsed, whatever came before"
     found = []
     for grain in (0.2, 0.35, 0.2, 0.6, 0.35, 0.2):  # 0.25 is the limit; a class has varied from twice that on
         scores = {"class_diversity": (grain + 3.6) / 2, "class_diversity/grain": grain, "class_diversity/twins": 3.6}
@@ -115,22 +119,17 @@ def test_a_run_that_diverges_has_no_best(trainer: Trainer) -> None:
         if event.step == 4:
             torch.nn.init.constant_(trainer.discriminator.linear.weight, float("nan"))
     assert (last.step, last.outcome) == (5, "diverged")
+    assert all(math.isfinite(value) for value in last.metrics.values())
     assert trainer.scorer.best.step == 3
     assert not any(name.startswith("best/") for name in last.metrics)
 
 
-def test_what_cannot_be_scored_is_never_the_best(tiny: Config) -> None:
+def test_the_best_is_a_copy_of_the_first_that_scores_lowest_and_never_of_what_cannot_be_scored(tiny: Config) -> None:
     generator, best = Generator(tiny.model, 32, 2), BestOfRun()
     for fid in (math.nan, math.inf):
         best.offer(1, fid, generator)
     assert not best.weights
     best.offer(2, 5.0, generator)
     best.offer(3, 5.0, generator)
-    assert best.step == 2
-
-
-def test_the_best_is_a_copy_that_further_training_leaves_alone(tiny: Config) -> None:
-    generator, best = Generator(tiny.model, 32, 2), BestOfRun()
-    best.offer(1, 5.0, generator)
     torch.nn.init.zeros_(generator.out.weight)
-    assert best.weights["out.weight"].abs().sum() > 0
+    assert best.step == 2 and best.weights["out.weight"].abs().sum() > 0

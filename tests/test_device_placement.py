@@ -6,7 +6,6 @@ backward pass cannot be had so: autograd asks the device for a stream.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -17,36 +16,30 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ablations.study import read_study
 from sagan.augmentation import NUM_DRAWS
-from sagan.config import AttentionConfig, Config, ModelConfig, override
+from sagan.config import Config, flatten, override
+from sagan.device import autocast
 from sagan.networks import Discriminator, Generator
 from sagan.passes import discriminator_pass, generator_pass
-from sagan.precision import autocast
 
 CARD = torch.device("cuda", 0)
 STUDIES = sorted((Path(__file__).parents[1] / "studies").rglob("*.yaml"))
 PRESET = "imagenet128"  # every variant of every study can be built
 BATCH = 8
 FAKE = FakeTensorMode()
-_NUMBERS = ModelConfig(), AttentionConfig()
+# Numbers that shapes and values alone depend on: variants which differ in these only have the same operations.
+NUMBERS = {
+    *("model.width_g", "model.width_d", "model.z_dim", "model.init", "model.sn.eps"),
+    *("model.bn_eps", "model.bn_momentum", "model.final_bn_momentum"),
+    *("model.attention.key_ratio", "model.attention.value_ratio", "model.attention.gamma"),
+}
 
 
 def structure(config: Config) -> Config:
-    """The config with the same operations on the smallest images: numbers that only shapes and values depend on are
-    put to their defaults, so that variants which differ in these alone are tried once."""
-    model, attention = _NUMBERS
-    attention = replace(
-        config.model.attention, key_ratio=attention.key_ratio, value_ratio=attention.value_ratio, gamma=0.0
-    )
-    model = replace(
-        config.model,
-        attention=attention,
-        **{name: getattr(model, name) for name in ("width_g", "width_d", "z_dim", "init", "bn_eps", "bn_momentum")},
-        final_bn_momentum=model.final_bn_momentum,
-        sn=replace(config.model.sn, eps=model.sn.eps),
-    )
-    of_sizes = (override(config, {"data.resolution": size}) for size in (32, 64, 128))
-    smallest = next(sized for sized in of_sizes if sized.build_error() is None)
-    return Config(data=replace(Config().data, resolution=smallest.data.resolution), model=model)
+    """The config with the same operations on the smallest images, and with defaults for these NUMBERS."""
+    model = {name: value for name, value in flatten(config).items() if name.startswith("model.")}
+    model = {name: value for name, value in model.items() if name not in NUMBERS}
+    of_sizes = (override(Config(), {**model, "data.resolution": size}) for size in (32, 64, 128))
+    return next(sized for sized in of_sizes if sized.build_error() is None)
 
 
 def structures() -> dict[str, Config]:

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -164,14 +163,6 @@ def test_a_traced_block_holds_what_processes_tell_each_other(together: Path) -> 
         assert all(torch.equal(a, b) for a, b in zip(plain, traced, strict=True))
     assert torch.equal(of_both[0][1][-1], of_both[1][1][-1]), "statistics are those of both"
     assert not torch.equal(of_both[0][1][0], of_both[1][1][0])
-
-
-def test_a_batch_that_cannot_be_shared_is_refused(calm: Config, tmp_path: Path) -> None:
-    with (
-        mock.patch.object(World, "here", return_value=World(0, 3)),
-        pytest.raises(ValueError, match="optim.batch_size: must be a multiple of the 3 processes"),
-    ):
-        bare_trainer(calm, tmp_path)
 
 
 def run_whole_and_in_parts(rank: int, config: Config, cache_dir: Path, directory: Path) -> None:

@@ -98,7 +98,7 @@ def test_every_stage_runs_from_start_to_end_without_a_card(tmp_path: Path) -> No
     with tarfile.open(packed) as tar:
         tar.extractall(tmp_path / "unpacked", filter="data")
     train = [sys.executable, "-m", "sagan.metrics.extractor", "train", "--preset", "folder", "--steps", "2"]
-    subprocess.run([*train, "--data-root", "unpacked"], cwd=tmp_path, check=True)
+    subprocess.run([*train, "--set", "data.resolution=64", "--data-root", "unpacked"], cwd=tmp_path, check=True)
     (weights,) = (tmp_path / "runs" / "cache" / "extractors").iterdir()
 
     out = tmp_path / "out"

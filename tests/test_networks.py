@@ -2,7 +2,6 @@ from typing import Literal
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from sagan.attention import ResidualControl, SelfAttention2d
 from sagan.config import AttentionConfig, Config, ModelConfig, SpectralNormConfig, override
@@ -14,45 +13,27 @@ from sagan.spectral_norm import apply_spectral_norm
 Kind = Literal["self_attention", "residual", "residual_flops"]
 
 
-def counts(resolution: int, at: tuple[int, ...], num_classes: int, kind: Kind = "self_attention") -> tuple[int, int]:
-    """Trainable parameters of G and D at width 64, z 128."""
-    model = ModelConfig(attention=AttentionConfig(at=at, kind=kind))
-    with torch.device("meta"):
-        generator = Generator(model, resolution, num_classes)
-        return num_parameters(generator), num_parameters(Discriminator(model, resolution, num_classes))
-
-
-@pytest.mark.parametrize(
-    ("at", "expected"),
-    [
-        ((), (41_996_931, 39_443_137)),
-        ((8,), (43_307_652, 39_770_818)),
-        ((16,), (42_324_612, 39_525_058)),
-        ((32,), (42_078_852, 39_463_618)),
-        ((64,), (42_017_412, 39_448_258)),
-    ],
-)
-def test_imagenet_128_has_the_golden_parameter_counts(at: tuple[int, ...], expected: tuple[int, int]) -> None:
-    assert counts(128, at, 1000) == expected
-
-
-@pytest.mark.parametrize("at", [8, 16, 32, 64])
-def test_a_residual_control_leaves_the_golden_counts_as_they_are(at: int) -> None:
-    assert counts(128, (at,), 1000, "residual") == counts(128, (at,), 1000)
-
-
 @pytest.mark.parametrize(
     ("resolution", "at", "num_classes", "expected"),
     [
+        (128, (), 1000, (41_996_931, 39_443_137)),
+        (128, (8,), 1000, (43_307_652, 39_770_818)),
+        (128, (16,), 1000, (42_324_612, 39_525_058)),
+        (128, (32,), 1000, (42_078_852, 39_463_618)),
+        (128, (64,), 1000, (42_017_412, 39_448_258)),
         (32, (16,), 10, (4_386_308, 1_075_586)),
         (32, (), 10, (4_304_387, 1_055_105)),
         (64, (32,), 200, (13_387_396, 19_752_642)),
     ],
 )
-def test_small_images_have_the_counts_that_studiogan_logged(
+def test_parameter_counts_are_those_of_the_official_code_and_those_that_studiogan_logged(
     resolution: int, at: tuple[int, ...], num_classes: int, expected: tuple[int, int]
 ) -> None:
-    assert counts(resolution, at, num_classes) == expected
+    """Of G and D at width 64, z 128; 128 px is official, the others are StudioGAN's."""
+    model = ModelConfig(attention=AttentionConfig(at=at))
+    with torch.device("meta"):
+        networks = Generator(model, resolution, num_classes), Discriminator(model, resolution, num_classes)
+    assert tuple(map(num_parameters, networks)) == expected
 
 
 @pytest.mark.parametrize("resolution", [32, 64, 128, 256])
@@ -157,43 +138,13 @@ def test_labels_reach_the_logits_by_projection_alone_and_images_unless_there_is_
     assert class_logits is None or class_logits.shape == (2, 3)
 
 
-def test_without_conditioning_there_is_no_table_for_spectral_norm_to_divide() -> None:
-    model = ModelConfig(width_g=4, conditioning="none", sn=SpectralNormConfig(cbn=True))
+@pytest.mark.parametrize(("conditioning", "norm"), [("projection", "bn"), ("none", "blocks.0.bn1")])
+def test_a_batch_norm_without_labels_has_no_table_for_spectral_norm_to_divide(conditioning: str, norm: str) -> None:
+    model = ModelConfig(width_g=4, conditioning=conditioning, sn=SpectralNormConfig(cbn=True))  # type: ignore[arg-type]
     state = Generator(model, 32, 3).state_dict()
-    assert state["blocks.0.bn1.gain.weight"].shape == (1, 16)
-    assert not {"blocks.0.bn1.gain.u", "blocks.0.bn1.bias.u"} & state.keys()
-    assert (state["blocks.0.bn1.gain.weight"] == 1).all() and (state["blocks.0.bn1.bias.weight"] == 0).all()
-
-
-def test_the_final_batch_norm_is_never_spectrally_normalised() -> None:
-    model = ModelConfig(width_g=4, sn=SpectralNormConfig(cbn=True))
-    state = Generator(model, 32, 3).state_dict()
-    assert not {"bn.gain.u", "bn.bias.u"} & state.keys()
-    assert (state["bn.gain.weight"] == 1).all() and (state["bn.bias.weight"] == 0).all()
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_spectral_norm_of_cbn_divides_both_tables_and_adds_1_to_the_gain_as_studiogan_does(training: bool) -> None:
-    """gain = 1 + (W / |W|)[y], bias = (V / |V|)[y] with |.| the largest singular value, computed with an exact SVD."""
-    config = ModelConfig(width_g=4, z_dim=8, sn=SpectralNormConfig(cbn=True))
-    generator = Generator(config, 32, 5, seed=1).double()
-    draw = torch.Generator().manual_seed(0)
-    norm = generator.blocks[1].bn1
-    x, labels = torch.randn(6, 16, 8, 8, generator=draw, dtype=torch.float64), torch.tensor([0, 3, 1, 4, 4, 2])
-    norm.running_mean.normal_(generator=draw), norm.running_var.uniform_(0.5, 2, generator=draw)
-    for table in (norm.gain, norm.bias):
-        table.weight.data.mul_(7)  # the direction counts, the size does not
-    for _ in range(300):
-        apply_spectral_norm(generator.weight_layers, update=True, eps=1e-12)
-    w, v = norm.gain.weight.detach(), norm.bias.weight.detach()
-    gain, bias = 1 + w / torch.linalg.matrix_norm(w, 2), v / torch.linalg.matrix_norm(v, 2)
-    assert not torch.equal(w, v)
-    mean, var = (
-        (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)) if training else (norm.running_mean, norm.running_var)
-    )
-    centred = (x - mean[:, None, None]) / torch.sqrt(var + 1e-5)[:, None, None]
-    expected = F.relu(centred * gain[labels][:, :, None, None] + bias[labels][:, :, None, None])
-    torch.testing.assert_close(norm.train(training)(x, labels), expected, rtol=1e-9, atol=1e-9)
+    assert not {f"{norm}.gain.u", f"{norm}.bias.u"} & state.keys()
+    assert len(state[f"{norm}.gain.weight"]) == 1
+    assert (state[f"{norm}.gain.weight"] == 1).all() and (state[f"{norm}.bias.weight"] == 0).all()
 
 
 @pytest.mark.parametrize("num_classes", [6, 1000])
@@ -224,20 +175,6 @@ def test_drawn_tables_of_cbn_start_as_those_with_spectral_norm_before_it_divides
             assert torch.equal(tensor, normed[name]) and (constant[name] == 0).all()
         else:
             assert torch.equal(tensor, normed[name]) and torch.equal(tensor, constant[name])
-
-
-def test_the_shortcut_of_the_discriminator_reads_its_input_before_the_relu() -> None:
-    """In-place ReLU on the block's input would feed relu(x) to the shortcut: seen in three public SAGANs."""
-    discriminator = Discriminator(ModelConfig(width_d=4, sn=SpectralNormConfig(d=False)), 32, 3).double()
-    block = discriminator.blocks[1]
-    x = torch.randn(2, 8, 16, 16, dtype=torch.float64)
-    before = x.clone()
-    out = block(x)
-    assert torch.equal(x, before)
-    h = F.relu(F.conv2d(F.relu(x), block.conv1.weight, block.conv1.bias, padding=1))
-    h = F.avg_pool2d(F.conv2d(h, block.conv2.weight, block.conv2.bias, padding=1), 2)
-    skip = F.avg_pool2d(F.conv2d(x, block.shortcut.weight, block.shortcut.bias), 2)
-    torch.testing.assert_close(out, h + skip, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 from benchmarks.measure import bare_trainer
 
 from sagan.config import Config, override
+from sagan.device import autocast
 from sagan.passes import pays_to_compile
-from sagan.precision import autocast
 from sagan.presets import PRESETS
 from sagan.training import Trainer
 

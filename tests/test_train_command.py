@@ -103,65 +103,53 @@ def test_a_finished_run_says_so_and_stays(undisturbed: Path, capsys: pytest.Capt
     assert contents(undisturbed) == before
 
 
-def killed(arguments: list[str], number: signal.Signals, folder: Path) -> int | None:
+def ended_by(number: signal.Signals, arguments: list[str], folder: Path) -> int | None:
     """The exit code of a process that trains, and has the signal in the middle between two checkpoints."""
-    process = multiprocessing.get_context("fork").Process(target=_exit_with, args=(arguments, folder))
+    waits, sent = folder.with_name("waits"), folder.with_name("sent")
+    process = multiprocessing.get_context("fork").Process(target=_train_and_wait, args=(arguments, waits, sent))
     process.start()
     give_up = time.monotonic() + 60
-    while not (folder / "waits").exists():
+    while not waits.exists():
         assert time.monotonic() < give_up and process.is_alive()
         time.sleep(0.01)
     assert process.pid is not None
     os.kill(process.pid, number)
+    sent.touch()
     process.join(60)
     return process.exitcode
 
 
-def _exit_with(arguments: list[str], folder: Path) -> None:
-    """Trains, and waits a moment at the step after the next but one to the first evaluation, for the signal."""
+def _train_and_wait(arguments: list[str], waits: Path, sent: Path) -> None:
+    """Trains; at the step after the next but one to the first evaluation it waits until the signal is sent."""
     append = Journal.append
 
     def slow(self: Journal, step: int, *rest: object, **named: object) -> Record:
         record = append(self, step, *rest, **named)  # type: ignore[arg-type]
         if step == EVERY + 2:
-            (folder / "waits").touch()
-            time.sleep(1)
-            (folder / "waits").unlink()
+            waits.touch()
+            while not sent.exists():
+                time.sleep(0.01)
         return record
 
     Journal.append = slow  # type: ignore[assignment,method-assign]
     sys.exit(main(arguments))
 
 
-def test_a_run_that_was_killed_goes_on_to_the_bits_of_one_that_was_not(
-    undisturbed: Path, options: list[str], tmp_path: Path
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_a_signal_ends_goes_on_to_the_bits_of_one_that_was_not(
+    undisturbed: Path, options: list[str], tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     folder = tmp_path / "run"
-    assert killed([str(folder), *options], signal.SIGKILL, folder) == -signal.SIGKILL
-    (folder / "waits").unlink()
-    saved = load_checkpoint(folder)
-    assert saved is not None and saved["step"] == EVERY < logged(folder)[-1].step
+    assert ended_by(number, [str(folder), *options], folder) == status
+    saved, is_killed = load_checkpoint(folder), number == signal.SIGKILL
+    assert saved is not None and saved["step"] == (EVERY if is_killed else EVERY + 3)
     with (folder / journal.NAME).open("ab") as file:
         file.write(b'{"time": 17')
     assert main([str(folder)]) == 0
     assert_same_run(folder, undisturbed)
     steps = [record.step for record in read(folder / journal.NAME)[0]]
-    assert steps == [*range(EVERY + 3), *range(EVERY, STEPS + 1)], (
-        "what was logged after the checkpoint is logged again"
-    )
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_leaves(
-    undisturbed: Path, options: list[str], tmp_path: Path, number: signal.Signals, status: int
-) -> None:
-    folder = tmp_path / "run"
-    assert killed([str(folder), *options], number, folder) == status
-    saved = load_checkpoint(folder)
-    assert saved is not None and saved["step"] > EVERY
-    assert main([str(folder), *options]) == 0
-    assert_same_run(folder, undisturbed)
-    assert len(read(folder / journal.NAME)[0]) == STEPS + 1, "each step once"
+    logged_again = [*range(EVERY, EVERY + 3)] if is_killed else []  # what was logged after the checkpoint
+    assert steps == [*range(EVERY + 3), *logged_again, *range(EVERY + 3, STEPS + 1)]
 
 
 def test_a_full_disk_is_told_and_nothing_is_lost(

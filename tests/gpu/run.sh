@@ -75,7 +75,7 @@ if [ "$DEVICE" = cpu ]; then
     processes=2 slower=5
     export OMP_NUM_THREADS=1
     tiny_sizes=(--seeds 0 --workers 2)
-    for field in model.width_g=2 model.width_d=2 optim.batch_size=4 optim.steps=4 eval.every=2 eval.num_samples=60 \
+    for field in data.resolution=64 model.width_g=2 model.width_d=2 optim.batch_size=4 optim.steps=4 eval.every=2 eval.num_samples=60 \
         eval.standing_images=4 optim.precision=fp32; do
         tiny_sizes+=(--set "$field")
     done

@@ -11,9 +11,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -43,22 +41,16 @@ TINY = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    config: Config
-
-
-def cases(is_rehearsal: bool) -> list[Case]:
+def cases(is_rehearsal: bool) -> dict[str, Config]:
     if is_rehearsal:
-        return [Case("tiny", override(CELL, TINY))]
+        return {"tiny": override(CELL, TINY)}
     # As the reference, which knows no groups of batch norm; the preset has four.
     paper = override(PRESETS["imagenet128"], {"model.attention.at": [32], "model.bn_groups": 1})
-    return [
-        Case("128 px, width 64, batch 256, feat32", paper),
-        Case("embedded128, feat32", CELL),
-        Case("embedded128, feat32, in fp32", override(CELL, {"optim.precision": "fp32"})),
-    ]
+    return {
+        "128 px, width 64, batch 256, feat32": paper,
+        "embedded128, feat32": CELL,
+        "embedded128, feat32, in fp32": override(CELL, {"optim.precision": "fp32"}),
+    }
 
 
 class Bench:
@@ -91,7 +83,7 @@ class Bench:
     def trainer(self, config: Config, backend: str | None = None) -> Trainer:
         return bare_trainer(config, self._folder, device=str(self.device), compile_backend=backend)
 
-    def step(self, case: Case, name: str, step: Callable[[], object], peak: float) -> float | None:
+    def step(self, case: str, config: Config, name: str, step: Callable[[], object], peak: float) -> float | None:
         """Seconds of one, with a row and the kernels that take them; None where memory gives out."""
         if self.on_gpu:
             torch.cuda.empty_cache()
@@ -101,15 +93,15 @@ class Bench:
             times = max(2, round(0.3 / self.seconds(step)))
             seconds = median(self.seconds(step, times) for _ in range(ROUNDS))
         except torch.OutOfMemoryError:
-            self.row("training step", case.name, name, "out of memory", "")
+            self.row("training step", case, name, "out of memory", "")
             return None
-        said = f"{case.config.optim.batch_size / seconds:.0f} images/s, {1000 * seconds:.1f} ms"
-        share = count(case.config, 3).flops_per_step / seconds / peak
+        said = f"{config.optim.batch_size / seconds:.0f} images/s, {1000 * seconds:.1f} ms"
+        share = count(config, 3).flops_per_step / seconds / peak
         if self.on_gpu:
             said += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
-        self.row("training step", case.name, name, said, f"{share:.1%} of the peak" if name in OURS else "")
+        self.row("training step", case, name, said, f"{share:.1%} of the peak" if name in OURS else "")
         if self.on_gpu:
-            self._show_kernels(f"{case.name}: {name}", step)
+            self._show_kernels(f"{case}: {name}", step)
         return seconds
 
     def _show_kernels(self, name: str, step: Callable[[], object]) -> None:
@@ -139,41 +131,34 @@ def in_amp(plain: PlainTrainer) -> None:
         plain.train_step()
 
 
-@contextmanager
-def tf32() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+def in_tf32(plain: PlainTrainer) -> None:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     try:
-        yield
+        plain.train_step()
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False  # as a Trainer sets it
 
 
-def in_tf32(plain: PlainTrainer) -> None:
-    with tf32():
-        plain.train_step()
-
-
-def steps_against_the_reference(bench: Bench, case: Case, peak: float) -> None:
+def steps_against_the_reference(bench: Bench, case: str, config: Config, peak: float) -> None:
     """One form after another, for a recorded step keeps the memory of its activations."""
     build: dict[str, Callable[[], Callable[[], object]]] = {
-        WRITTEN: lambda: unrecorded(bench.trainer(case.config))._train_step,
-        REPLAYED: lambda: bench.trainer(case.config)._train_step,
-        "plain reference, bf16 AMP": lambda: partial(in_amp, PlainTrainer(bench.trainer(case.config))),
-        "plain reference, TF32": lambda: partial(in_tf32, PlainTrainer(bench.trainer(case.config))),
+        WRITTEN: lambda: unrecorded(bench.trainer(config))._train_step,
+        REPLAYED: lambda: bench.trainer(config)._train_step,
+        "plain reference, bf16 AMP": lambda: partial(in_amp, PlainTrainer(bench.trainer(config))),
+        "plain reference, TF32": lambda: partial(in_tf32, PlainTrainer(bench.trainer(config))),
     }
-    taken = {name: seconds for name, new in build.items() if (seconds := bench.step(case, name, new(), peak))}
+    taken = {name: seconds for name, new in build.items() if (seconds := bench.step(case, config, name, new(), peak))}
     for ours in (name for name in taken if name in OURS):
         for other in (name for name in taken if name not in OURS):
-            bench.row("training step", case.name, ours, other, f"{taken[other] / taken[ours]:.2f}x")
+            bench.row("training step", case, ours, other, f"{taken[other] / taken[ours]:.2f}x")
 
 
-def compiling(bench: Bench, case: Case, peak: float) -> None:
-    trainer = bench.trainer(case.config, "inductor" if bench.on_gpu else "eager")  # a CPU's code takes minutes
-    bench.row("compiling both passes", case.name, COMPILED, f"{bench.seconds(trainer._train_step):.0f} s", "")
-    bench.step(case, COMPILED, trainer._train_step, peak)
+def compiling(bench: Bench, case: str, config: Config, peak: float) -> None:
+    trainer = bench.trainer(config, "inductor" if bench.on_gpu else "eager")  # a CPU's code takes minutes
+    bench.row("compiling both passes", case, COMPILED, f"{bench.seconds(trainer._train_step):.0f} s", "")
+    bench.step(case, config, COMPILED, trainer._train_step, peak)
 
 
 def side_by_side(bench: Bench, config: Config, workers: tuple[int, ...], seconds: float) -> None:
@@ -224,9 +209,9 @@ def main(device: str) -> None:
         side_by_side(bench, override(CELL, TINY), (1, 2), 0.5)
     else:
         side_by_side(bench, CELL, (1, 2, 4, 8), 4.0)
-    for case in cases(is_rehearsal):
-        steps_against_the_reference(bench, case, peak)
-    compiling(bench, cases(is_rehearsal)[0], peak)
+    for case, config in cases(is_rehearsal).items():
+        steps_against_the_reference(bench, case, config, peak)
+    compiling(bench, *next(iter(cases(is_rehearsal).items())), peak)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sagan import passes, streams
 from sagan.config import Config, override
-from sagan.precision import autocast
+from sagan.device import autocast
 from sagan.training import Trainer
 
 CASES: dict[str, dict[str, Any]] = {
