@@ -124,15 +124,16 @@ def train_command(dataset: ImageDataset, folder: Path, *options: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of a launch in a folder where an extractor was registered."""
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An extractor that was registered in the cache of a folder, `file.parents[1]`."""
     folder = tmp_path_factory.mktemp("registered")
     assert train_command(photographs(), folder) == 0
-    return folder / "runs" / "cache"
+    (file,) = (folder / "runs/cache/extractors").iterdir()
+    return file
 
 
 def test_registered_extractor_is_found_by_the_name_that_its_training_printed_with_the_hash_of_its_seed(
-    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = []
     for seed in ("0", "1"):
@@ -143,32 +144,28 @@ def test_registered_extractor_is_found_by_the_name_that_its_training_printed_wit
         assert names[-1] == f"imagenette-{loaded.sha256[:8]}" == loaded.name
         assert "on held-out images" in said
     assert {path.stem for path in (tmp_path / "runs/cache/extractors").iterdir()} == set(names)
-    (first,) = (cache / "extractors").iterdir()
-    assert first.stem == names[0] != names[1]
+    assert file.stem == names[0] != names[1]
 
 
-def test_metrics_of_a_registered_extractor_name_the_classes_of_its_data(cache: Path) -> None:
-    (file,) = (cache / "extractors").iterdir()
+def test_metrics_of_a_registered_extractor_name_the_classes_of_its_data(file: Path) -> None:
     dataset = photographs()
     config = EvalConfig(num_samples=160, extractor=file.stem)
-    evaluator = Evaluator(dataset, config, device=CPU, cache_dir=cache)
+    evaluator = Evaluator(dataset, config, device=CPU, cache_dir=file.parents[1])
     found = evaluator([dataset.images[torch.arange(160)]], dataset.labels)
     assert found["fid"] == pytest.approx(0, abs=1e-6)
     assert {"class_consistency", "is", "fid_class/dark"} <= found.keys()
     assert evaluator.fingerprint.startswith(f"{file.stem}@{file.stem[-8:]}; ")
 
 
-def test_photographs_get_a_wider_network_and_batch_size_does_not_matter_to_it(cache: Path) -> None:
-    (file,) = (cache / "extractors").iterdir()
-    extractor = load_extractor(file.stem, device=CPU, cache_dir=cache)
+def test_photographs_get_a_wider_network_and_batch_size_does_not_matter_to_it(file: Path) -> None:
+    extractor = load_extractor(file.stem, device=CPU, cache_dir=file.parents[1])
     images = torch.randint(256, (10, 3, 128, 128), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     features, logits, local = extractor(images)
     assert features.shape == (10, 256) and logits.shape == (10, 2) and local.shape == (10, 192, 8, 8)
     torch.testing.assert_close(extractor(images[3:5])[0], features[3:5], rtol=1e-5, atol=1e-5)
 
 
-def test_exchanged_weights_are_refused_and_the_message_says_what_to_do(cache: Path, tmp_path: Path) -> None:
-    (file,) = (cache / "extractors").iterdir()
+def test_exchanged_weights_are_refused_and_the_message_says_what_to_do(file: Path, tmp_path: Path) -> None:
     exchanged = tmp_path / "extractors" / file.name
     exchanged.parent.mkdir()
     exchanged.write_bytes(file.read_bytes()[:-1] + b"x")
@@ -177,14 +174,13 @@ def test_exchanged_weights_are_refused_and_the_message_says_what_to_do(cache: Pa
         load_extractor(file.stem, device=CPU, cache_dir=tmp_path)
 
 
-def test_unregistered_name_is_answered_with_the_registered_ones_and_the_command(cache: Path) -> None:
-    (file,) = (cache / "extractors").iterdir()
+def test_unregistered_name_is_answered_with_the_registered_ones_and_the_command(file: Path) -> None:
     expected = (
         f"one of embedded-v2, inception, {file.stem}, got 'imagenette'; did you mean '{file.stem}'[?]"
-        f".*sagan.metrics.extractor train --preset .*belongs in {cache}/extractors"
+        f".*sagan.metrics.extractor train --preset .*belongs in {file.parent}"
     )
     with pytest.raises(ValueError, match=expected):
-        load_extractor("imagenette", device=CPU, cache_dir=cache)
+        load_extractor("imagenette", device=CPU, cache_dir=file.parents[1])
 
 
 def test_images_without_labels_are_refused_before_any_training(

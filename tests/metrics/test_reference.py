@@ -32,7 +32,7 @@ def dataset() -> ImageDataset:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """"reference" for each reference that was computed rather than read, and the number of each such class."""
+    """ "reference" for each reference that was computed rather than read, and the number of each such class."""
     calls: list[str] = []
     kept = module._kept
 
