@@ -15,14 +15,14 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
-from sagan.config import Config, override
+from sagan.config import override
 from sagan.journal import to_json
 from sagan.limits import set_threads
 from sagan.options import (
@@ -38,25 +38,7 @@ from sagan.options import (
 )
 from sagan.run_folder import GENERATOR
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from sagan.data import ImageDataset
-
 _FIELDS = ("data.name", "data.resolution", "data.attribute", "eval.num_samples", "eval.extractor")
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Images to score, in the order of `labels` (None where they have none), and what they are compared with."""
-
-    batches: Iterable[Tensor]
-    labels: Tensor | None
-    dataset: ImageDataset
-    config: Config
-    weights: Literal["raw", "ema"] | None  # of G, that drew them
-    words: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,22 +101,62 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:
-    """Descriptions of the images, the data set and the protocol, and every metric by name. Raises ValueError."""
+    """Descriptions of the images, the data set and the protocol, and every metric by name. Raises ValueError.
+
+    Samples of a generator file are drawn as in training, with the batch-norm statistics of the file: with the seed of
+    its run these are the samples of the run's last evaluation.
+    """
     import torch
 
+    from sagan.data import open_dataset
+    from sagan.data.preparation import prepare_images
     from sagan.device import named_device
+    from sagan.generator_file import read_generator
     from sagan.metrics.evaluation import Evaluator
-    from sagan.sampling import AT_ONCE, diversity
+    from sagan.samples import open_samples
+    from sagan.sampling import AT_ONCE, Sampler, diversity
     from sagan.scoring import DIVERSITY_SAMPLES, real_diversity, with_copies
+    from sagan.streams import seed_of_streams
 
     device = named_device(options.device)
     torch.backends.cudnn.allow_tf32 = False  # as in training
+    config, generator = options.config, None
+    if options.samples.suffix == ".safetensors":
+        generator, own, classes = read_generator(options.samples, device)
+        config = override(options.config or own, options.changes)
+        config = replace(config, model=own.model, eval=replace(config.eval, bn=own.eval.bn))
+        if config.data.resolution != own.data.resolution:
+            raise ValueError(
+                f"data.resolution: must be the generator's, {own.data.resolution}, got {config.data.resolution}; write "
+                f"--set data.resolution={own.data.resolution}"
+            )
+    config = replace(config, eval=replace(config.eval, endpoint=1))
+    conditioning = "none" if generator is None else own.model.conditioning
+    needed = override(config, {"model.conditioning": conditioning})
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    prepare_images([needed], options.data_root, options.cache_dir, console)
+    dataset = open_dataset(config.data, options.data_root, options.cache_dir)
+    labels: torch.Tensor | None
+    weights: Literal["raw", "ema"] | None = None
     with tempfile.TemporaryDirectory(dir=options.cache_dir) as folder:
-        if options.samples.suffix == ".safetensors":
-            images = _generated(options, device)
+        if generator is not None:
+            dataset = dataset.conditioned(conditioning)
+            if dataset.classes != classes:
+                raise ValueError(
+                    f"SAMPLES: the generator's classes must be those of {config.data.name}, got "
+                    f"{', '.join(classes[:10])} for {', '.join(dataset.classes[:10])}; score it against the data that "
+                    f"it was trained on"
+                )
+            sampler = Sampler(config, len(classes), seed_of_streams(options.seed, own.optim.streams), device)
+            weights = "ema" if own.optim.ema_decay else "raw"
+            batches, labels = sampler.images(generator), sampler.labels
+            about = f"{config.eval.num_samples:,} drawn by {options.samples}, seed {options.seed}"
         else:
-            images = _given(options, Path(folder))
-        dataset, config, labels = images.dataset, images.config, images.labels
+            images, rows, labels, about = open_samples(
+                options.samples, dataset.classes, config.data.resolution, Path(folder)
+            )
+            config = replace(config, eval=replace(config.eval, num_samples=len(rows)))
+            batches = (images[part] for part in rows.split(AT_ONCE))
         without = ""
         if labels is None:
             dataset = dataset.conditioned("none")
@@ -142,65 +164,14 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
             # All classes together have another distribution than each class, so `relation_error` is another figure.
             without = "; without labels"
         places = {"cache_dir": options.cache_dir, "inception_weights": options.inception_weights}
-        evaluator = Evaluator(dataset, config.eval, device, **places, weights=images.weights)
-        first: list[Tensor] = []
-        metrics = evaluator(with_copies(images.batches, first, DIVERSITY_SAMPLES // AT_ONCE), labels)
+        evaluator = Evaluator(dataset, config.eval, device, **places, weights=weights)
+        first: list[torch.Tensor] = []
+        metrics = evaluator(with_copies(batches, first, DIVERSITY_SAMPLES // AT_ONCE), labels)
     metrics["sample_diversity"] = diversity(torch.cat(first)) / real_diversity(dataset)
-    classes = f" in {len(dataset.classes)} classes" if len(dataset.classes) > 1 else ""
-    count = f"{len(dataset.labels):,} images{classes}"
+    of_classes = f" in {len(dataset.classes)} classes" if len(dataset.classes) > 1 else ""
+    count = f"{len(dataset.labels):,} images{of_classes}"
     data = f"{dataset.name} at {config.data.resolution} px, {count}, {dataset.fingerprint}"
-    return {"images": images.words, "data": data, "fingerprint": evaluator.fingerprint + without, "metrics": metrics}
-
-
-def _generated(options: argparse.Namespace, device: torch.device) -> _Images:
-    """Samples of a generator file, drawn as in training, with the batch-norm statistics of the file.
-    With the seed of its run these are the samples of the run's last evaluation."""
-    from sagan.generator_file import read_generator
-    from sagan.sampling import Sampler
-    from sagan.streams import seed_of_streams
-
-    generator, own, classes = read_generator(options.samples, device)
-    config = override(options.config or own, options.changes)
-    config = replace(config, model=own.model, eval=replace(config.eval, bn=own.eval.bn, endpoint=1))
-    if config.data.resolution != own.data.resolution:
-        raise ValueError(
-            f"data.resolution: must be the generator's, {own.data.resolution}, got {config.data.resolution}; write "
-            f"--set data.resolution={own.data.resolution}"
-        )
-    dataset = _data(config, options, own.model.conditioning).conditioned(own.model.conditioning)
-    if dataset.classes != classes:
-        raise ValueError(
-            f"SAMPLES: the generator's classes must be those of {config.data.name}, got {', '.join(classes[:10])} for "
-            f"{', '.join(dataset.classes[:10])}; score it against the data that it was trained on"
-        )
-    sampler = Sampler(config, len(classes), seed_of_streams(options.seed, own.optim.streams), device)
-    weights: Literal["raw", "ema"] = "ema" if own.optim.ema_decay else "raw"
-    words = f"{config.eval.num_samples:,} drawn by {options.samples}, seed {options.seed}"
-    return _Images(sampler.images(generator), sampler.labels, dataset, config, weights, words)
-
-
-def _given(options: argparse.Namespace, folder: Path) -> _Images:
-    """The images of a folder or an .npz, which are brought to the size of the data's in `folder`."""
-    from sagan.samples import open_samples
-    from sagan.sampling import AT_ONCE
-
-    config: Config = options.config
-    dataset = _data(config, options, "none")
-    samples = open_samples(options.samples, dataset.classes, config.data.resolution, folder)
-    config = replace(config, eval=replace(config.eval, num_samples=len(samples.rows), endpoint=1))
-    batches = (samples.images[rows] for rows in samples.rows.split(AT_ONCE))
-    return _Images(batches, samples.labels, dataset, config, None, samples.words)
-
-
-def _data(config: Config, options: argparse.Namespace, conditioning: str) -> ImageDataset:
-    """The real images, prepared first if necessary, and with the labels of that conditioning, if it is not None."""
-    from sagan.data import open_dataset
-    from sagan.data.preparation import prepare_images
-
-    needed = override(config, {"model.conditioning": conditioning})
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    prepare_images([needed], options.data_root, options.cache_dir, console)
-    return open_dataset(config.data, options.data_root, options.cache_dir)
+    return {"images": about, "data": data, "fingerprint": evaluator.fingerprint + without, "metrics": metrics}
 
 
 if __name__ == "__main__":

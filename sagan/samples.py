@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +23,18 @@ _ARRAYS = (("arr_0", "arr_1"), ("x", "y"))
 FEWEST = 32  # of fewer images no statistics are taken
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Images uint8 [N, 3, R, R], read as `images[rows]`, in the order `rows` [N]; `words` say what they were before.
-
-    `labels` int64 [N] belong to that order, or are None. Where they are known the classes take turns in it, as they do
-    in samples of our generators: a score of consecutive parts, as `is_mean`, would else be one of single classes.
-    """
-
-    images: ImageFile
-    rows: Tensor
-    labels: Tensor | None
-    words: str
-
-
-def open_samples(path: Path, classes: Sequence[str], resolution: int, folder: Path) -> Samples:
+def open_samples(
+    path: Path, classes: Sequence[str], resolution: int, folder: Path
+) -> tuple[ImageFile, Tensor, Tensor | None, str]:
     """The images of a folder or an .npz, brought to `resolution` as the images of a data set are, and kept in `folder`.
 
     A folder has one folder for each class, named as one of `classes` or by its number from 0, or holds pictures without
     labels. `classes` are those of the data set; where it has none (fewer than two), labels are passed over. Raises
     ValueError for what cannot be read, and for labels that are none of the data set's.
+
+    Returns images, their order int64 [N], their labels int64 [N] in that order or None, and what they were before, in
+    words. Classes take turns in the order, as they do in samples of our generators: a score of consecutive parts, as
+    `is_mean`, would else be one of single classes.
     """
     if path.suffix == ".npz":
         source = _from_npz(path, classes)
@@ -70,13 +62,13 @@ def open_samples(path: Path, classes: Sequence[str], resolution: int, folder: Pa
     said = [f"{len(prepared.labels):,} of {path}, {width} x {height}{spread} {how}", *prepared.warnings]
     if not is_labelled:
         rows = torch.arange(len(prepared.labels))
-        return Samples(prepared.images, rows, None, "; ".join([*said, "scored without labels"]))
+        return prepared.images, rows, None, "; ".join([*said, "scored without labels"])
     labels = torch.tensor(numbers)[prepared.labels]
     turns = torch.empty_like(labels)  # the first image of each class comes first, then the second of each, and so on
     for label in labels.unique():
         turns[labels == label] = torch.arange(int((labels == label).sum()))
     rows = (turns * (int(labels.max()) + 1) + labels).argsort()
-    return Samples(prepared.images, rows, labels[rows], "; ".join(said))
+    return prepared.images, rows, labels[rows], "; ".join(said)
 
 
 def _from_npz(path: Path, classes: Sequence[str]) -> Source:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from sagan.sampling import Sampler
 from sagan.train import main as train
 
 SEED, N = 3, 80
+AT_32 = ("--preset=embedded", "--set=data.resolution=32")
+Score = Callable[..., dict[str, Any]]
+Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, 32, 32, 3]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +47,8 @@ def run(config: Config, cache_dir: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def own_samples(run: Path, config: Config) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """What the run's last evaluation scored: uint8 [N, 32, 32, 3], with labels."""
+def own_samples(run: Path, config: Config) -> Labelled:
+    """What the run's last evaluation scored."""
     generator, _ = load_generator(run / "generator.safetensors")
     sampler = Sampler(config, 2, SEED, torch.device("cpu"))
     images = torch.cat(list(sampler.images(generator)))
@@ -56,13 +61,19 @@ def write_folders(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.in
         Image.fromarray(image).save(folder / names[label] / f"{row:04d}.png")
 
 
-@pytest.fixture
-def score(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+@pytest.fixture(scope="module")
+def score(cache_dir: Path) -> Score:
     def score(samples: Path, *options: str) -> dict[str, Any]:
-        assert main([str(samples), *options, f"--cache-dir={cache_dir}", "--json"]) == 0, capsys.readouterr().err
-        return dict(json.loads(capsys.readouterr().out))
+        with redirect_stdout(io.StringIO()) as out:
+            assert main([str(samples), *options, f"--cache-dir={cache_dir}", "--json"]) == 0
+        return dict(json.loads(out.getvalue()))
 
     return score
+
+
+@pytest.fixture(scope="module")
+def own(run: Path, score: Score) -> dict[str, Any]:
+    return score(run, f"--seed={SEED}")
 
 
 def near(found: dict[str, float], wanted: dict[str, float]) -> bool:
@@ -71,24 +82,19 @@ def near(found: dict[str, float], wanted: dict[str, float]) -> bool:
     return True
 
 
-AT_32 = ("--preset=embedded", "--set=data.resolution=32")
-Score = Callable[..., dict[str, Any]]
-
-
-def test_a_generator_scores_as_in_the_last_evaluation_of_its_run(run: Path, score: Score) -> None:
+def test_a_generator_scores_as_in_the_last_evaluation_of_its_run(run: Path, own: dict[str, Any], score: Score) -> None:
     last = journal.read(run / journal.NAME)[0][-1].metrics
     about = json.loads((run / "protocol.json").read_text())
-    for samples in (run / "generator.safetensors", run):
-        found = score(samples, f"--seed={SEED}")
+    for found in (own, score(run / "generator.safetensors", f"--seed={SEED}")):
         assert near(found["metrics"], {name: last[name] for name in found["metrics"]})
         assert {"fid", "relation_error", "intra_fid", "kid", "is_mean", "sample_diversity"} <= found["metrics"].keys()
         assert found["fingerprint"] == about["metric_fingerprint"]
-    assert score(run, "--seed=4")["metrics"] != found["metrics"], "other samples have other scores"
+    assert score(run, "--seed=4")["metrics"] != own["metrics"], "other samples have other scores"
 
 
 @pytest.mark.parametrize("form", ["folders by name", "folders by number", "guided-diffusion", "BigGAN"])
 def test_the_same_images_score_the_same_in_every_form(
-    form: str, run: Path, own_samples: tuple[NDArray[np.uint8], NDArray[np.int64]], tmp_path: Path, score: Score
+    form: str, own: dict[str, Any], own_samples: Labelled, tmp_path: Path, score: Score
 ) -> None:
     images, labels = own_samples
     path = tmp_path / "samples.npz"
@@ -100,13 +106,13 @@ def test_the_same_images_score_the_same_in_every_form(
         path = tmp_path / "samples"
         write_folders(path, images, labels, embedded.CLASSES if form == "folders by name" else ("0", "01"))
     found = score(path, *AT_32)
-    assert near(found["metrics"], score(run, f"--seed={SEED}")["metrics"])
-    assert "80 of" in str(found["images"]) and "32 x 32 px as they are" in str(found["images"])
-    assert f"{N} samples" in str(found["fingerprint"]) and "images as they were given" in str(found["fingerprint"])
+    assert near(found["metrics"], own["metrics"])
+    assert "80 of" in found["images"] and "32 x 32 px as they are" in found["images"]
+    assert f"{N} samples" in found["fingerprint"] and "images as they were given" in found["fingerprint"]
 
 
 def test_without_labels_images_are_scored_without_the_metrics_by_class(
-    own_samples: tuple[NDArray[np.uint8], NDArray[np.int64]], tmp_path: Path, score: Score
+    own_samples: Labelled, tmp_path: Path, score: Score
 ) -> None:
     images, labels = own_samples
     np.savez(tmp_path / "labelled.npz", images, labels)
@@ -114,8 +120,8 @@ def test_without_labels_images_are_scored_without_the_metrics_by_class(
     write_folders(tmp_path / "flat", images, np.zeros_like(labels), (".",))
     labelled, bare, flat = (score(tmp_path / name, *AT_32) for name in ("labelled.npz", "bare.npz", "flat"))
     assert near(bare["metrics"], flat["metrics"])
-    assert "scored without labels" in str(flat["images"]) and flat["fingerprint"] != labelled["fingerprint"]
-    known, unknown = dict(labelled["metrics"]), dict(bare["metrics"])
+    assert "scored without labels" in flat["images"] and flat["fingerprint"] != labelled["fingerprint"]
+    known, unknown = labelled["metrics"], bare["metrics"]
     assert not any("class" in name and "/" in name or name == "intra_fid" for name in unknown)
     assert unknown["fid"] == pytest.approx(known["fid"], rel=1e-6), "which looks at no label"
 
@@ -124,7 +130,7 @@ def test_real_images_score_their_own_distance_as_nothing(tmp_path: Path, score: 
     labels = np.arange(6000) % 2
     images = embedded.draw(torch.from_numpy(labels), seed=0, resolution=32).permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "real.npz", images, labels)
-    metrics = dict(score(tmp_path / "real.npz", *AT_32)["metrics"])
+    metrics = score(tmp_path / "real.npz", *AT_32)["metrics"]
     assert abs(metrics["fid"]) < metrics["real_floor"] / 10
     assert metrics["relation_error"] == pytest.approx(0, abs=1e-4)
     assert metrics["class_diversity"] == pytest.approx(1)
@@ -140,19 +146,18 @@ def test_images_of_another_size_are_resized_as_the_data_sets_own_are(tmp_path: P
     np.savez(tmp_path / "small.npz", np.stack([np.asarray(image) for image in small]))
     large, wanted = (score(tmp_path / f"{name}.npz", *AT_32) for name in ("large", "small"))
     assert near(large["metrics"], wanted["metrics"])
-    assert "64 x 48 px, cut to the central square and resized to 32 px" in str(large["images"])
+    assert "64 x 48 px, cut to the central square and resized to 32 px" in large["images"]
 
 
 def test_lines_for_people_say_what_the_object_says(
-    run: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], score: Score
+    run: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], own: dict[str, Any]
 ) -> None:
-    found = score(run)
-    assert main([str(run), f"--cache-dir={cache_dir}"]) == 0
+    assert main([str(run), f"--seed={SEED}", f"--cache-dir={cache_dir}"]) == 0
     said = capsys.readouterr().out
-    assert f"fingerprint: {found['fingerprint']}\n" in said
+    assert f"fingerprint: {own['fingerprint']}\n" in said
     assert "note: the extractor is not Inception" in said
     lines = dict(line.split() for line in said.splitlines() if ":" not in line)
-    assert {name: float(value) for name, value in lines.items()} == pytest.approx(found["metrics"], rel=1e-5)
+    assert {name: float(value) for name, value in lines.items()} == pytest.approx(own["metrics"], rel=1e-5)
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -176,33 +181,40 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def wrong(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of MISTAKES."""
+    folder = tmp_path_factory.mktemp("wrong")
+    images = np.zeros((40, 8, 8, 3), np.uint8)
+    with chdir(folder):
+        np.savez("few.npz", images[:5])
+        write_folders(Path("few"), images[:5], np.zeros(5, np.int64), ("grain",))
+        np.save("single", images)
+        Path("single.npy").rename("single.npz")
+        np.savez("float.npz", images.astype(float))
+        np.savez("other.npz", z=images)
+        np.savez("label.npz", images, np.arange(40) % 8)
+        np.savez("object.npz", np.array([{}]))
+        for name in ("damaged.npz", "damaged.safetensors", "notes.txt"):
+            Path(name).write_bytes(b"PK\x03\x04 damaged")
+        Path("empty").mkdir()
+        write_folders(Path("folders"), images, np.arange(40) % 2, ("cat", "twins"))
+        Path("cats").mkdir()
+        generator = Generator(config.model, 32, 2)
+        save_generator(Path("cats", "generator.safetensors"), generator, config, ("cat", "dog"))
+    return folder
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_in_one_line(
     mistake: str,
     run: Path,
-    config: Config,
+    wrong: Path,
     cache_dir: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    images = np.zeros((40, 8, 8, 3), np.uint8)
-    np.savez("few.npz", images[:5])
-    write_folders(Path("few"), images[:5], np.zeros(5, np.int64), ("grain",))
-    with Path("single.npz").open("wb") as file:
-        np.save(file, images)
-    np.savez("float.npz", images.astype(float))
-    np.savez("other.npz", z=images)
-    np.savez("label.npz", images, np.arange(40) % 8)
-    np.savez("object.npz", np.array([{}]))
-    for name in ("damaged.npz", "damaged.safetensors", "notes.txt"):
-        Path(name).write_bytes(b"PK\x03\x04 damaged")
-    Path("empty").mkdir()
-    write_folders(Path("folders"), images, np.arange(40) % 2, ("cat", "twins"))
-    Path("cats").mkdir()
-    generator = Generator(config.model, 32, 2)
-    save_generator(Path("cats", "generator.safetensors"), generator, config, ("cat", "dog"))
+    monkeypatch.chdir(wrong)
     words, message = MISTAKES[mistake]
     arguments = [str(run) if word == "RUN" else word for word in words]
     assert main([*arguments, f"--cache-dir={cache_dir}"]) == 2

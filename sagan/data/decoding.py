@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from threading import Lock
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,7 @@ KINDS = {
     "EXIF": "have EXIF data of which nothing can be read; they were taken as upright",
     "small": "are smaller than {resolution} px and were enlarged; a smaller data.resolution invents nothing",
 }
-_LARGE = 2**26  # pixels; larger pictures are decoded one at a time, because each takes 4 bytes per pixel or more
 _LARGEST = 2**29  # pixels; Pillow refuses more than 2**27.4 by default, which panoramas and scans exceed
-_one_large = Lock()
-_BITS = (8, 10, 12, 14, 16)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -66,25 +62,12 @@ def reason(error: Exception) -> str:
     return " ".join(words.split())[:100]
 
 
-def to_square(image: Image.Image, resolution: int, bits: int = 16) -> tuple[NDArray[np.uint8], set[str]]:
+def to_square(stored: Image.Image, resolution: int, bits: int = 16) -> tuple[NDArray[np.uint8], set[str]]:
     """A picture as uint8 [3, resolution, resolution], upright, and what was peculiar about it: keys of KINDS.
 
     It is cut to its central square and resized with an antialiased bicubic filter; transparent pixels become white.
     `bits` is how many of their bits greyscale pictures of 16 bits use (`used_bits`). Raises whatever a decoder does.
     """
-    with _one_large if image.width * image.height > _LARGE else nullcontext():
-        return _to_square(image, resolution, bits)
-
-
-def used_bits(image: Image.Image) -> int:
-    """The fewest of 8, 10, 12, 14 and 16 bits that hold every pixel of a greyscale picture of 16 bits; 0 for others."""
-    if not image.mode.startswith("I"):
-        return 0
-    largest = int(_sixteen_bits(image).max())
-    return next(bits for bits in _BITS if largest < 2**bits)
-
-
-def _to_square(stored: Image.Image, resolution: int, bits: int) -> tuple[NDArray[np.uint8], set[str]]:
     kinds, image = set(), stored
     if any(";16" in str(tile[3]) for tile in getattr(stored, "tile", ())) and not stored.mode.startswith("I"):
         kinds.add("16-bit colour")
@@ -123,6 +106,14 @@ def _to_square(stored: Image.Image, resolution: int, bits: int) -> tuple[NDArray
         if getattr(stored, "is_animated", False):
             kinds.add("frames")
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1)), kinds
+
+
+def used_bits(image: Image.Image) -> int:
+    """The fewest of 8, 10, 12, 14 and 16 bits that hold every pixel of a greyscale picture of 16 bits; 0 for others."""
+    if not image.mode.startswith("I"):
+        return 0
+    largest = int(_sixteen_bits(image).max())
+    return next(bits for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
 
 
 def _sixteen_bits(image: Image.Image) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sagan.config import Config, DataConfig, digest
-from sagan.data import ImageDataset, check_labels, list_source, open_dataset
+from sagan.data import check_labels, list_source, open_dataset
 from sagan.data.prepared import open_prepared, prepare
 from sagan.metrics.pairs import K_DENSITY
 from sagan.scoring import DIVERSITY_SAMPLES, real_diversity
@@ -42,33 +42,27 @@ def prepare_images(
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         try:
             with Progress(*columns, console=console) as progress:
-                task = None
                 for count in prepare(source, data.resolution, cache_dir):  # nothing, if they were prepared before
-                    if task is None:
-                        about = f"Preparing {data.name} at {data.resolution} px"
-                        task = progress.add_task(about, total=len(source.labels))
-                    progress.update(task, completed=count)
+                    if not progress.tasks:
+                        progress.add_task(f"Preparing {data.name} at {data.resolution} px", total=len(source.labels))
+                    progress.update(progress.tasks[0].id, completed=count)
         except OSError as error:
             raise ValueError(f"{source.name}: its images cannot be prepared in {cache_dir}: {error}") from error
         for warning in open_prepared(source, data.resolution, cache_dir).warnings:
             say(f"  warning: {warning}")
         dataset = open_dataset(data, data_root, cache_dir)
-        _check_scorable(dataset)
+        count = len(dataset.labels)
+        if count <= K_DENSITY:
+            raise ValueError(
+                f"{dataset.name}: must be {K_DENSITY + 1} images or more, got {count}; density and coverage are "
+                f"measured with the {K_DENSITY} nearest others of each: add images"
+            )
+        if not real_diversity(dataset):
+            raise ValueError(
+                f"{dataset.name}: two images or more must differ, but the {min(count, DIVERSITY_SAMPLES):,} that were "
+                f"compared are all equal; the diversity of samples is measured relative to real images: add other "
+                f"images"
+            )
         for config in same:
             fingerprints[digest(config)] = dataset.conditioned(config.model.conditioning).fingerprint
     return fingerprints
-
-
-def _check_scorable(dataset: ImageDataset) -> None:
-    """Raises ValueError for images with which no evaluation could be made."""
-    count = len(dataset.labels)
-    if count <= K_DENSITY:
-        raise ValueError(
-            f"{dataset.name}: must be {K_DENSITY + 1} images or more, got {count}; density and coverage are measured "
-            f"with the {K_DENSITY} nearest others of each: add images"
-        )
-    if not real_diversity(dataset):
-        raise ValueError(
-            f"{dataset.name}: two images or more must differ, but the {min(count, DIVERSITY_SAMPLES):,} that were "
-            f"compared are all equal; the diversity of samples is measured relative to real images: add other images"
-        )

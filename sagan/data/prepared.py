@@ -15,9 +15,11 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ from sagan.data.sources import Source
 _FORMAT = 2  # raise it when the same files would be prepared otherwise: old entries are then left alone
 _CHUNK = 512
 _MAX_UNREADABLE = 0.01
+_LARGE = 2**26  # pixels; larger pictures are decoded one at a time, because each takes 4 bytes per pixel or more
+_one_large = Lock()
 
 
 class ImageFile:
@@ -71,11 +75,11 @@ class Prepared:
 
 
 def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
-    """Bring the pictures of `source` to `resolution` in the cache; yields how many have been read.
+    """Bring the pictures of `source` to `resolution` in the cache, on all cores; yields how many have been read.
 
-    They are read on all cores and brought to size by `to_square`. Unreadable ones are left out, and `Prepared.warnings`
-    names them with the reason. Yields nothing where the entry is there already; waits for another process that builds
-    it. Raises ValueError where more than one picture in a hundred, or all pictures of a class, cannot be read.
+    Unreadable ones are left out, and `Prepared.warnings` names them with the reason. Yields nothing where the entry is
+    there already; waits for another process that builds it. Raises ValueError where more than one picture in a hundred,
+    or all pictures of a class, cannot be read.
     """
     entry = _entry(source, resolution, cache_dir)
     building = entry.with_suffix(".partial")
@@ -84,9 +88,10 @@ def prepare(source: Source, resolution: int, cache_dir: Path) -> Iterator[int]:
         if _is_undamaged(entry, resolution):
             return
         building.mkdir(exist_ok=True)
-        yield from _build(source, resolution, building)
+        chunks: list[_Chunk] = []
+        yield from _build(source, resolution, building, chunks)
         try:
-            _finish(source, resolution, building)
+            _finish(source, resolution, building, chunks)
         except ValueError:
             shutil.rmtree(building)
             raise
@@ -111,11 +116,11 @@ class _Chunk:
 
     rows: int  # pictures read
     sha256: str  # of the bytes that they became
-    kept: list[int] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)  # of the kept ones, each
-    kinds: dict[str, int] = field(default_factory=dict)
-    unreadable: list[str] = field(default_factory=list)  # each with why
-    bits: int = 0  # of the 16-bit pictures, or 0 where none had been met
+    kept: list[int]
+    digests: list[str]  # of the kept ones, each
+    kinds: dict[str, int]
+    unreadable: list[str]  # each with why
+    bits: int  # of the 16-bit pictures, or 0 where none had been met
 
 
 def _entry(source: Source, resolution: int, cache_dir: Path) -> Path:
@@ -123,10 +128,12 @@ def _entry(source: Source, resolution: int, cache_dir: Path) -> Path:
     return cache_dir / "images" / f"{source.name}-{resolution}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
-def _build(source: Source, resolution: int, building: Path) -> Iterator[int]:
-    """Append to the images, and to the log after them, until all of the source is in both."""
+def _build(source: Source, resolution: int, building: Path, chunks: list[_Chunk]) -> Iterator[int]:
+    """Append to the images, and after them to the log and to `chunks`, until all of the source is in them."""
     log = building / "log.jsonl"
-    chunks = _recorded(log)
+    with suppress(OSError, ValueError):  # there is no log yet, or its last line is incomplete
+        for line in log.read_text().splitlines():
+            chunks.append(_Chunk(**json.loads(line)))
     log.write_text("".join(f"{json.dumps(asdict(chunk))}\n" for chunk in chunks))
     row_bytes = 3 * resolution * resolution
     done, kept = sum(chunk.rows for chunk in chunks), sum(len(chunk.kept) for chunk in chunks)
@@ -170,36 +177,21 @@ def _build(source: Source, resolution: int, building: Path) -> Iterator[int]:
             )
             record.write(f"{json.dumps(asdict(chunk))}\n")
             record.flush()
+            chunks.append(chunk)
             yield rows.stop
 
 
-def _recorded(log: Path) -> list[_Chunk]:
-    """The chunks of an interrupted build; an incomplete last line is ignored."""
-    chunks = []
-    for line in log.read_text().splitlines() if log.exists() else ():
-        try:
-            chunks.append(_Chunk(**json.loads(line)))
-        except ValueError:
-            break
-    return chunks
-
-
-def _finish(source: Source, resolution: int, building: Path) -> None:
+def _finish(source: Source, resolution: int, building: Path, chunks: list[_Chunk]) -> None:
     """Write labels and manifest."""
-    chunks = _recorded(building / "log.jsonl")
     kept = [row for chunk in chunks for row in chunk.kept]
     labels = source.labels[kept]
     warnings = _left_out(source, labels, chunks)
-
-    totals: Counter[str] = Counter()
-    for chunk in chunks:
-        totals.update(chunk.kinds)
+    totals = sum((Counter(chunk.kinds) for chunk in chunks), Counter[str]())
     bits = max(chunk.bits for chunk in chunks)
     for kind, text in KINDS.items():
         if totals[kind]:
             text = text.format(resolution=resolution, bits=bits, largest=2**bits - 1)
             warnings.append(f"{totals[kind]:,} images {text}")
-
     digests = np.array([digest for chunk in chunks for digest in chunk.digests])
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     original = first[inverse]  # of each picture the first that is equal to it
@@ -209,7 +201,6 @@ def _finish(source: Source, resolution: int, building: Path) -> None:
         elsewhere = int((labels[again] != labels[original[again]]).sum())
         in_others = f"; {elsewhere:,} of them in another class" if elsewhere else ""
         warnings.append(f"{len(again):,} images repeat others, such as {one} and {other}{in_others}")
-
     np.save(building / "labels.npy", labels)
     manifest = {
         "images": len(kept),
@@ -269,7 +260,7 @@ def _is_undamaged(entry: Path, resolution: int) -> bool:
 def _read(source: Source, resolution: int, bits: int, row: int) -> tuple[NDArray[np.uint8] | None, set[str], str]:
     """A picture, its peculiarities, and, where it cannot be read, None and why."""
     try:
-        with source.read(row) as image:
+        with source.read(row) as image, _one_large if image.width * image.height > _LARGE else nullcontext():
             return *to_square(image, resolution, bits), ""
     except Exception as error:  # decoders of damaged files raise anything: struct.error, TypeError, RuntimeError
         return None, set(), f"{source.title(row)} ({reason(error)})"

@@ -1,7 +1,6 @@
 """Data sets as they lie on the disk: torchvision's, which it downloads where it can, and folders of one's own.
 
-A source lists pictures and labels; nothing is decoded here but what torchvision keeps in one array. torchvision is
-imported where it is needed: it takes as long as torch, and the built-in pictures do without.
+torchvision is imported where it is needed: it takes as long as torch, and the built-in pictures do without.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from PIL import Image
 
 from sagan.config import DataConfig
 
-DEFAULT_ROOT = Path("data")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _UNEVEN = 2.0  # ratio of the largest class to the smallest that gives a warning, because labels are drawn evenly
 
@@ -74,7 +72,7 @@ def find_source(config: DataConfig, root: Path | None) -> Source:
     Raises ValueError for a failed download, and for folders that cannot be read or whose layout is another.
     """
     try:
-        return SOURCES[config.name](config, root or DEFAULT_ROOT)
+        return SOURCES[config.name](config, root or Path("data"))
     except OSError as error:
         raise ValueError(
             f"--data-root: all folders must be readable, got {error.strerror or error} for {error.filename}; change "
@@ -178,100 +176,92 @@ def _from_arrays(
         labels=np.asarray(labels, dtype=np.int64),
         read=lambda row: Image.fromarray(images[row]),
         title=lambda row: f"picture {row}",
-        digest=_digest((str(path.relative_to(folder)), path) for path in files),
+        digest=_digest((str(path.relative_to(folder)) for path in files), files),
     )
 
 
 def _from_files(
-    name: str, classes: tuple[str, ...], labels: NDArray[np.int64], files: Sequence[Path], folder: Path
+    name: str, classes: tuple[str, ...], labels: NDArray[np.int64], files: list[Path], folder: Path, left_out: int = 0
 ) -> Source:
     titles = [str(file.relative_to(folder)) for file in files]
-    # The digest includes the labels: those of CelebA are in another file than the pictures.
-    digest = hashlib.sha256(_digest(zip(titles, files, strict=True)).encode() + labels.tobytes()).hexdigest()
-
-    def title(row: int) -> str:
-        """On one line, and without codes that a terminal obeys."""
-        return "".join(char if char.isprintable() else "?" for char in titles[row])
 
     def read(row: int) -> Image.Image:
         if not stat.S_ISREG(files[row].stat().st_mode):  # a pipe would be waited for without an end
             raise OSError("not a regular file")
         return Image.open(files[row])
 
-    return Source(name, classes, labels, read, title, digest)
+    def title(row: int) -> str:
+        """On one line, and without codes that a terminal obeys."""
+        return "".join(char if char.isprintable() else "?" for char in titles[row])
+
+    # The digest includes the labels: those of CelebA are in another file than the pictures.
+    digest = hashlib.sha256(_digest(titles, files).encode() + labels.tobytes()).hexdigest()
+    return Source(name, classes, labels, read, title, digest, left_out)
 
 
 def _from_folder(name: str, folder: Path, names: tuple[str, ...] | None = None) -> Source:
     """One folder for each class, named by `names` or by the folders; or pictures alone, which have no labels."""
-    top = _listing(folder)
-    if top.dangling:
+    folders, images, others = _listing(folder)
+    dangling = [entry.name for entry in others if entry.is_symlink() and not os.path.exists(entry)]
+    if dangling:
         raise ValueError(
             f"--data-root: every class must be there, but links in {folder} lead nowhere: "
-            f"{', '.join(f'{name} to {os.readlink(folder / name)}' for name in top.dangling[:10])}; mend or remove them"
+            f"{', '.join(f'{name} to {os.readlink(folder / name)}' for name in dangling[:10])}; mend or remove them"
         )
-    if top.folders and top.images:
+    if folders and images:
         raise ValueError(
-            f"--data-root: must hold class folders or images, but {folder} holds {len(top.folders):,} folders, such as "
-            f"{top.folders[0].name}, beside {len(top.images):,} images, such as {top.images[0].name}; move one or the "
-            f"other away"
+            f"--data-root: must hold class folders or images, but {folder} holds {len(folders):,} folders, such as "
+            f"{folders[0].name}, beside {len(images):,} images, such as {images[0].name}; move one or the other away"
         )
-    if not top.folders and not top.images:
+    if not folders and not images:
         raise ValueError(f"--data-root: {folder} holds no images; their names must end in {', '.join(EXTENSIONS)}")
-    inner = [_listing(Path(entry.path)) for entry in top.folders]
-    for entry, listing in zip(top.folders, inner, strict=True):
-        if listing.folders:
+    groups, empty, left_out = [], [], len(others)
+    for entry in folders:
+        nested, inside, others = _listing(Path(entry.path))
+        if nested:
             raise ValueError(
                 f"--data-root: must hold one folder of images for each class, but {entry.path} holds folders, such as "
-                f"{listing.folders[0].name}; if {entry.name} is a split such as train, give --data-root {entry.path}"
+                f"{nested[0].name}; if {entry.name} is a split such as train, give --data-root {entry.path}"
             )
-    empty = [entry.name for entry, listing in zip(top.folders, inner, strict=True) if not listing.images]
+        groups.append(inside)
+        left_out += len(others)
+        if not inside:
+            empty.append(entry.name)
     if empty:
         raise ValueError(
-            f"--data-root: every class needs images, but {len(empty):,} of {len(top.folders):,} folders in {folder} "
+            f"--data-root: every class needs images, but {len(empty):,} of {len(folders):,} folders in {folder} "
             f"have none: {', '.join(empty[:10])}; fill or remove them"
         )
-    counts = [len(listing.images) for listing in inner or [top]]
-    labels = np.repeat(np.arange(len(counts)), counts)
-    files = [Path(entry.path) for listing in inner or [top] for entry in listing.images]
-    source = _from_files(name, names or tuple(entry.name for entry in top.folders), labels, files, folder)
-    return replace(source, left_out=sum(listing.others for listing in (*inner, top)))
+    groups = groups or [images]
+    labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    files = [Path(entry.path) for group in groups for entry in group]
+    return _from_files(name, names or tuple(entry.name for entry in folders), labels, files, folder, left_out)
 
 
-@dataclass(frozen=True)
-class _Listing:
-    folders: list[os.DirEntry[str]]
-    images: list[os.DirEntry[str]]  # by name, whatever they turn out to be when they are read
-    dangling: list[str]  # links whose target cannot be reached, and which are no images by name
-    others: int  # files that are no images by name, those links among them
-
-
-def _listing(folder: Path) -> _Listing:
-    """What is in a folder, in order of names; names that start with a dot are ignored."""
+def _listing(folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+    """Folders, images by name, whatever they are, and all else in a folder; names that start with a dot are ignored."""
     try:
         with os.scandir(folder) as entries:
             seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"--data-root: must be a folder of images, but there is no folder {folder}") from None
-    folders, files = list[os.DirEntry[str]](), list[os.DirEntry[str]]()
+    folders, images, others = list[os.DirEntry[str]](), list[os.DirEntry[str]](), list[os.DirEntry[str]]()
     for entry in seen:
         if any("\ud800" <= char <= "\udfff" for char in entry.name):  # how Python reads bytes that are no UTF-8
             raise ValueError(
                 f"--data-root: names must be UTF-8, got {os.fsencode(entry.name)!r} in {folder}; rename it"
             )
-        try:
-            (folders if entry.is_dir() else files).append(entry)
-        except OSError:  # a link to itself, or into a folder without permission
-            files.append(entry)
-    images = [entry for entry in files if entry.name.lower().endswith(EXTENSIONS)]
-    others = [entry for entry in files if not entry.name.lower().endswith(EXTENSIONS)]
-    dangling = [entry.name for entry in others if entry.is_symlink() and not os.path.exists(entry)]
-    return _Listing(folders, images, dangling, len(others))
+        found = images if entry.name.lower().endswith(EXTENSIONS) else others
+        with suppress(OSError):  # a link to itself, or into a folder without permission
+            found = folders if entry.is_dir() else found
+        found.append(entry)
+    return folders, images, others
 
 
-def _digest(files: Iterable[tuple[str, Path]]) -> str:
+def _digest(names: Iterable[str], files: Iterable[Path]) -> str:
     """Of names, sizes and times; of a file that cannot be reached, why."""
     content = hashlib.sha256()
-    for name, path in files:
+    for name, path in zip(names, files, strict=True):
         try:
             status = path.stat()
             content.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

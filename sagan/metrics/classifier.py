@@ -1,14 +1,12 @@
 """A small classifier whose features score images of its own domain, and the training of its weights.
 
-It sees the complete 64 px picture from its last layer and 17 px from its third, so one pass gives features of the
-arrangement and features of the texture.
+Its last layer sees the complete 64 px picture (arrangement), its third 17 px of it (texture).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,44 +59,33 @@ class Classifier(nn.Module):
         return features, self.head(features), local
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What a weights file holds."""
-
-    network: Classifier
-    classes: tuple[str, ...]
-    data: str  # fingerprint of the images that it was trained on
-    accuracy: float  # on images held out from its training
-
-
-def save(weights: Weights, file: Path) -> None:
-    """float16 safetensors; all but the network is metadata.
+def save(network: Classifier, classes: tuple[str, ...], data: str, accuracy: float, file: Path) -> None:
+    """float16 safetensors; `data` is the fingerprint of the images that it was trained on, `accuracy` on held-out ones.
 
     The metadata is one JSON text: safetensors writes several entries in random order, and equal weights must have
     equal hashes.
     """
-    tensors = {name: value.half().contiguous() for name, value in weights.network.state_dict().items()}
-    training = {"classes": weights.classes, "data": weights.data, "accuracy": round(weights.accuracy, 4)}
+    tensors = {name: value.half().contiguous() for name, value in network.state_dict().items()}
+    training = {"classes": classes, "data": data, "accuracy": round(accuracy, 4)}
     save_file(tensors, file, {"training": json.dumps(training)})
 
 
-def load(file: Path) -> Weights:
+def load(file: Path) -> tuple[Classifier, tuple[str, ...]]:
+    """The network and its classes."""
     with safe_open(file, "pt") as stored:
-        training = json.loads(stored.metadata()["training"])
+        classes = tuple(json.loads(stored.metadata()["training"])["classes"])
         tensors = {name: stored.get_tensor(name).float() for name in stored.keys()}
-    classes = tuple(training["classes"])
     network = Classifier(len(classes), width=len(tensors["convs.0.bias"]) // _LAYERS[0][0])
     network.load_state_dict(tensors)
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Weights(network, classes, training["data"], training["accuracy"])
+    return network, classes
 
 
 def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device: torch.device) -> Classifier:
     """A classifier of those rows [N] of the data, on the CPU, batch norm folded in and weights rounded to float16.
 
     Visible noise, blur and changes of contrast are left out on purpose: features trained to overlook them
-    would overlook them in generated images too. A second head that names such damages was tried: its features
-    separated real from damaged so sharply that they no longer measured how strong a damage is.
+    would overlook them in generated images too.
     """
     augment, width = (_disturbed, 1) if dataset.name == "embedded" else (_shifted, _PHOTO_WIDTH)
     draw = torch.Generator().manual_seed(seed)
@@ -122,10 +109,8 @@ def train(dataset: ImageDataset, rows: Tensor, *, steps: int, seed: int, device:
 def _disturbed(images: Tensor, draw: torch.Generator) -> Tensor:
     """For drawings, float32 [B, 3, H, W]: changes that leave a drawing what it is, and half of the time mirrored.
 
-    Flat ground has no variation of its own, so without this features moved as far for noise of one grey level as for
-    another class, and every generated picture lay outside the manifold of the real ones. Each picture gets noise by
-    pixel with an sd of up to 3 % of the range, lines along and across (what convolutions leave at borders) and shading
-    of up to 9 %.
+    Noise by pixel with an sd of up to 3 % of the range, lines along and across (what convolutions leave at borders) and
+    shading of up to 9 %. Without it features moved as far for noise of one grey level as for another class.
     """
     count, channels, height, width = images.shape
     disturbed = images.float()
@@ -139,17 +124,13 @@ def _disturbed(images: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _shifted(images: Tensor, draw: torch.Generator) -> Tensor:
-    """For photographs: each moved on its own, reflected at the edges, and half of them mirrored.
-
-    No pixel is interpolated, so what the network sees is as sharp as what it will be shown.
-    """
+    """For photographs: each moved on its own, reflected at the edges, and half of them mirrored; none interpolated."""
     count, _, side, _ = images.shape
     reach = side // _SHIFT
     moved = torch.randint(-reach, reach + 1, (2, count, 1), generator=draw) + torch.arange(side)
     moved = (side - 1) - ((side - 1) - moved.abs()).abs()  # -1 becomes 1, and `side` becomes side - 2
     rows, columns = moved
-    mirrored = torch.rand(count, 1, generator=draw) < 0.5
-    columns = torch.where(mirrored, columns.flip(1), columns)
+    columns = torch.where(torch.rand(count, 1, generator=draw) < 0.5, columns.flip(1), columns)
     numbers, channels = torch.arange(count)[:, None, None, None], torch.arange(3)[:, None, None]
     places = (numbers, channels, rows[:, None, :, None], columns[:, None, None, :])
     return images[tuple(place.to(images.device) for place in places)]
@@ -169,6 +150,5 @@ def _folded(trained: Classifier) -> Classifier:
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         folded.convs[i] = fuse_conv_bn_eval(conv, norm)
     folded.head = trained.head
-    rounded = {name: value.half().float() for name, value in folded.state_dict().items()}
-    folded.load_state_dict(rounded)
+    folded.load_state_dict({name: value.half().float() for name, value in folded.state_dict().items()})
     return folded.eval().requires_grad_(False)

@@ -1,14 +1,9 @@
 """Diversity within a class: how far apart the most similar pictures of a class are, as a share of the real figure.
 
-If a generator has learnt one picture of each class, or a few, its samples do not vary within a class; over all classes
-together they vary as the real ones do, a Gaussian fitted to their features is much like the real one, and an extractor
-recognises every class (one real picture per class: FD 6.1 with `embedded-v2`; twins of two sizes: 16).
-
-The spread about the class mean does not show it either: of two pictures repeated it is 0.6 of the real one, more than
-that of some generators that do vary. Distances to the nearest other picture do: repeated pictures have none.
-They are taken between thumbnails, in which noise averages out; an extractor's features may spread more for poor
-pictures than for real ones. The figure shows collapse only: poor pictures can be more diverse than real ones. Twins
-vary in two numbers only, and generated ones that deviate from these lie further apart, up to six times at the start.
+Neither FD nor the spread about the class mean shows a generator that has learnt a few pictures of each class: of two
+pictures repeated that spread is 0.6 of the real one, more than that of some generators that do vary. Distances to the
+nearest other picture do. They are taken between thumbnails, in which noise averages out. The figure shows collapse
+only: poor pictures can be more diverse than real ones, generated twins up to six times.
 """
 
 from __future__ import annotations
@@ -18,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Share of the real figure below which a class has collapsed. Measured at 64 px, 100 pictures per class, grain / twins:
-# other real pictures 0.97 to 1.00 / 0.88 to 1.03; five generators of width 4 or 8 after 1,600 steps 0.53 to 0.64 /
-# 1.0 to 1.5; one generator, scored eight times within its first 400 steps, 0.34 to 0.71 / 3.0 to 6.1. One picture
-# repeated 0 / 0, under a noise of 2 % 0.02 / 0.17; twenty pictures repeated under that noise 0.02 / 0.19, fifty 0.15 /
-# 0.33.
+# other real pictures 0.97 to 1.00 / 0.88 to 1.03; generators in training 0.34 to 0.71 / 1.0 to 6.1; twenty pictures
+# repeated under a noise of 2 % 0.02 / 0.19, fifty 0.15 / 0.33.
 COLLAPSED = 0.25
 _SIDE = 8  # pixels of a thumbnail
 _ROWS = 100  # pictures of a class that are compared, at most

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import hashlib
 import os
 import sys
@@ -15,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from sagan.config import DataConfig, override
+from sagan.config import DataConfig, one_of, override
 from sagan.data import ImageDataset, embedded, open_dataset
 from sagan.device import named_device
 from sagan.limits import set_threads
@@ -54,18 +53,14 @@ def load_extractor(
         network, file = load_inception(inception_weights)
         return Extractor(network.to(device), name, _sha256(file), RESIZE, None)
     files = sorted((cache_dir / _FOLDER).glob(f"*-{'[0-9a-f]' * 8}.safetensors")) if cache_dir else []
-    known = {"embedded-v2": Path(__file__).parent / "weights" / "embedded-v2.safetensors"}
-    known |= {file.stem: file for file in files}
-    if name not in known:
-        names = ["embedded-v2", "inception", *(file.stem for file in files)]
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ";"
+    registered = {file.stem: file for file in files}
+    try:
+        one_of("eval.extractor", name, ["embedded-v2", "inception", *registered])
+    except ValueError as error:
+        said = str(error) if str(error).endswith("?") else f"{error};"
         place = f"; one that was trained elsewhere belongs in {cache_dir / _FOLDER}" if cache_dir else ""
-        raise ValueError(
-            f"eval.extractor: must be one of {', '.join(names)}, got {name!r}{hint} {_TRAIN} trains one on a data "
-            f"set{place}"
-        )
-    file = known[name]
+        raise ValueError(f"{said} {_TRAIN} trains one on a data set{place}") from None
+    file = registered.get(name, Path(__file__).parent / "weights" / "embedded-v2.safetensors")
     digest = _sha256(file)
     if name != "embedded-v2" and digest[:8] != name[-8:]:
         raise ValueError(
@@ -73,50 +68,17 @@ def load_extractor(
             f"says; copy it again from where it was trained, or delete it and train another: {_TRAIN}"
         )
     try:
-        weights = classifier.load(file)
+        trained, classes = classifier.load(file)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
         raise ValueError(
             f"eval.extractor: {file} is no classifier of ours; delete it and train one: {_TRAIN}"
         ) from None
-    return Extractor(weights.network.to(device), name, digest, classifier.RESIZE, weights.classes)
+    return Extractor(trained.to(device), name, digest, classifier.RESIZE, classes)
 
 
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def train(config: DataConfig, root: Path | None, *, steps: int, seed: int, device: torch.device) -> classifier.Weights:
-    """The small classifier, trained on nine tenths of the data of `config` and scored on the rest.
-
-    Raises ValueError for data that a classifier cannot learn from.
-    """
-    if steps < 1:
-        raise ValueError(f"--steps: must be 1 or more, got {steps}")
-    dataset = _training_images(config, root)
-    if len(dataset.classes) < 2:
-        raise ValueError(
-            f"data.name={config.name}: a classifier needs 2 classes or more, got {len(dataset.classes)}; train on "
-            f"labelled images of the same kind, or take one of the built-in extractors: embedded-v2, inception"
-        )
-    order = torch.randperm(len(dataset.labels), generator=torch.Generator().manual_seed(seed))
-    held_out, kept = order.tensor_split([max(1, len(order) // 10)])
-    network = classifier.train(dataset, kept, steps=steps, seed=seed, device=device)
-    batches = (dataset.images[rows] for rows in torch.split(held_out, 256))
-    accuracy = classifier.accuracy(network, batches, dataset.labels[held_out], device)
-    return classifier.Weights(network.cpu(), dataset.classes, dataset.fingerprint, accuracy)
-
-
-def register(weights: classifier.Weights, data_name: str, cache_dir: Path) -> str:
-    """Stores the weights atomically where `load_extractor` finds them; returns their name, of data set and hash."""
-    folder = cache_dir / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as unnamed:
-        file = Path(unnamed) / "weights"
-        classifier.save(weights, file)
-        name = f"{data_name}-{_sha256(file)[:8]}"
-        os.replace(file, folder / f"{name}.safetensors")
-    return name
 
 
 def _training_images(config: DataConfig, root: Path | None) -> ImageDataset:
@@ -157,19 +119,33 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     set_threads()
     try:
+        if options.steps < 1:
+            raise ValueError(f"--steps: must be 1 or more, got {options.steps}")
         config = override(preset_of(options.preset), changes_of(options.set)).data
         device = named_device(options.device)
-        weights = train(config, options.data_root, steps=options.steps, seed=options.seed, device=device)
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            classifier.save(weights, options.out)
-            done = f"wrote {options.out}"
-        else:
-            done = f"score with it: --set eval.extractor={register(weights, config.name, DEFAULT_CACHE)}"
+        dataset = _training_images(config, options.data_root)
+        if len(dataset.classes) < 2:
+            raise ValueError(
+                f"data.name={config.name}: a classifier needs 2 classes or more, got {len(dataset.classes)}; train on "
+                f"labelled images of the same kind, or take one of the built-in extractors: embedded-v2, inception"
+            )
+        order = torch.randperm(len(dataset.labels), generator=torch.Generator().manual_seed(options.seed))
+        held_out, rest = order.tensor_split([max(1, len(order) // 10)])
+        network = classifier.train(dataset, rest, steps=options.steps, seed=options.seed, device=device)
+        batches = (dataset.images[rows] for rows in torch.split(held_out, 256))
+        accuracy = classifier.accuracy(network, batches, dataset.labels[held_out], device)
+        folder = options.out.parent if options.out else DEFAULT_CACHE / _FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as unnamed:
+            written = Path(unnamed) / "weights"
+            classifier.save(network.cpu(), dataset.classes, dataset.fingerprint, accuracy, written)
+            file = options.out or folder / f"{config.name}-{_sha256(written)[:8]}.safetensors"
+            os.replace(written, file)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"accuracy {weights.accuracy:.2%} on held-out images; {done}")
+    done = f"wrote {file}" if options.out else f"score with it: --set eval.extractor={file.stem}"
+    print(f"accuracy {accuracy:.2%} on held-out images; {done}")
     return 0
 
 

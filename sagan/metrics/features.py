@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,12 @@ class Features:
     shape_parameters: Tensor  # float32 [N, P], measured on the pixels; P is 0 where there is no such measure
 
 
+def joined(parts: Sequence[Features]) -> Features:
+    """Those of all images of `parts`, in their order."""
+    names = Features.__annotations__
+    return Features(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
 def extract(
     extractor: Extractor,
     images: Iterable[Tensor],
@@ -48,7 +54,7 @@ def extract(
     choices = torch.rand(len(labels), TOKENS_PER_IMAGE, generator=torch.Generator().manual_seed(_TOKEN_SEED))
     if shard is not None:
         choices, labels = choices[shard], labels[shard]
-    found: dict[str, list[Tensor]] = {name: [] for name in Features.__annotations__ if name != "labels"}
+    found = list[Features]()
     start = 0
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
@@ -57,13 +63,19 @@ def extract(
                 part = part.to(device)
                 features, logits, tokens = extractor(part)
                 cells = tokens.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, dl]
-                chosen = (choices[start : start + len(part)].to(device) * cells.shape[1]).long()
-                found["features"].append(features.float().cpu())
-                found["logits"].append(logits.float().cpu())
+                stop = start + len(part)
+                chosen = (choices[start:stop].to(device) * cells.shape[1]).long()
                 rows = torch.arange(len(cells), device=device)[:, None]
-                found["local"].append(cells[rows, chosen].flatten(0, 1).float().cpu())
-                found["thumbnails"].append(thumbnails(part).cpu())
-                found["shape_parameters"].append(measure(part).cpu() if measure else torch.empty(len(part), 0))
-                start += len(part)
+                found.append(
+                    Features(
+                        features=features.float().cpu(),
+                        logits=logits.float().cpu(),
+                        local=cells[rows, chosen].flatten(0, 1).float().cpu(),
+                        labels=labels[start:stop].cpu(),
+                        thumbnails=thumbnails(part).cpu(),
+                        shape_parameters=measure(part).cpu() if measure else torch.empty(len(part), 0),
+                    )
+                )
+                start = stop
     assert start == len(labels), f"{start} images for {len(labels)} labels"
-    return Features(**{name: torch.cat(parts) for name, parts in found.items()}, labels=labels.cpu())
+    return joined(found)

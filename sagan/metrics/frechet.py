@@ -63,10 +63,6 @@ def fit_in_parts(parts: Iterable[Tensor]) -> Gaussian:
     return Gaussian(near + shift, (scatter - count * torch.outer(shift, shift)) / (count - 1))
 
 
-def fit_real(features: Tensor) -> RealGaussian:
-    return rooted(fit(features))
-
-
 def rooted(gaussian: Gaussian) -> RealGaussian:
     values, vectors = torch.linalg.eigh(gaussian.cov)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
@@ -129,25 +125,22 @@ def frechet_standard_error(real: RealGaussian, other: Gaussian, features: Tensor
     return math.sqrt(variance / len(features))
 
 
-def frechet_extrapolated(
-    real: RealGaussian, distance: float, features: Tensor, labels: Tensor, generator: torch.Generator
-) -> float:
+def frechet_extrapolated(real: RealGaussian, distance: float, features: Tensor, labels: Tensor) -> float:
     """2 FD(N) - mean FD(N/2), which removes the plug-in distance's bias of about c/N (Chong & Forsyth 2020).
 
-    `distance` is FD(N), of the [n, d] features; the halves are `halves(labels, generator)`. The bias from the finite
-    real side stays.
+    `distance` is FD(N), of the [n, d] features. The bias from the finite real side stays.
     """
-    parts = [frechet_distance(real, fit(features[rows])) for rows in halves(labels, generator)]
+    parts = [frechet_distance(real, fit(features[rows])) for rows in halves(labels)]
     return 2 * distance - sum(parts) / 2
 
 
-def halves(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows of a random split of [n] labels into two with the same class counts, give or take one.
+def halves(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a fixed random split of [n] labels into two with the same class counts, give or take one.
 
     A split that ignores the labels differs in its class counts by chance, and where the classes lie far apart that
     would be most of the distance between the halves.
     """
-    order = torch.randperm(len(labels), generator=generator)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     order = order[labels[order].argsort(stable=True)]
     return order[0::2], order[1::2]
 

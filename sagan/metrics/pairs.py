@@ -30,14 +30,6 @@ class Within:
     radii: Tensor  # [2, n]: squared distance of each row to its 3rd and its 5th nearest other row
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    precision: float  # share of generated images within a ball of the real ones
-    recall: float  # share of real images within a ball of the generated ones
-    density: float  # mean number of real balls around a generated image, over k; may exceed 1
-    coverage: float  # share of real balls that hold a generated image
-
-
 def within(features: Tensor) -> Within:
     """Of [n, d] features, n above 5."""
     assert len(features) > K_DENSITY, f"more than {K_DENSITY} rows, got {len(features)}"
@@ -51,9 +43,14 @@ def within(features: Tensor) -> Within:
     return Within(mean_kernel, torch.cat(radii, 1))
 
 
-def between(generated: Tensor, real: Tensor, kept: Within | None = None) -> tuple[float, Neighbours]:
-    """Kernel distance and neighbours of [n, d] and [m, d] features; `kept` is `within(real)` where there is one."""
-    inside, reference = within(generated), kept or within(real)
+def between(generated: Tensor, real: Tensor, reference: Within) -> dict[str, float]:
+    """Scores of [n, d] features against the real ones [m, d], of which `reference` is `within(real)`.
+
+    `kid` is the kernel distance. `precision` is the share of generated images within a ball of the real ones, `recall`
+    that of real images within a ball of the generated ones; `density` the mean number of real balls around a generated
+    image, over k, which may exceed 1; `coverage` the share of real balls that hold a generated image.
+    """
+    inside = within(generated)
     own, _ = -inside.radii / 2  # closeness from which on a ball holds a point
     near, wide = -reference.radii / 2
     total, start, precise, balls = 0.0, 0, 0, 0
@@ -69,12 +66,13 @@ def between(generated: Tensor, real: Tensor, kept: Within | None = None) -> tupl
         torch.maximum(closest, closeness.amax(0), out=closest)
         start = stop
     mean_across = total / (len(generated) * len(real))
-    return inside.mean_kernel + reference.mean_kernel - 2 * mean_across, Neighbours(
-        precision=precise / len(generated),
-        recall=float(recalled.double().mean()),
-        density=balls / (K_DENSITY * len(generated)),
-        coverage=float((closest >= wide).double().mean()),
-    )
+    return {
+        "kid": inside.mean_kernel + reference.mean_kernel - 2 * mean_across,
+        "precision": precise / len(generated),
+        "recall": float(recalled.double().mean()),
+        "density": balls / (K_DENSITY * len(generated)),
+        "coverage": float((closest >= wide).double().mean()),
+    }
 
 
 def _blocks(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, float]]:

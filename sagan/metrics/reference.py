@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from sagan.data import ImageDataset
 from sagan.metrics.extractor import Extractor
 from sagan.metrics.features import extract
-from sagan.metrics.frechet import RealGaussian, fit, fit_in_parts, fit_real, frechet_distance, halves, rooted
+from sagan.metrics.frechet import RealGaussian, fit, fit_in_parts, frechet_distance, halves, rooted
 from sagan.metrics.pairs import within
 from sagan.metrics.relations import FORMAT as RELATIONS_FORMAT
 from sagan.metrics.relations import measure_of
@@ -85,12 +85,12 @@ class Reference:
         if len(features) <= features.shape[1]:
             return features
         if label not in self._gaussians:
-            self._gaussians[label] = fit_real(features)
+            self._gaussians[label] = rooted(fit(features))
         return self._gaussians[label]
 
     @cached_property
     def group_gaussians(self) -> dict[str, RealGaussian]:
-        return {name: fit_real(self.features[self.within(self.labels, name)]) for name in self.groups}
+        return {name: rooted(fit(self.features[self.within(self.labels, name)])) for name in self.groups}
 
     def within(self, labels: Tensor, group: str) -> Tensor:
         return torch.isin(labels, torch.tensor(self.groups[group]))
@@ -107,12 +107,11 @@ class Reference:
 def load_reference(
     dataset: ImageDataset, extractor: Extractor, cache_dir: Path, device: torch.device, per_class: int = 0
 ) -> Reference:
-    """`per_class` is the number of generated images of each class that will be compared.
+    """From the cache where it has an entry for this very content, else computed and stored.
 
-    From the cache where it has an entry for this very content, else computed and stored.
-
-    Entries are named by a hash of data, weights and protocol, written atomically, and checked by a digest of their
-    content when read; a damaged one is built again. Of several processes one builds and the others wait.
+    `per_class` is the number of generated images of each class that will be compared. Entries are named by a hash of
+    data, weights and protocol, written atomically, and checked by a digest of their content when read; a damaged one is
+    built again. Of several processes one builds and the others wait.
     """
     protocol = [_FORMAT, RELATIONS_FORMAT if measure_of(dataset) else 0]
     content = [*protocol, dataset.fingerprint, extractor.sha256, extractor.resize, reference_size(dataset)]
@@ -125,11 +124,12 @@ def load_reference(
     sizes = torch.bincount(dataset.labels, minlength=len(dataset.classes))
     stored = None
     if reference_size(dataset) < len(dataset.labels):
-        stored = _StoredClasses(dataset, extractor, cache_dir / f"classes-{key}", device)
+        folder = cache_dir / f"classes-{key}"
+        stored = partial(_class_statistics, dataset, extractor, folder, device)
     found = Reference(tensors, dataset.classes, dataset.groups, named, named or natural, sizes, stored)
     if stored and len(dataset.classes) > 1 and per_class >= found.enough_of_class:
         for label in torch.where(sizes >= found.enough_of_class)[0].tolist():
-            if not stored.file(label).is_file():
+            if not (folder / f"{label}.safetensors").is_file():
                 stored(label)
     return found
 
@@ -143,30 +143,16 @@ def reference_size(dataset: ImageDataset) -> int:
     return min(len(dataset.labels), REFERENCE_SAMPLES)
 
 
-@dataclass(frozen=True)
-class _StoredClasses:
-    """Statistics of all real images of a class, one file per class; only one class is in memory at a time.
+def _class_statistics(
+    dataset: ImageDataset, extractor: Extractor, folder: Path, device: torch.device, label: int
+) -> RealGaussian | Tensor:
+    """Statistics of all real images of a class, from its file in `folder`; a few images are in memory at a time."""
 
-    Files are written, named and checked as a Reference's; a damaged one is built again when it is read.
-    """
-
-    dataset: ImageDataset
-    extractor: Extractor
-    folder: Path
-    device: torch.device
-
-    def file(self, label: int) -> Path:
-        return self.folder / f"{label}.safetensors"
-
-    def __call__(self, label: int) -> RealGaussian | Tensor:
-        tensors = _kept(self.file(label), self.folder / "lock", lambda: self._measure(label))
-        return tensors["features"] if "features" in tensors else RealGaussian(tensors["mean"], tensors["root"])
-
-    def _measure(self, label: int) -> dict[str, Tensor]:
-        images, labels = self.dataset.images, self.dataset.labels
-        rows = torch.where(labels == label)[0]
+    def measure() -> dict[str, Tensor]:
+        rows = torch.where(dataset.labels == label)[0]
         parts = (
-            extract(self.extractor, [images[part]], labels[part], self.device).features for part in rows.split(_BATCH)
+            extract(extractor, [dataset.images[part]], dataset.labels[part], device).features
+            for part in rows.split(_BATCH)
         )
         first = next(parts)
         if len(rows) <= first.shape[1]:
@@ -174,14 +160,17 @@ class _StoredClasses:
         gaussian = rooted(fit_in_parts(chain([first], parts)))
         return {"mean": gaussian.mean, "root": gaussian.root}
 
+    tensors = _kept(folder / f"{label}.safetensors", folder / "lock", measure)
+    return tensors["features"] if "features" in tensors else RealGaussian(tensors["mean"], tensors["root"])
+
 
 def _measure(dataset: ImageDataset, extractor: Extractor, device: torch.device) -> dict[str, Tensor]:
     chosen = _fixed_order(len(dataset.labels))[: reference_size(dataset)].sort().values
     batches = (dataset.images[rows] for rows in torch.split(chosen, _BATCH))
     real = extract(extractor, batches, dataset.labels[chosen], device, measure=measure_of(dataset))
-    pooled, local = fit_real(real.features), fit_real(real.local)
-    one, other = halves(real.labels, torch.Generator().manual_seed(0))
-    between_halves = frechet_distance(fit_real(real.features[one]), fit(real.features[other]))
+    pooled, local = rooted(fit(real.features)), rooted(fit(real.local))
+    one, other = halves(real.labels)
+    between_halves = frechet_distance(rooted(fit(real.features[one])), fit(real.features[other]))
     pairs = within(real.features[pairwise_subset(len(chosen))])
     return {
         "features": real.features,

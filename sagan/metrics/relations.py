@@ -9,7 +9,6 @@ equal twins over and over has no disagreement and has learnt nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,14 +16,13 @@ from torch import Tensor
 from sagan.data import ImageDataset, embedded
 
 FORMAT = 4  # raise it when `measure` changes: parameters of real pictures are cached
-PARAMETERS = ("ink left", "ink right", "height left", "height right")
-_PAIRS = ((0, 1), (2, 3))  # of parameters that agree in a real picture
+_PAIRS = ((0, 1), (2, 3))  # parameters, numbered as `measure` gives them, that agree in a real picture
 _FEWEST = 8  # pictures; of fewer no distance is taken
 _LEAST_SD = 1e-3  # in units of the real sd; a parameter that varies less counts as constant, without correlation
 
 
 def measure(images: Tensor) -> Tensor:
-    """The parameters of images uint8 [B, 3, H, W]: float32 [B, 4] in the order of PARAMETERS, on the same device.
+    """Of images uint8 [B, 3, H, W] the ink left and right, and the height left and right: float32 [B, 4].
 
     Ink is the share of a half that is covered, 0 to 1; height the mean row of the ink in pixels of a 64 px picture,
     -32 to 32 from its middle. A half without ink has height 0. Everything brighter than the background is ink: haze
@@ -44,27 +42,19 @@ def measure_of(dataset: ImageDataset) -> Callable[[Tensor], Tensor] | None:
     return measure if dataset.name == "embedded" else None
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How closely generated parameters follow the real distribution. `error` is 0 where both are the same."""
+def agreement(generated: Tensor, real: Tensor) -> dict[str, float]:
+    """How closely parameters [n, 4] follow the real ones [m, 4]; {} for fewer than eight on either side.
 
-    error: float  # energy distance, each parameter in units of its real standard deviation
-    error_se: float  # its standard error from the choice of the generated pictures
-    floor: float  # what as many real pictures score on average
-    correlation: float  # of parts that must agree: the smallest over the pairs, 1 in real twins
-    spread: float  # sd within the generated pictures over the real one: the smallest over the parameters
-
-
-def agreement(generated: Tensor, real: Tensor) -> Agreement | None:
-    """Of parameters [n, 4] and [m, 4]; None for fewer than eight on either side.
-
-    The energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Székely & Rizzo 2013, section 2) is 0 only for equal
-    distributions, so it counts disagreement, collapse and wrong proportions at once. Pairs of a picture with itself are
-    included, which keeps the error above 0 and makes `floor` positive. The standard error is that of the mean of each
-    generated picture's share (the first order of the V statistic).
+    `relation_error` is the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Székely & Rizzo 2013, section 2), each
+    parameter in units of its real standard deviation. It is 0 only for equal distributions, so it counts disagreement,
+    collapse and wrong proportions at once. Pairs of a picture with itself are included, which keeps it above 0:
+    `relation_floor` is what as many real pictures score on average. `relation_error_se` is its standard error from the
+    choice of the generated pictures, that of the mean of each one's share (the first order of the V statistic).
+    `relation_correlation` is that of parts that must agree: the smallest over the pairs, 1 in real twins.
+    `relation_spread` is the sd within the generated pictures over the real one: the smallest over the parameters.
     """
     if min(len(generated), len(real)) < _FEWEST:
-        return None
+        return {}
     sd = real.std(0)
     x, y = generated / sd, real / sd
     across, within_x, within_y = torch.cdist(x, y), torch.cdist(x, x), torch.cdist(y, y)
@@ -72,10 +62,10 @@ def agreement(generated: Tensor, real: Tensor) -> Agreement | None:
     share = 2 * (across.mean(1) - within_x.mean(1))
     centred = x - x.mean(0)
     centred = centred / centred.square().mean(0).sqrt().clamp(min=_LEAST_SD)
-    return Agreement(
-        error=float(2 * across.mean() - within_x.mean() - within_y.mean()),
-        error_se=float(share.std() / len(x) ** 0.5),
-        floor=spread_real * (1 / len(x) + 1 / len(y)),
-        correlation=float(torch.stack([(centred[:, a] * centred[:, b]).mean() for a, b in _PAIRS]).min()),
-        spread=float(x.std(0).min()),
-    )
+    return {
+        "relation_error": float(2 * across.mean() - within_x.mean() - within_y.mean()),
+        "relation_error_se": float(share.std() / len(x) ** 0.5),
+        "relation_floor": spread_real * (1 / len(x) + 1 / len(y)),
+        "relation_correlation": float(torch.stack([(centred[:, a] * centred[:, b]).mean() for a, b in _PAIRS]).min()),
+        "relation_spread": float(x.std(0).min()),
+    }

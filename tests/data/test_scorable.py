@@ -27,35 +27,38 @@ def train(folder: Path, pictures: Path, *options: str) -> int:
                  *changes, *options])  # fmt: skip
 
 
-def equal(pictures: Path) -> Path:
-    """The pictures, made equal in all but their size."""
+def equal(pictures: Path) -> None:
+    """Makes the pictures equal in all but their size."""
     for number, path in enumerate(sorted(pictures.rglob("*.png"))):
         Image.new("RGB", (40 + number, 40), "red").save(path)
-    return pictures
 
 
-def test_too_few_pictures_are_told_with_the_number_that_works(
+def test_too_few_pictures_and_equal_ones_are_told(
     write_images: WriteImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(tmp_path, write_images({"cat": 2, "dog": 2})) == 2
+    pictures = write_images({"cat": 2, "dog": 2})
+    assert train(tmp_path, pictures) == 2
     assert "folder: must be 6 images or more, got 4; density and coverage" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_equal_pictures_are_told(write_images: WriteImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = equal(write_images({"cat": 10, "dog": 10}))
+    equal(write_images({"cat": 10, "dog": 10}))
     assert train(tmp_path, pictures) == 2
     assert re.search("two images or more must differ, but the 20 .* are all equal", capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("case", ["two classes of three", "without labels", "two that differ", "one in a class"])
+SMALLEST = {
+    "two classes of three": {"cat": 3, "dog": 3},
+    "two that differ": {"cat": 3, "dog": 3},
+    "one in a class": {"cat": 5, "dog": 1},
+    "without labels": {"": 6},
+}
+
+
+@pytest.mark.parametrize("case", SMALLEST)
 def test_the_smallest_number_that_works_works(case: str, write_images: WriteImages, tmp_path: Path) -> None:
-    counts = {"": 6} if case == "without labels" else {"cat": 5, "dog": 1} if case == "one in a class" else \
-        {"cat": 3, "dog": 3}  # fmt: skip
-    pictures = write_images(counts)
+    pictures = write_images(SMALLEST[case])
     if case == "two that differ":
-        Image.new("RGB", (40, 40), "blue").save(equal(pictures) / "dog" / "2.png")
+        equal(pictures)
+        Image.new("RGB", (40, 40), "blue").save(pictures / "dog" / "2.png")
     options = ["--set=model.conditioning=none"] if case == "without labels" else []
     assert train(tmp_path, pictures, *options) == 0
     (last,) = (record for record in journal.read(tmp_path / "run" / journal.NAME)[0] if record.status)

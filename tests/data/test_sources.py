@@ -30,11 +30,14 @@ def test_every_name_of_the_config_has_a_source() -> None:
     assert config.DATASETS == ("embedded", *SOURCES)
 
 
-def test_folders_are_classes_in_order_of_their_names(write_images: WriteImages) -> None:
+def test_folders_are_classes_in_order_of_their_names_and_images_alone_have_no_labels(write_images: WriteImages) -> None:
     source = find_source(FOLDER, write_images({"dog": 2, "cat": 3}))
     assert source.classes == ("cat", "dog") and source.labels.tolist() == [0, 0, 0, 1, 1]
     assert [source.title(row) for row in (0, 4)] == ["cat/0.png", "dog/1.png"]
     assert source.summary() == "folder: 5 images in 2 classes of 2 to 3"
+    source = find_source(FOLDER, write_images({"": 4}, folder="alone"))
+    assert source.classes == () and source.labels.tolist() == [0, 0, 0, 0]
+    assert source.summary() == "folder: 4 images without labels"
 
 
 def test_endings_may_be_capitals_and_files_that_macos_writes_beside_others_are_none(write_images: WriteImages) -> None:
@@ -45,13 +48,8 @@ def test_endings_may_be_capitals_and_files_that_macos_writes_beside_others_are_n
     assert [source.title(row) for row in range(2)] == ["0.JPEG", "1.png"] and source.left_out == 0
 
 
-def test_images_without_folders_have_no_labels(write_images: WriteImages) -> None:
-    source = find_source(FOLDER, write_images({"": 4}))
-    assert source.classes == () and source.labels.tolist() == [0, 0, 0, 0]
-    assert source.summary() == "folder: 4 images without labels"
-
-
 WRONG = {
+    "no folder": ({}, "must be a folder of images, but there is no folder .*pictures"),
     "nothing at all": ({"": 0}, "holds no images; their names must end in .jpg"),
     "images beside folders": ({"": 2, "cat": 1}, "holds 1 folders, such as cat, beside 2 images, such as 0.png"),
     "an empty class": ({"cat": 1, "dog": 0}, "1 of 2 folders in .* have none: dog; fill or remove them"),
@@ -64,11 +62,6 @@ def test_a_wrong_layout_is_refused_and_never_read_as_one_class(case: str, write_
     counts, message = WRONG[case]
     with pytest.raises(ValueError, match=f"--data-root: .*{message}"):
         find_source(FOLDER, write_images(counts))
-
-
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no folder .*nowhere"):
-        find_source(FOLDER, tmp_path / "nowhere")
 
 
 def test_warnings_tell_of_one_class_of_uneven_ones_and_of_other_files(write_images: WriteImages) -> None:
@@ -156,9 +149,8 @@ def test_folders_without_permission_are_told(mode: int, shared: Path, monkeypatc
     try:
         with pytest.raises(ValueError, match="Permission denied") as error:
             open_prepared(find_source(FOLDER, root), 32, shared / "cache")
-        assert str(root / "cat") in str(error.value) or "cat/0.png (Permission denied); nothing is left of cat" in str(
-            error.value
-        )
+        said = str(error.value)
+        assert str(root / "cat") in said or "cat/0.png (Permission denied); nothing is left of cat" in said
         with pytest.raises(ValueError, match="--data-root: no such file or folder"):
             existing("--data-root", root / "cat" / "inner")
     finally:

@@ -16,7 +16,7 @@ from sagan.metrics.evaluation import Evaluator
 from sagan.metrics.extractor import load_extractor
 from sagan.metrics.features import Features, extract
 from sagan.metrics.frechet import frechet_distance_few
-from sagan.metrics.pairs import between
+from sagan.metrics.pairs import between, within
 from sagan.networks import Generator
 from sagan.sampling import Sampler
 
@@ -97,13 +97,13 @@ def test_metrics_of_inception_with_random_weights(samples: tuple[Tensor, Tensor]
     def scores(device: torch.device) -> dict[str, float]:
         extractor = load_extractor("inception", device=device, inception_weights=random_inception)
         ours, theirs = (extract(extractor, [shown], labels, device) for shown in (images, real.images))
-        kid, neighbours = between(ours.features, theirs.features)
+        pairs = between(ours.features, theirs.features, within(theirs.features))
         return {
             "fid": frechet_distance_few(theirs.features, ours.features),
             "fid_local": frechet_distance_few(theirs.local, ours.local),
-            "kid": kid,
+            "kid": pairs["kid"],
             "largest logit": float(ours.logits.max(1).values.mean()),
-            "density": neighbours.density,
+            "density": pairs["density"],
             "spread": spread(ours),
         }
 

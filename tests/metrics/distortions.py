@@ -7,8 +7,10 @@ runs of the embedded preset.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +27,6 @@ from sagan.presets import PRESETS
 _FIRST_SEED = 1000  # neither the data set's nor the extractor's
 _PRESET = PRESETS["embedded"]
 _REDRAWS = 8
-_MANY = 9999  # sds
 _PUBLISHED = Path(__file__).parents[2] / "reports" / "published" / "embedded"
 _NOT_DAMAGES = ("intact", "sd of draws", "sd of seeds")
 Damage = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # uint8 [N, 3, H, W], labels [N]
@@ -54,26 +55,18 @@ def patch_shuffle(images: Tensor, labels: Tensor, draw: torch.Generator, tiles: 
     return mixed.reshape(images.shape)
 
 
-def dropped_class(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
-    """Pictures of the next class in place of the first one's."""
+def dropped_class(images: Tensor, labels: Tensor, draw: torch.Generator, share: float = 1.0) -> Tensor:
+    """Pictures of the next class in place of the first one's, in this share of all."""
     source = torch.arange(len(images))
-    source[labels == 0] = torch.where(labels == 1)[0][: int((labels == 0).sum())]
+    dropped = (labels == 0) & (source < share * len(images))
+    source[dropped] = torch.where(labels == 1)[0][: int(dropped.sum())]
     return images[source]
 
 
-def collapsed_class(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
-    """One picture in place of all of the last class."""
-    return _repeated(images, labels, [int(labels.max())])
-
-
-def collapsed_classes(images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
-    """One picture per class."""
-    return _repeated(images, labels, labels.unique().tolist())
-
-
-def _repeated(images: Tensor, labels: Tensor, chosen: list[int]) -> Tensor:
+def collapsed(images: Tensor, labels: Tensor, draw: torch.Generator, classes: int = 1) -> Tensor:
+    """One picture in place of all of a class, for the last `classes` of them."""
     found = images.clone()
-    for label in chosen:
+    for label in labels.unique()[-classes:]:
         rows = torch.where(labels == label)[0]
         found[rows] = images[rows[0]]
     return found
@@ -84,8 +77,8 @@ DAMAGES: dict[str, Damage] = {
     "noise 5 %": noise,
     "patch shuffle": patch_shuffle,
     "dropped class": dropped_class,
-    "one class collapsed": collapsed_class,
-    "all classes collapsed": collapsed_classes,
+    "one class collapsed": collapsed,
+    "all classes collapsed": partial(collapsed, classes=len(embedded.CLASSES)),
 }
 _BROKEN: dict[str, Literal["size", "height"]] = {"twins of two sizes": "size", "twins at two heights": "height"}
 
@@ -123,46 +116,32 @@ def effects(
         damaged[column] = evaluate(embedded.draw(labels, _FIRST_SEED, data.resolution, broken), labels)
     found = {}
     for key in [key for key in intact[0] if key in sds]:
-        values = torch.tensor([scores[key] for scores in intact], dtype=torch.float64)
-        about = float(values.mean()), float(values.std()), sds[key]
-        found[key] = dict(zip(_NOT_DAMAGES, about, strict=True)) | {
-            name: _in_units(scores[key] - intact[0][key], sds[key]) for name, scores in damaged.items() if key in scores
-        }
+        values, sd = torch.tensor([scores[key] for scores in intact], dtype=torch.float64), sds[key]
+        found[key] = {"intact": float(values.mean()), "sd of draws": float(values.std()), "sd of seeds": sd}
+        for name, scores in damaged.items():
+            if key in scores:
+                shift = scores[key] - intact[0][key]
+                found[key][name] = math.copysign(math.inf, shift) if shift and not sd else shift / (sd or 1)
     return found
 
 
-def _in_units(shift: float, sd: float) -> float:
-    return 0.0 if shift == 0 else shift / sd if sd > 0 else float("inf") if shift > 0 else float("-inf")
-
-
-def _cell(shift: float) -> str:
-    """Far beyond what noise does, how far says nothing."""
-    if abs(shift) > _MANY:
-        return f"> {_MANY}" if shift > 0 else f"< -{_MANY}"
-    return f"{shift:+.1f}"
-
-
 def markdown(found: dict[str, dict[str, float]]) -> str:
-    """A row for each metric that some damage moves."""
+    """A row for each metric that some damage moves. How far a shift is beyond 9,999 sds says nothing."""
     columns = list(dict.fromkeys(name for row in found.values() for name in row))
     lines = ["| metric | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
     for key, row in found.items():
-        if not any(row[name] for name in row if name not in _NOT_DAMAGES):
-            continue
-        shown = [f"{row[name]:.4g}" if name in _NOT_DAMAGES else _cell(row[name]) for name in columns if name in row]
-        lines.append(f"| `{key}` | " + " | ".join(shown) + " |")
+        shifts = {name: f"{value:+.1f}" for name, value in row.items() if name not in _NOT_DAMAGES}
+        shifts |= {name: "> 9999" if row[name] > 0 else "< -9999" for name in shifts if abs(row[name]) > 9999}
+        if any(row[name] for name in shifts):
+            shown = [shifts.get(name) or f"{row[name]:.4g}" for name in columns if name in row]
+            lines.append(f"| `{key}` | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
+    sds = sds_of_seeds(load(source=_PUBLISHED).cells)
     with tempfile.TemporaryDirectory() as cache:
-        evaluator = Evaluator(
-            open_dataset(_PRESET.data), _PRESET.eval, device=torch.device("cpu"), cache_dir=Path(cache)
-        )
-        found = effects(
-            lambda images, labels: evaluator(images.split(100), labels),
-            _PRESET.eval.num_samples,
-            _REDRAWS,
-            sds_of_seeds(load(source=_PUBLISHED).cells),
-        )
+        score = Evaluator(open_dataset(_PRESET.data), _PRESET.eval, device=torch.device("cpu"), cache_dir=Path(cache))
+        n = _PRESET.eval.num_samples
+        found = effects(lambda images, labels: score(images.split(100), labels), n, _REDRAWS, sds)
     print(markdown(found), end="")

@@ -21,15 +21,18 @@ def test_each_damage_changes_pictures_and_keeps_their_form(name: str) -> None:
 
 def test_effects_are_shifts_in_units_of_the_sd_over_seeds() -> None:
     def evaluate(images: Tensor, labels: Tensor) -> dict[str, float]:
-        return {"mean": float(images.double().mean()), "of no published run": 1.0}
+        grain, twins = (float(images[labels == label].double().std()) for label in (0, 1))
+        return {"mean": float(images.double().mean()), "grain": grain, "twins": twins, "of no published run": 1.0}
 
-    found = effects(evaluate, 12, 3, {"mean": 0.5})
+    found = effects(evaluate, 12, 3, {"mean": 0.5, "grain": 1.0, "twins": 1.0})
     sets = [embedded.draw(LABELS, 1000 + i, 64) for i in range(3)]
     sd = torch.stack([images.double().mean() for images in sets]).std()
     shift = DAMAGES["dropped class"](sets[0], LABELS, torch.Generator()).double().mean() - sets[0].double().mean()
-    assert found.keys() == {"mean"} and found["mean"]["sd of draws"] == pytest.approx(float(sd))
+    assert found.keys() == {"mean", "grain", "twins"} and found["mean"]["sd of draws"] == pytest.approx(float(sd))
     assert found["mean"]["dropped class"] == pytest.approx(float(shift / 0.5))
-    assert markdown(found).count("\n") == 3
+    for column in ("twins of two sizes", "twins at two heights"):
+        assert found["grain"][column] == 0 and found["twins"][column] != 0
+    assert markdown(found).count("\n") == 5
 
 
 def test_the_sd_over_seeds_is_pooled_within_variants_of_finished_runs_of_all_steps() -> None:
@@ -41,15 +44,6 @@ def test_the_sd_over_seeds_is_pooled_within_variants_of_finished_runs_of_all_ste
         cells.head(1).assign(steps=200, seed=8, fid=9.0),
     ]
     assert sds_of_seeds(pd.concat([cells, *others])) == {"fid": pytest.approx(((2 + 24) / 3) ** 0.5)}
-
-
-def test_broken_relations_are_columns_and_leave_the_other_class_alone() -> None:
-    def evaluate(images: Tensor, labels: Tensor) -> dict[str, float]:
-        return {"grain": float(images[labels == 0].double().std()), "twins": float(images[labels == 1].double().std())}
-
-    found = effects(evaluate, 12, 2, {"grain": 1.0, "twins": 1.0})
-    for column in ("twins of two sizes", "twins at two heights"):
-        assert found["grain"][column] == 0 and found["twins"][column] != 0
 
 
 def test_shifts_beyond_all_noise_are_not_counted_out() -> None:
