@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
@@ -16,19 +16,15 @@ from ablations.tracking.runs import MAX_TAG, create_row, milliseconds
 
 if TYPE_CHECKING:
     from ablations.table import Row
+    from ablations.tracking.store import Store
 
 VIEW = "table"  # the key of the view that shows its columns
 _MAX_DESCRIPTION = 5000  # characters of a tag of an experiment, a limit of MLflow's
 
 
-Texts = dict[tuple[str, str], str]  # documents and tags that the store has, by run or experiment and name
-
-
 def write_table(
-    client: MlflowClient,
-    texts: Texts,
+    store: Store,
     experiment_id: str,
-    stored_rows: Iterable[Run],
     study: Study,
     rows: Sequence[Row],
     description: str,
@@ -37,13 +33,13 @@ def write_table(
 ) -> None:
     """Brings the rows of the study's variants, its documents and the description of its experiment up to date.
 
-    `stored_rows` are all runs of variants, the newest first; `rows` and the Markdown of `description` are those of
-    ablations.table; `search` is the report of a search. Documents are artifacts of the baseline's row. Raises the
-    client's error where the store is unreachable.
+    `rows` and the Markdown of `description` are those of ablations.table; `search` is the report of a search. Documents
+    are artifacts of the baseline's row. Raises the client's error where the store is unreachable.
     """
+    client, texts = store.client, store.texts
     stored = {
         run.data.tags.get("variant", ""): run
-        for run in reversed(list(stored_rows))  # the oldest counts
+        for run in reversed(list(store.runs(experiment_id, "tags.kind = 'variant'")))  # the oldest counts
         if run.data.tags.get("protocol") == study.protocol
     }
     now = milliseconds(time.time())
