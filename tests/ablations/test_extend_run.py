@@ -17,7 +17,6 @@ from told import begin, describe, tell
 
 from ablations.attempts import Attempt, attempts, begin_attempt, find_shorter_run
 from ablations.plan import Cell
-from ablations.run import main
 from ablations.study import read_study
 from sagan import journal
 from sagan.checkpoint import load_checkpoint, save_checkpoint
@@ -179,26 +178,3 @@ def test_a_cell_that_is_a_copy_is_trained_when_it_is_to_be_run_again(
     assert lab.run(copy, *ONE, "--rerun", "feat32")[0] == 0
     assert ["shared_run" in run.data.tags for run in lab.runs(copy, "cell")] == [False, True]
     assert len(lab.runs(study, "cell")) == 2 and not trash(lab, study)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--rerun", "feat9"], "--rerun: no cell matches 'feat9'; cells are none/seed0, feat32/seed0, none/seed1, "),
-        (["--rerun", "none", "--only", "feat32"], "--rerun: no cell matches 'none'; cells are feat32/seed0, "),
-        (["--rerun", "none", "--worker-only"], "--rerun: must go without --worker-only"),
-    ],
-)
-def test_cells_to_run_again_that_are_none_are_told(
-    options: list[str],
-    message: str,
-    write_study: WriteStudy,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    study = write_study()
-    monkeypatch.chdir(tmp_path)
-    assert main([str(study), *options]) == 2
-    assert capsys.readouterr().err.startswith(message)
-    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
