@@ -47,11 +47,14 @@ class Document:
             raise self._fatal("must be a mapping of fields to values; see studies/smoke.yaml", self._values[()])
 
     def errors(self) -> list[str]:
-        """All messages so far, in the order of the file."""
-        return [message for _, message in sorted(self._errors)]
+        """All messages so far: those of options, then those of the file in its order."""
+        return [message for _, message in sorted(self._errors, key=lambda error: error[0])]
 
     def error(self, position: Position, message: str, at: Literal["key", "value"] = "value") -> None:
-        """Add a mistake. If `position` is not in the file, it is placed at the nearest parent that is."""
+        """Add a mistake at a position in the file, or else at its nearest parent, or of an option: ("--set", "x")."""
+        if position[0].startswith("--") and position[:1] not in self._values:
+            self._errors.append(((0, 0), f"{' '.join(position)}: {message}"))
+            return
         known = next(position[:end] for end in range(len(position), -1, -1) if position[:end] in self._values)
         place = self._keys.get(known, self._values[known]) if at == "key" else self._values[known]
         self._note(f"{_name(position)}: {message}", place)
