@@ -1,9 +1,9 @@
-"""What a launcher reads from MLflow and writes to it; sending.py, table_writer.py and runs.py do parts of it.
+"""What a launcher reads from MLflow and writes to it (sending.py).
 
 An experiment is a study. It has one run per variant, the rows of the study's table (kind "variant"), and beneath each
 row one run per seed, the cells (kind "cell"). The run of a cell is found by its tags, so a launcher that resumes the
-cell adds to the same run. What an attempt records is in its journal first; `Store.send` uploads what the store lacks
-(sending.py). A launch that has begun continues while the store is unreachable.
+cell adds to the same run. What an attempt records is in its journal first; `Store.send` uploads what the store lacks.
+A launch that has begun continues while the store is unreachable.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ from ablations.disk import is_full_disk, new_database
 from ablations.plan import Cell, Study
 from ablations.preflight import sqlite_path, without_password
 from ablations.results import Result, measured_by, scores_of
-from ablations.tracking.runs import cell_key, find_run
-from ablations.tracking.sending import Sender
-from ablations.tracking.table_writer import VIEW, write_table
+from ablations.tracking.sending import VIEW, Sender, cell_key, find_run, write_table
 from sagan.journal import Record, current
 
 if TYPE_CHECKING:
@@ -220,7 +218,7 @@ class Store:
         search: Mapping[str, Any] | None = None,
         commit: str | None = None,
     ) -> bool:
-        """See table_writer.py. False where the store is unreachable. Makes missing rows: under `exclusive`, because two
+        """See sending.write_table. False where the store is unreachable. Makes missing rows: under `exclusive`, because two
         launchers that made them at once would make each twice."""
 
         return bool(
