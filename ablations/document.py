@@ -41,7 +41,14 @@ class Document:
         self._values: dict[Position, Place] = {}
         self._yaml = _yaml()
         self.text = self._read()
-        root = self._compose()
+        try:
+            root = self._yaml.compose(self.text)
+        except (*_UNREADABLE, RecursionError) as error:
+            mark = getattr(error, "problem_mark", None)
+            place = _place(mark) if mark else (0, 0)
+            raise self._fatal(f"not valid YAML: {_problem(error)}; correct it", place) from None
+        if not isinstance(root, Node):
+            raise self._fatal("is empty; see studies/smoke.yaml for what a study holds")
         self.content = self._plain(root, (), _place(root.start_mark))
         if not isinstance(self.content, dict):
             raise self._fatal("must be a mapping of fields to values; see studies/smoke.yaml", self._values[()])
@@ -84,18 +91,6 @@ class Document:
             close = hint(self.path.name, [path.name for path in self.path.parent.glob("*.yaml")])
             reason = (error.strerror or str(error)).lower()
             raise self._fatal(f"{reason}{close or '; give a study file, such as studies/smoke.yaml'}") from None
-
-    def _compose(self) -> Node:
-        try:
-            root = self._yaml.compose(self.text)
-        except (*_UNREADABLE, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            raise self._fatal(
-                f"not valid YAML: {_problem(error)}; correct it", _place(mark) if mark else (0, 0)
-            ) from None
-        if not isinstance(root, Node):
-            raise self._fatal("is empty; see studies/smoke.yaml for what a study holds")
-        return root
 
     def _plain(self, node: Node, position: Position, place: Place) -> Any:
         """The node as plain values; the place of each is stored."""
