@@ -221,9 +221,7 @@ class Store:
         """See sending.write_table. False where the store is unreachable. Makes missing rows: under `exclusive`, because two
         launchers that made them at once would make each twice."""
 
-        return bool(
-            self._answer(lambda: write_table(self, experiment_id, study, rows, description, search, commit)),
-        )
+        return bool(self._answer(lambda: write_table(self, experiment_id, study, rows, description, search, commit)))
 
     def recorded(
         self, experiment_id: str, folder: Path, shared: bool = True, metrics: Sequence[str] = ()
