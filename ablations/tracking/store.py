@@ -218,8 +218,8 @@ class Store:
         search: Mapping[str, Any] | None = None,
         commit: str | None = None,
     ) -> bool:
-        """See sending.write_table. False where the store is unreachable. Makes missing rows: under `exclusive`, because two
-        launchers that made them at once would make each twice."""
+        """See sending.write_table. False where the store is unreachable. Makes missing rows: under `exclusive`, because
+        two launchers that made them at once would make each twice."""
 
         return bool(self._answer(lambda: write_table(self, experiment_id, study, rows, description, search, commit)))
 
