@@ -51,11 +51,8 @@ def test_the_visible_difference_rests_on_the_shipped_noise_or_is_told_in_sds(
     )
 
 
-def test_one_seed_per_variant_shows_nothing(write_study: WriteStudy) -> None:
+def test_one_seed_per_variant_shows_nothing_and_trials_of_a_search_are_no_seeds(write_study: WriteStudy) -> None:
     assert "nothing, for no comparison has two seeds" in said(read_study(write_study()).at_seeds([0]))
-
-
-def test_trials_of_a_search_are_no_seeds_of_its_comparison() -> None:
     study = read_study(Path(__file__).parents[2] / "studies" / "ttur_search.yaml")
     assert f"(1 comparison, n = {len(study.seeds)} per variant)" in said(study.outline())
 

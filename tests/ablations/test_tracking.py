@@ -361,26 +361,22 @@ def test_a_copy_is_not_taken_for_a_trained_run(store: Store, study: Study, tmp_p
     assert (result.metrics["fid"], result.shared_study) == (7.0, None), "what was trained counts, also beside a copy"
 
 
-def test_a_run_that_a_dead_process_left_running_is_ended(store: Store, study: Study, tmp_path: Path) -> None:
+def test_runs_that_a_dead_process_or_a_slow_store_left_are_ended_or_deleted(
+    store: Store, study: Study, tmp_path: Path
+) -> None:
     experiment_id = store.open_experiment(study)
-    dead, alive = (begin(tmp_path, cell) for cell in study.cells()[:2])
+    dead, alive, doubled = (begin(tmp_path, cell) for cell in study.cells()[:3])
     runs = [send(store, attempt).info.run_id for attempt in (dead, alive)]
+    tell(doubled, 1, {"fid": 3.0})
+    run = send(store, doubled)
+    twin = store.client.create_run(experiment_id, tags=run.data.tags, start_time=1).info.run_id
+    tell(doubled, 2, {}, status="finished")
+    send(store, doubled, has_ended=True)
+    assert store.find_outcome(experiment_id, doubled.cell, shared=True) == "finished"
     store.end_abandoned(experiment_id, living={alive.cell.key})
     assert [store.client.get_run(run_id).info.status for run_id in runs] == ["KILLED", "RUNNING"]
-
-
-def test_a_second_run_that_a_slow_store_made_is_deleted(store: Store, study: Study, tmp_path: Path) -> None:
-    experiment_id, cell = store.open_experiment(study), study.cells()[0]
-    attempt = begin(tmp_path, cell)
-    tell(attempt, 1, {"fid": 3.0})
-    run = send(store, attempt)
-    twin = store.client.create_run(experiment_id, tags=run.data.tags, start_time=1).info.run_id
-    tell(attempt, 2, {}, status="finished")
-    send(store, attempt, has_ended=True)
-    assert store.find_outcome(experiment_id, cell, shared=True) == "finished"
-    store.end_abandoned(experiment_id, set())
-    assert [found.info.run_id for found in store.runs(experiment_id, "tags.kind = 'cell'")] == [run.info.run_id]
-    assert store.client.get_run(twin).info.lifecycle_stage == "deleted"
+    left = {found.info.run_id for found in store.runs(experiment_id, "tags.kind = 'cell'")}
+    assert left == {*runs, run.info.run_id} and store.client.get_run(twin).info.lifecycle_stage == "deleted"
 
 
 def test_a_failed_cell_keeps_its_traceback_until_it_is_run_again(store: Store, study: Study, tmp_path: Path) -> None:
