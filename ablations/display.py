@@ -74,7 +74,8 @@ def verdict_table(study: Study, rows: Sequence[Comparison], states: Sequence[Cel
 
     Trials of a search, which are compared with nothing, have rows while they run.
     """
-    table, reference = Table(), _references(rows)
+    references = {row.reference for row in rows if row.reference is not None}
+    table, reference = Table(), str(*references) if len(references) == 1 else "each other"
     for title in ("variant", "n", label(study, study.metric), f"against {reference}", "verdict"):
         table.add_column(title, justify="left" if title in ("variant", "verdict") else "right")
     if states:
@@ -104,12 +105,6 @@ def row_texts(row: Comparison, reference: str) -> tuple[str, str, str, str, str]
     is_final = row.n and row.verdict and (row.verdict != "undecided" or row.stopped_for_futility)
     verdict = f"{row.verdict} after {row.n}" if is_final else row.verdict
     return row.variant, str(found.n if found else 0), f"{found.mean:.3g}" if found else "", against, verdict
-
-
-def _references(rows: Sequence[Comparison]) -> str:
-    """What all rows are compared with, or "each other"."""
-    found = {row.reference for row in rows if row.reference is not None}
-    return str(*found) if len(found) == 1 else "each other"
 
 
 def headline(states: Sequence[CellState], workers: int) -> str:

@@ -41,17 +41,27 @@ class Document:
         self._values: dict[Position, Place] = {}
         self._yaml = _yaml()
         self.text = self._read()
-        root = self._compose()
+        try:
+            root = self._yaml.compose(self.text)
+        except (*_UNREADABLE, RecursionError) as error:
+            mark = getattr(error, "problem_mark", None)
+            place = _place(mark) if mark else (0, 0)
+            raise self._fatal(f"not valid YAML: {_problem(error)}; correct it", place) from None
+        if not isinstance(root, Node):
+            raise self._fatal("is empty; see studies/smoke.yaml for what a study holds")
         self.content = self._plain(root, (), _place(root.start_mark))
         if not isinstance(self.content, dict):
             raise self._fatal("must be a mapping of fields to values; see studies/smoke.yaml", self._values[()])
 
     def errors(self) -> list[str]:
-        """All messages so far, in the order of the file."""
-        return [message for _, message in sorted(self._errors)]
+        """All messages so far: those of options, then those of the file in its order."""
+        return [message for _, message in sorted(self._errors, key=lambda error: error[0])]
 
     def error(self, position: Position, message: str, at: Literal["key", "value"] = "value") -> None:
-        """Add a mistake. If `position` is not in the file, it is placed at the nearest parent that is."""
+        """Add a mistake at a position in the file, or else at its nearest parent, or of an option: ("--set", "x")."""
+        if position[0].startswith("--") and position[:1] not in self._values:
+            self._errors.append(((0, 0), f"{' '.join(position)}: {message}"))
+            return
         known = next(position[:end] for end in range(len(position), -1, -1) if position[:end] in self._values)
         place = self._keys.get(known, self._values[known]) if at == "key" else self._values[known]
         self._note(f"{_name(position)}: {message}", place)
@@ -81,18 +91,6 @@ class Document:
             close = hint(self.path.name, [path.name for path in self.path.parent.glob("*.yaml")])
             reason = (error.strerror or str(error)).lower()
             raise self._fatal(f"{reason}{close or '; give a study file, such as studies/smoke.yaml'}") from None
-
-    def _compose(self) -> Node:
-        try:
-            root = self._yaml.compose(self.text)
-        except (*_UNREADABLE, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            raise self._fatal(
-                f"not valid YAML: {_problem(error)}; correct it", _place(mark) if mark else (0, 0)
-            ) from None
-        if not isinstance(root, Node):
-            raise self._fatal("is empty; see studies/smoke.yaml for what a study holds")
-        return root
 
     def _plain(self, node: Node, position: Position, place: Place) -> Any:
         """The node as plain values; the place of each is stored."""

@@ -25,12 +25,11 @@ from ablations.plan import Cell, Study, show
 from ablations.preflight import sqlite_path
 from reports import sequential, statistics
 from sagan.config import diff, flatten
-from sagan.cost import count
+from sagan.cost import Cost, count
 from sagan.data import num_classes
 
 if TYPE_CHECKING:
     from ablations.tracking.store import Store
-
 
 _STUDIES = 1000  # simulated for each size of a difference: the number of runs is then known to a few per cent
 Array = NDArray[Any]
@@ -45,18 +44,71 @@ def show_plans(
     data_root: Path | None,
     most: int | None,
 ) -> None:
-    """Prints the plan of each study, and their sum. With `reuse`, a cell that an earlier one of them has is shared."""
+    """Prints the plan of each study: what each variant changes and costs, the cells, and about how long they take here.
+
+    With `reuse`, a cell that an earlier one of the studies has is shared, and takes no time.
+    """
+    store = _open_store(tracking_uri, [study for study, *_ in planned])
     total, num_shared, seen = 0.0, 0, set[tuple[str, int]]()
     for study, cells, pool in planned:
+        study = study.outline()
         # What a search will train is not known, so none of it can be known to be shared.
-        can_share = reuse and study.search is None
-        shared = [cell for cell in cells if can_share and (cell.config_digest, cell.seed) in seen]
+        known = seen if reuse and study.search is None else set()
+        shared = [cell for cell in cells if (cell.config_digest, cell.seed) in known]
+        own = [cell for cell in cells if (cell.config_digest, cell.seed) not in known]
         seen.update((cell.config_digest, cell.seed) for cell in cells)
-        ordered = [*shared, *(cell for cell in cells if cell not in shared)]
-        total += _show_plan(
-            study.outline(), ordered, len(shared), pool, tracking_uri, console, calibration, data_root, most
-        )
         num_shared += len(shared)
+        variants = study.variants()
+        costs = {v.name: count(v.config, num_classes(v.config.data, data_root)) for v in variants if not v.build_error}
+        if calibration is not None:
+            start, seconds = calibration.start, {cell.variant: calibration.cell_seconds(cell.config) for cell in cells}
+        else:
+            start, (seconds, basis) = 0.0, _estimated_seconds(study, cells, store, costs, pool)
+        took = start + makespan([seconds[cell.variant] for cell in own], pool.workers)
+        total += took
+
+        console.out(f"{study.name}: {study.question}\nprotocol: {study.protocol}\n")
+        baseline = next(variant for variant in variants if variant.name == study.baseline)
+        if study.search is not None:
+            console.out(f"{study.search}, counted at the values of {baseline.name}")
+            variants = [baseline]
+        table = _table("variant", "G params", "D params", "GFLOPs/image", "memory MiB", "per cell")
+        for variant in variants:
+            if variant is not baseline:
+                changes = diff(baseline.config, variant.config).items()
+                listed = ", ".join(f"{name} {show(old)} -> {show(new)}" for name, (old, new) in changes)
+                console.out(f"{variant.name} changes against {baseline.name}: {listed}")
+            if variant.build_error is not None:
+                table.add_row(variant.name, variant.build_error)
+                continue
+            cost = costs[variant.name]
+            numbers = (f"{cost.num_params_g:,}", f"{cost.num_params_d:,}", f"{cost.flops_per_image / 1e9:.3g}")
+            per_cell = duration(seconds[variant.name]) if variant.name in seconds else ""
+            table.add_row(variant.name, *numbers, f"{cost.memory_mib:,.0f}", per_cell)
+        console.print(table)
+
+        names = ", ".join(cell.name for cell in [*shared, *own])
+        most_of = " at most" if study.adaptive else ""
+        first = f", the first {len(shared)} shared with studies above" if shared else ""
+        console.out(f"{len(cells)} cells{most_of}{first}: {names}")
+        time = f"About {duration(took)}{most_of}"
+        if calibration is not None:
+            gib = max(speed.memory_mib for speed in calibration.speeds.values()) / 1024
+            on_cpu = pool.devices == ("cpu",)
+            memory = f"memory each, {gib * pool.workers:.1f} GiB in all" if on_cpu else "GPU memory each"
+            console.out(f"{time} on {pool}, {gib:.1f} GiB of {memory}: measured just now.")
+        else:
+            console.out(f"{time} of training on {pool}, {basis}. --calibrate does better: it measures.")
+        noise = _noise(study, store)
+        if study.adaptive:
+            size = f" within {study.adaptive.margin:.0%}" if study.adaptive.margin else ""
+            last = max(n for n in verdicts.rule(study, noise.log).looks if most is None or n <= most)
+            console.out(f"Adaptive seeds, {study.adaptive.first} to {last} per variant{size}; {noise}:")
+            copied = {cell.variant for cell in shared} - {cell.variant for cell in own}
+            each = seconds | dict.fromkeys(copied, 0.0)
+            console.print(_adaptive_cost(study, cells, last, each, pool.workers, noise))
+        else:
+            console.out(_power(study, cells, noise))
     if len(planned) > 1:
         num_cells = sum(len(cells) for _, cells, _ in planned)
         console.out(
@@ -64,100 +116,56 @@ def show_plans(
         )
 
 
-def _show_plan(
-    study: Study,
-    cells: Sequence[Cell],
-    shared: int,
-    pool: WorkerPool,
-    tracking_uri: str,
-    console: Console,
-    calibration: Calibration | None,
-    data_root: Path | None,
-    most: int | None,
-) -> float:
-    """Prints what each variant changes and costs, then the cells, and about how long they take on this machine.
+def _open_store(uri: str, studies: Sequence[Study]) -> Store | None:
+    """The MLflow store, after the checks of a launch; None where its file does not exist, which opening would make."""
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():
+        return None
+    from ablations.tracking.store import Store  # imports MLflow
 
-    Returns that time in seconds. The first `shared` of the cells take none, because another study has trained them. The
-    trials of a search are not known in advance: pass `study.outline()`.
-    """
-    path = sqlite_path(tracking_uri)
-    store = None
-    if path is None or path.exists():  # opening a store would make its file
-        from ablations.tracking.store import Store  # imports MLflow
-
-        try:
-            store = Store(tracking_uri, read_only=True)
+    try:
+        store = Store(uri, read_only=True)
+        for study in studies:
             store.check_experiment(study)
-        except ValueError as error:
-            raise ValueError(f"--tracking-uri: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"--tracking-uri: {error}") from None
+    for study in studies:
         store.check_seeds(study)
-    variants = study.variants()
-    baseline = next(variant for variant in variants if variant.name == study.baseline)
-    costs = {v.name: count(v.config, num_classes(v.config.data, data_root)) for v in variants if not v.build_error}
-    planned = {cell.variant: cell.config.optim for cell in cells}
-    start = 0.0
-    if calibration is not None:
-        start = calibration.start
-        seconds = {cell.variant: calibration.cell_seconds(cell.config) for cell in cells}
-    else:
-        seconds, speed = _seconds_of_earlier_runs(study, cells, store)
-        basis = "at the speed of earlier runs in the store"
-        if (missing := planned.keys() - seconds.keys()) and speed is None:
-            basis = "estimated from the speed of one large convolution; small networks may take several times as long"
-            convolution = _flops_per_second(pool.devices[0], pool.threads)
-            seconds |= {name: planned[name].steps * costs[name].flops_per_step / convolution for name in missing}
-        elif speed is not None:
-            images = {name: o.steps * o.batch_size * o.d_steps for name, o in planned.items()}
-            seconds |= {name: images[name] * costs[name].flops_per_image / speed for name in missing}
-    total = start + makespan([seconds[cell.variant] for cell in cells[shared:]], pool.workers)
+    return store
 
-    console.out(f"{study.name}: {study.question}\nprotocol: {study.protocol}\n")
-    if study.search is not None:
-        console.out(f"{study.search}, counted at the values of {baseline.name}")
-        variants = [baseline]
-    table = Table()
-    for title in ("variant", "G params", "D params", "GFLOPs/image", "memory MiB", "per cell"):
-        table.add_column(title, justify="left" if title == "variant" else "right", no_wrap=True)
-    for variant in variants:
-        if variant is not baseline:
-            changes = [
-                f"{k} {show(old)} -> {show(new)}" for k, (old, new) in diff(baseline.config, variant.config).items()
-            ]
-            console.out(f"{variant.name} changes against {baseline.name}: {', '.join(changes)}")
-        if variant.build_error is not None:
-            table.add_row(variant.name, variant.build_error)
+
+def _estimated_seconds(
+    study: Study, cells: Sequence[Cell], store: Store | None, costs: Mapping[str, Cost], pool: WorkerPool
+) -> tuple[dict[str, float], str]:
+    """({variant: seconds of a cell}, what this is estimated from).
+
+    A variant takes the median of the finished runs with its config, in any study. One without such a run takes as long
+    as its operations at the median speed of the finished runs that are alike, or of a convolution if there are none.
+    """
+    variants = {cell.config_digest: cell.variant for cell in cells}
+    taken: dict[str, list[float]] = {}
+    speeds: list[float] = []  # operations of forward passes per second
+    for run in store.runs_of_all("tags.kind = 'cell' and tags.outcome = 'finished'") if store else ():
+        tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+        if "shared_run" in tags or not run.info.end_time:
             continue
-        cost = costs[variant.name]
-        numbers = (f"{cost.num_params_g:,}", f"{cost.num_params_d:,}", f"{cost.flops_per_image / 1e9:.3g}")
-        per_cell = duration(seconds[variant.name]) if variant.name in seconds else ""
-        table.add_row(variant.name, *numbers, f"{cost.memory_mib:,.0f}", per_cell)
-    console.print(table)
-
-    names = ", ".join(cell.name for cell in cells)
-    most_of = " at most" if study.adaptive else ""
-    console.out(
-        f"{len(cells)} cells{most_of}{f', the first {shared} shared with studies above' if shared else ''}: {names}"
-    )
-    if calibration is not None:
-        gib = max(speed.memory_mib for speed in calibration.speeds.values()) / 1024
-        on_cpu = pool.devices == ("cpu",)
-        memory = f"memory each, {gib * pool.workers:.1f} GiB in all" if on_cpu else "GPU memory each"
-        console.out(f"About {duration(total)}{most_of} on {pool}, {gib:.1f} GiB of {memory}: measured just now.")
-    else:
-        console.out(
-            f"About {duration(total)}{most_of} of training on {pool}, {basis}. --calibrate does better: it measures."
-        )
-    noise = _noise(study, store)
-    if study.adaptive:
-        size = f" within {study.adaptive.margin:.0%}" if study.adaptive.margin else ""
-        last = max(n for n in verdicts.rule(study, noise.log).looks if most is None or n <= most)
-        console.out(f"Adaptive seeds, {study.adaptive.first} to {last} per variant{size}; {noise}:")
-        copied = {cell.variant for cell in cells[:shared]} - {cell.variant for cell in cells[shared:]}
-        each = seconds | dict.fromkeys(copied, 0.0)
-        console.print(_adaptive_cost(study, cells, last, each, pool.workers, noise))
-    else:
-        console.out(_power(study, cells, noise))
-    return total
+        took = max(run.info.end_time - run.info.start_time, 1) / 1000
+        if variant := variants.get(tags.get("config_digest", "")):
+            taken.setdefault(variant, []).append(took)
+        if "flops_per_image" in metrics and _is_alike(study, tags, params):
+            images = math.prod(int(params[f"optim.{name}"]) for name in ("steps", "batch_size", "d_steps"))
+            speeds.append(images * metrics["flops_per_image"] / took)
+    seconds = {name: median(own) for name, own in taken.items()}
+    missing = {cell.variant: cell.config.optim for cell in cells if cell.variant not in seconds}
+    basis = "at the speed of earlier runs in the store"
+    if missing and not speeds:
+        basis = "estimated from the speed of one large convolution; small networks may take several times as long"
+        speed = _flops_per_second(pool.devices[0], pool.threads)
+        seconds |= {name: optim.steps * costs[name].flops_per_step / speed for name, optim in missing.items()}
+    elif missing:
+        images_of = {name: optim.steps * optim.batch_size * optim.d_steps for name, optim in missing.items()}
+        seconds |= {name: images_of[name] * costs[name].flops_per_image / median(speeds) for name in missing}
+    return seconds, basis
 
 
 def _power(study: Study, cells: Sequence[Cell], noise: Noise) -> str:
@@ -232,16 +240,18 @@ def _adaptive_cost(
     plan = verdicts.rule(study, noise.log)
     names = list(dict.fromkeys(name for pair in plan.pairs for name in pair))
     others = dict.fromkeys({cell.variant for cell in cells} - set(names), study.adaptive.first)
-    table = Table()
-    for title in ("if there is", "runs", "time", "comparisons decided"):
-        table.add_column(title, justify="left" if title == "if there is" else "right", no_wrap=True)
+    table = _table("if there is", "runs", "time", "comparisons decided")
 
     def add(title: str, counts: Array | Sequence[Array], decided: str) -> None:
-        """`counts` are the seeds of each variant, one array per simulated study."""
-        studies = [others | dict(zip(names, own.tolist(), strict=True)) for own in counts]
-        runs = fmean(sum(n for name, n in own.items() if name in seconds) for own in studies)
-        took = fmean(_looks_seconds(own, plan.looks, seconds, workers) for own in studies)
-        table.add_row(title, f"{runs:.0f}", duration(took), decided)
+        """`counts` are the seeds of each variant, one array per simulated study. Looks run one after the other."""
+        runs, took = 0, 0.0
+        for own in counts:
+            sizes = others | dict(zip(names, own.tolist(), strict=True))
+            runs += sum(n for name, n in sizes.items() if name in seconds)
+            for before, n in itertools.pairwise((0, *plan.looks)):
+                new = [seconds[name] for name, size in sizes.items() if size >= n and name in seconds]
+                took += makespan(new * (n - before), workers)
+        table.add_row(title, f"{runs / len(counts):.0f}", duration(took / len(counts)), decided)
 
     for effect in (0.0, 0.1, 0.2, 0.4) if noise.sd else ():
         means = dict.fromkeys(names, 0.0 if noise.log else noise.mean)
@@ -255,15 +265,11 @@ def _adaptive_cost(
     return table
 
 
-def _looks_seconds(
-    counts: Mapping[str, int], looks: Sequence[int], seconds: Mapping[str, float], workers: int
-) -> float:
-    """How long the looks take, one after the other, of variants that get so many seeds."""
-    total = 0.0
-    for before, n in itertools.pairwise((0, *looks)):
-        new = [seconds[name] for name, own in counts.items() if own >= n and name in seconds]
-        total += makespan(new * (n - before), workers)
-    return total
+def _table(*titles: str) -> Table:
+    table = Table()
+    for title in titles:
+        table.add_column(title, justify="left" if title == titles[0] else "right", no_wrap=True)
+    return table
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
@@ -272,30 +278,6 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
     for task in seconds:
         heapq.heapreplace(free_at, free_at[0] + task)
     return max(free_at)
-
-
-def _seconds_of_earlier_runs(
-    study: Study, cells: Sequence[Cell], store: Store | None
-) -> tuple[dict[str, float], float | None]:
-    """({variant: seconds of a cell}, operations of forward passes per second), as measured by runs of the store.
-
-    A variant has the median of the finished runs with its config, in any study. The speed, for variants without such a
-    run, is the median over the finished runs that are alike; None if there are none.
-    """
-    variants = {cell.config_digest: cell.variant for cell in cells}
-    seconds: dict[str, list[float]] = {}
-    speeds: list[float] = []
-    for run in store.runs_of_all("tags.kind = 'cell' and tags.outcome = 'finished'") if store else ():
-        tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
-        if "shared_run" in tags or not run.info.end_time:
-            continue
-        took = max(run.info.end_time - run.info.start_time, 1) / 1000
-        if variant := variants.get(tags.get("config_digest", "")):
-            seconds.setdefault(variant, []).append(took)
-        if "flops_per_image" in metrics and _is_alike(study, tags, params):
-            images = math.prod(int(params[f"optim.{name}"]) for name in ("steps", "batch_size", "d_steps"))
-            speeds.append(images * metrics["flops_per_image"] / took)
-    return {name: median(own) for name, own in seconds.items()}, median(speeds) if speeds else None
 
 
 def _flops_per_second(device: str, threads: int) -> float:

@@ -55,12 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", help="scale, in place of the study's own: embedded, cifar10, imagenette64, ...")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field in every variant; repeatable")
     add("--seeds", metavar="0,1,2", help="in place of the study's own, adaptive or not")
-    add(
-        "--most",
-        type=int,
-        metavar="N",
-        help="adaptive seeds: stop at the look with N per variant; later launches continue",
-    )
+    most = "adaptive seeds: stop at the look with N per variant; later launches continue"
+    add("--most", type=int, metavar="N", help=most)
     add("--until", metavar="TIME", help="save and stop after 45min, 2h or 90s; the same command resumes")
     add("--only", default="*", metavar="GLOB", help="cells whose variant, or variant/seedK, matches")
     add("--workers", default="auto", metavar="N", help="processes; auto: one per core, or one per GPU")
@@ -177,11 +173,10 @@ def _start(
     store, options.tracking_uri = tracking_uri(options.tracking_uri)
     _named("--storage", partial(check_storage, is_written=not options.dry_run), options.storage)
     _named(store, partial(check_store, is_written=not options.dry_run), options.tracking_uri)
-    if absolute(options.storage) == absolute(options.tracking_uri):
-        raise ValueError(
-            f"--storage: must be another database than --tracking-uri, got {without_password(options.storage)!r} for "
-            f"both"
-        )
+    storage, uri = absolute(options.storage), absolute(options.tracking_uri)
+    if storage == uri:
+        got = f"got {without_password(options.storage)!r} for both"
+        raise ValueError(f"--storage: must be another database than --tracking-uri, {got}")
     if not options.dry_run:
         check_folder(runs)
     elsewhere = options.launcher == "slurm" and not options.dry_run
@@ -237,16 +232,15 @@ def _start(
             largest = max(pools, key=lambda pool: pool.workers)
             calibration = calibrate(all_cells, largest, console, data_root, inception_weights, runs / "cache")
         planned = [(study, cells, pool) for (study, cells), pool in zip(chosen, pools, strict=True)]
-        uri, reuse = absolute(options.tracking_uri), not options.no_reuse
-        show_plans(planned, reuse, uri, console, calibration, data_root, options.most)
+        show_plans(planned, not options.no_reuse, uri, console, calibration, data_root, options.most)
         return 0
     from ablations.launch import run_studies, submit_studies
     from ablations.launcher import Options
 
     asked_for = Options(
         only=options.only,
-        storage=absolute(options.storage),
-        tracking_uri=absolute(options.tracking_uri),
+        storage=storage,
+        tracking_uri=uri,
         runs=runs,
         data_root=data_root,
         inception_weights=inception_weights,

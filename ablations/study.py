@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from pydantic import BaseModel
 from pydantic_core import ValidationError
@@ -102,7 +102,7 @@ class _Checker:
         margin = float(file.margin.rstrip("% ")) / 100 if file.margin else None
         self._adaptive = Adaptive(block.first, block.most, margin) if block else None
         self._seeds = self._adaptive.seeds if self._adaptive else tuple(cast(list[int], file.seeds))
-        self._command_errors: list[str] = []  # mistakes on the command line
+        self._error = document.error
         self._changes: Changes = {}
         for name, text in changes.items():
             try:
@@ -113,13 +113,6 @@ class _Checker:
         if self._preset not in PRESETS:
             rule = f"must be one of {', '.join(PRESETS)}, got {self._preset!r}{hint(self._preset, PRESETS)}"
             self._error(("--preset",), rule)
-
-    def _error(self, position: Position, message: str, at: Literal["key", "value"] = "value") -> None:
-        """Add a mistake at a position in the file, or of an option: ("--set", "optim.steps")."""
-        if position[0].startswith("--"):
-            self._command_errors.append(f"{' '.join(position)}: {message}")
-        else:
-            self._document.error(position, message, at)
 
     def study(self) -> Study:
         file, written = self._file, self._document.content
@@ -159,10 +152,10 @@ class _Checker:
                 rule = f"must compare two variants, got {pair[0]!r} twice"
                 self._error(("contrasts", str(index)), f"{rule}; name another, or drop the pair")
         self._check_each_once(("contrasts",), [tuple(sorted(pair)) for pair in file.contrasts])
-        if not (self._command_errors or self._document.errors()):
+        if not self._document.errors():
             self._check_endpoint(base, levels, variants)
             self._check_effects(base, variants)
-        if errors := self._command_errors + self._document.errors():
+        if errors := self._document.errors():
             raise StudyError(errors)
         study = Study(
             name=file.name,
@@ -287,7 +280,7 @@ class _Checker:
                     rule = str(error).removeprefix("eval.endpoint: ")
                     if field is not None:
                         self._error((*position, field), rule if field == "eval.endpoint" else f"eval.endpoint {rule}")
-            if self._command_errors or self._document.errors():
+            if self._document.errors():
                 return
 
     def _check_effects(self, base: Config, variants: Sequence[Combination]) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,6 +20,7 @@ from ablations.study import read_study
 from ablations.tracking import store as tracking
 from ablations.tracking.sending import storable
 from reports.loading import load_results
+from reports.results import Results
 from reports.store import Store
 from sagan import generate, load_generator
 from sagan.config import Config, DataConfig
@@ -50,10 +53,8 @@ def test_no_name_of_a_study_file_leaves_its_folder_or_ends_a_string(tmp_path: Pa
     fine = {"name": "a", "paper": "b", "factor": "c", "level": "con"}
     path = tmp_path / "study.yaml"
     path.write_text(STUDY.format(**fine))
-    assert [cell.directory(tmp_path).parent for cell in read_study(path).cells()] == [
-        tmp_path / "a" / "none",
-        tmp_path / "a" / "con",
-    ]
+    folders = [cell.directory(tmp_path).parent for cell in read_study(path).cells()]
+    assert folders == [tmp_path / "a" / "none", tmp_path / "a" / "con"]
     for name in NAMES:
         path.write_text(STUDY.format(**{**fine, field: json.dumps(name)}))
         with pytest.raises(StudyError, match=rf"{path}:\d+:\d+: .*(names files|must be a text)"):
@@ -61,45 +62,42 @@ def test_no_name_of_a_study_file_leaves_its_folder_or_ends_a_string(tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[tracking.Store, Path]:
+def writer(tmp_path_factory: pytest.TempPathFactory) -> tracking.Store:
     folder = tmp_path_factory.mktemp("lab")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return tracking.Store(f"sqlite:///{folder}/mlflow.db"), folder
+        return tracking.Store(f"sqlite:///{folder}/mlflow.db")
+
+
+def reported(
+    writer: tracking.Store, runs: Path, variant: str, classes: Sequence[str], scores: dict[str, float], **groups: Any
+) -> tuple[Results, dict[str, str]]:
+    """What the report reads of a study with a cell of such classes and scores, and the tags of that cell's run."""
+    study = read_study(SMOKE)
+    attempt = begin(runs, study.cells(variant)[0])
+    describe(attempt, classes=classes, groups=groups)
+    tell(attempt, 6, scores, status="finished")
+    writer.send(writer.open_experiment(study), attempt, has_ended=True)
+    (results,) = load_results(Store(writer.client.tracking_uri))
+    return results, writer.client.get_run(str(attempt.upload_state.run_id)).data.tags
 
 
 CLASSES = ("cat's", "C++", "C**", "50%", "<b>", "two\nlines", "日本", "x" * 255, "x" * 254, 'a"b', "St. John: 1-2")
 
 
-def test_scores_of_classes_of_any_name_reach_the_report(lab: tuple[tracking.Store, Path]) -> None:
-    writer, folder = lab
-    study = read_study(SMOKE)
-    experiment = writer.open_experiment(study)
-    attempt = begin(folder / "runs", study.cells()[0])
-    describe(attempt, classes=CLASSES, groups={"odd": (0, 1)})
+def test_scores_of_classes_of_any_name_reach_the_report(writer: tracking.Store, tmp_path: Path) -> None:
     scores = {f"fid_class/{name}": float(label) for label, name in enumerate(CLASSES)}
-    tell(attempt, 6, {"fid": 12.5, **scores}, status="finished")
-    writer.send(experiment, attempt, has_ended=True)
-
-    (results,) = load_results(Store(writer.client.tracking_uri))
+    results, _ = reported(writer, tmp_path, "none", CLASSES, {"fid": 12.5, **scores}, odd=(0, 1))
     assert results.final_scores.loc[0, "fid"] == 12.5
     assert len(set(results.classes)) == len(CLASSES)
     assert [results.final_scores.loc[0, f"fid_class/{name}"] for name in results.classes] == list(range(len(CLASSES)))
     assert results.groups == {"odd": (0, 1)}
 
 
-def test_a_thousand_classes_cost_the_report_nothing_but_their_names(lab: tuple[tracking.Store, Path]) -> None:
-    writer, folder = lab
-    study = read_study(SMOKE)
-    experiment = writer.open_experiment(study)
-    attempt = begin(folder / "runs", study.cells()[1])
-    describe(attempt, classes=[f"class number {number}" for number in range(1000)])
-    tell(attempt, 6, {"fid": 11.5}, status="finished")
-    writer.send(experiment, attempt, has_ended=True)
-    assert attempt.upload_state.run_id is not None
-    tags = writer.client.get_run(attempt.upload_state.run_id).data.tags
+def test_a_thousand_classes_cost_the_report_nothing_but_their_names(writer: tracking.Store, tmp_path: Path) -> None:
+    classes = [f"class number {number}" for number in range(1000)]
+    results, tags = reported(writer, tmp_path, "feat16", classes, {"fid": 11.5})
     assert "classes" not in tags, "MLflow would cut it short, and what is left is no JSON"
-    (results,) = load_results(Store(writer.client.tracking_uri))
     assert results.finished("fid")["feat16"] == {0: 11.5}
 
 

@@ -1,9 +1,9 @@
-"""What a launcher reads from MLflow and writes to it; sending.py, table_writer.py and runs.py do parts of it.
+"""What a launcher reads from MLflow and writes to it (sending.py).
 
 An experiment is a study. It has one run per variant, the rows of the study's table (kind "variant"), and beneath each
 row one run per seed, the cells (kind "cell"). The run of a cell is found by its tags, so a launcher that resumes the
-cell adds to the same run. What an attempt records is in its journal first; `Store.send` uploads what the store lacks
-(sending.py). A launch that has begun continues while the store is unreachable.
+cell adds to the same run. What an attempt records is in its journal first; `Store.send` uploads what the store lacks.
+A launch that has begun continues while the store is unreachable.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ from ablations.disk import is_full_disk, new_database
 from ablations.plan import Cell, Study
 from ablations.preflight import sqlite_path, without_password
 from ablations.results import Result, measured_by, scores_of
-from ablations.tracking.runs import cell_key, find_run
-from ablations.tracking.sending import Sender
-from ablations.tracking.table_writer import VIEW, Texts, write_table
+from ablations.tracking.sending import VIEW, Sender, cell_key, find_run, write_table
 from sagan.journal import Record, current
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ class Store:
         self._reason = ""
         self._last: dict[str, dict[str, Result]] = {}  # by experiment
         self._scores: dict[tuple[str, str], dict[str, float]] = {}  # of finished runs, by id and metric
-        self._texts: Texts = {}  # of tables
+        self.texts: dict[tuple[str, str], str] = {}  # documents and tags of tables, by run or experiment and name
         self._opened: set[tuple[Path, str | None]] = set()  # attempts whose run is known to be there
         writes = path is not None and not read_only
         # Two launchers that make the tables of one new file at once would both fail.
@@ -168,7 +166,7 @@ class Store:
     def register_seeds(self, experiment_id: str, study: Study) -> None:
         """For `check_seeds`."""
         plan = json.dumps({"protocol": study.protocol, **study.plan_of_seeds()})
-        self._call_with_retry(lambda: self.client.set_experiment_tag(experiment_id, _seeds_tag(study), plan))
+        self._wait_for_answer(lambda: self.client.set_experiment_tag(experiment_id, _seeds_tag(study), plan))
 
     def check_images(self, study: Study, fingerprints: Mapping[str, str]) -> None:
         """Raises ValueError where cells of the study were trained on other images than these, by config digest."""
@@ -205,7 +203,7 @@ class Store:
                     self.client.set_experiment_tag(experiment_id, key, value)
             return experiment_id
 
-        return self._call_with_retry(open_)
+        return self._wait_for_answer(open_)
 
     def find_experiment(self, study: Study) -> str | None:
         found = self.client.get_experiment_by_name(study.name)
@@ -220,14 +218,10 @@ class Store:
         search: Mapping[str, Any] | None = None,
         commit: str | None = None,
     ) -> bool:
-        """See table_writer.py. False where the store is unreachable. Makes missing rows: under `exclusive`, because two
-        launchers that made them at once would make each twice."""
+        """See sending.write_table. False where the store is unreachable. Makes missing rows: under `exclusive`, because
+        two launchers that made them at once would make each twice."""
 
-        def write() -> None:
-            stored = self.runs(experiment_id, "tags.kind = 'variant'")
-            write_table(self.client, self._texts, experiment_id, stored, study, rows, description, search, commit)
-
-        return self._try_call(write)
+        return bool(self._answer(lambda: write_table(self, experiment_id, study, rows, description, search, commit)))
 
     def recorded(
         self, experiment_id: str, folder: Path, shared: bool = True, metrics: Sequence[str] = ()
@@ -248,7 +242,7 @@ class Store:
                     results[key] = Result(tags["outcome"], run.data.metrics, tags.get("shared_study"), scores, measured)
             return results
 
-        self._last[experiment_id] = self._call_or_default(look_up, self._last.get(experiment_id, {}))
+        self._last[experiment_id] = self._answer_or(self._last.get(experiment_id, {}), look_up)
         kept = {}
         for attempt in all_attempts(folder):
             study = attempt.copied.get("shared_study")
@@ -271,13 +265,13 @@ class Store:
 
     def find_outcome(self, experiment_id: str, cell: Cell, shared: bool) -> str | None:
         """That of a cell, where some host has recorded it; None also while the store is unreachable."""
-        run = self._call_or_default(lambda: find_run(self.client, experiment_id, cell, shared), None)
+        run = self._answer_or(None, lambda: find_run(self.client, experiment_id, cell, shared))
         return run.data.tags.get("outcome") if run is not None else None
 
     def find_shared(self, cell: Cell) -> list[tuple[str, str]]:
         """Fingerprints of data and metrics of the results that other studies have of this config and seed; none while
         the store is unreachable: training does not depend on it."""
-        return self._call_or_default(lambda: [_fingerprints(run) for run in self._shareable(cell)], [])
+        return self._answer_or([], lambda: [_fingerprints(run) for run in self._shareable(cell)])
 
     def find_source(self, cell: Cell, fingerprints: tuple[str, str]) -> Source | None:
         """The oldest run of another study with the same config, seed, data and metrics that has ended with an outcome;
@@ -297,7 +291,7 @@ class Store:
             about = {name: tags[name] for name in _ABOUT if name in tags}
             return Source(records, {**about, "shared_run": str(run.info.run_id), "shared_study": tags["study"]})
 
-        return self._call_or_default(find, None)
+        return self._answer_or(None, find)
 
     def _shareable(self, cell: Cell) -> list[Run]:
         """Copies are left out: they have no pictures, and the run that they were copied from is listed itself."""
@@ -320,7 +314,7 @@ class Store:
     def try_to_send(self, experiment_id: str, attempt: Attempt, has_ended: bool) -> bool:
         """`send`; False where it fails, whatever the error: training does not depend on MLflow."""
         try:
-            return self._try_call(lambda: self.send(experiment_id, attempt, has_ended))
+            return bool(self._answer(lambda: self.send(experiment_id, attempt, has_ended)))
         except Exception:
             _log.exception("tracking: %s is not sent", attempt.cell.name)
             return False
@@ -331,7 +325,7 @@ class Store:
         rest = [attempt for attempt in all_attempts(folder) if attempt.has_unsent and attempt.cell.key not in living]
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while rest:
-            if self._try_call(lambda: self.send(experiment_id, rest[0], True)):
+            if self._answer(lambda: self.send(experiment_id, rest[0], True)):
                 rest.pop(0)
             elif not wait or time.monotonic() > give_up:
                 return
@@ -345,7 +339,7 @@ class Store:
             while run := find_run(self.client, experiment_id, cell, shared=True):
                 self.client.delete_run(run.info.run_id)
 
-        self._call_with_retry(delete)
+        self._wait_for_answer(delete)
         self._last.get(experiment_id, {}).pop(cell.key, None)
 
     def end_abandoned(self, experiment_id: str, living: Container[str]) -> None:
@@ -366,7 +360,7 @@ class Store:
                     ended = "FINISHED" if "outcome" in run.data.tags else "KILLED"
                     self.client.set_terminated(run.info.run_id, ended)
 
-        self._try_call(end)
+        self._answer(end)
 
     def runs_of_all(self, condition: str) -> Iterator[Run]:
         """Of all studies."""
@@ -381,32 +375,30 @@ class Store:
             yield from page
             token = page.token or ""
 
-    def _try_call(self, call: Callable[[], object]) -> bool:
-        """Calls, twice if the first call fails; False where the store is unreachable."""
+    def _answer(self, call: Callable[[], T]) -> list[T]:
+        """What `call` returns, as the one item of a list, after a second call if the first fails; [] where the store is
+        unreachable."""
         for pause in (0.0,) if self.is_away else (0.0, 1.0):
             time.sleep(pause)
             try:
-                call()
+                answer = call()
             except (MlflowException, OSError) as error:
                 self._reason = first_line(error)
                 if not self.is_away:
                     _log.warning("tracking: %s", self._reason)
             else:
                 self.is_away = False
-                return True
+                return [answer]
         self.is_away = True
-        return False
+        return []
 
-    def _call_or_default(self, call: Callable[[], T], otherwise: T) -> T:
-        """What `call` returns; `otherwise` where the store is unreachable."""
-        answers: list[T] = []
-        return answers[0] if self._try_call(lambda: answers.append(call())) else otherwise
+    def _answer_or(self, otherwise: T, call: Callable[[], T]) -> T:
+        return (self._answer(call) or [otherwise])[0]
 
-    def _call_with_retry(self, call: Callable[[], T]) -> T:
+    def _wait_for_answer(self, call: Callable[[], T]) -> T:
         """What `call` returns, retried for _PATIENCE_SECONDS. Raises StoreUnreachable."""
-        answers: list[T] = []
         give_up = time.monotonic() + _PATIENCE_SECONDS
-        while not self._try_call(lambda: answers.append(call())):
+        while not (answers := self._answer(call)):
             if time.monotonic() > give_up:
                 raise StoreUnreachable(f"the tracking store does not answer ({self._reason})")
             time.sleep(1.0)

@@ -109,13 +109,13 @@ class Lab:
             for run in self.runs(study, "cell")
         }
 
-    def results(self, study: Path) -> Results:
-        """{cell: (outcome, the value of each metric at each step that counts, final weights)}.
+    def results(self, study: Path, steps: str = "") -> Results:
+        """{cell: (outcome, the value of each metric at each step that counts, final weights)}, of cells of `steps`.
 
         The weights of a cell that another study in the store has trained lie with the run that it was copied from.
         """
         found = {}
-        runs = self.runs(study, "cell")
+        runs = [run for run in self.runs(study, "cell") if steps in ("", run.data.params["optim.steps"])]
         for run in runs:
             trained = run.data.tags.get("shared_run", run.info.run_id)
             weights = Path(self.store().client.download_artifacts(trained, "generator.safetensors"))

@@ -11,11 +11,13 @@ import pytest
 from told import begin, tell
 
 from ablations import dry_run
+from ablations.machine import WorkerPool
 from ablations.plan import Cell, Study, show
 from ablations.study import read_study
 from ablations.tracking.store import Store
 from reports import statistics
 from sagan.config import flatten
+from sagan.cost import Cost
 
 WriteStudy = Callable[..., Path]
 
@@ -49,11 +51,8 @@ def test_the_visible_difference_rests_on_the_shipped_noise_or_is_told_in_sds(
     )
 
 
-def test_one_seed_per_variant_shows_nothing(write_study: WriteStudy) -> None:
+def test_one_seed_per_variant_shows_nothing_and_trials_of_a_search_are_no_seeds(write_study: WriteStudy) -> None:
     assert "nothing, for no comparison has two seeds" in said(read_study(write_study()).at_seeds([0]))
-
-
-def test_trials_of_a_search_are_no_seeds_of_its_comparison() -> None:
     study = read_study(Path(__file__).parents[2] / "studies" / "ttur_search.yaml")
     assert f"(1 comparison, n = {len(study.seeds)} per variant)" in said(study.outline())
 
@@ -84,7 +83,7 @@ def test_the_noise_of_the_store_is_that_of_runs_as_long_and_scored_alike_in_any_
 
 
 def test_cells_take_as_long_as_earlier_runs_and_without_one_as_long_as_their_operations(
-    write_study: WriteStudy,
+    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = read_study(write_study())
     cells = {cell.variant: cell for cell in study.cells()}
@@ -105,11 +104,16 @@ def test_cells_take_as_long_as_earlier_runs_and_without_one_as_long_as_their_ope
         ended(50, 1e6, config_digest="a variant of another study"),
     ]
     store = cast(Store, SimpleNamespace(runs_of_all=lambda condition: runs))
-    seconds, speed = dry_run._seconds_of_earlier_runs(study, list(cells.values()), store)
-    assert seconds == {"none": 20.0}, "the median of its own runs"
-    images = 10 * study.base.optim.steps
-    assert speed == pytest.approx(images * 1e6 / 30), "of equal numbers of operations in 10, 30 and 50 seconds"
-    assert dry_run._seconds_of_earlier_runs(study, list(cells.values()), None) == ({}, None)
+    costs = {name: cast(Cost, SimpleNamespace(flops_per_image=3e6, flops_per_step=5e6)) for name in cells}
+    pool = cast(WorkerPool, SimpleNamespace(devices=("cpu",), threads=1))
+    monkeypatch.setattr(dry_run, "_flops_per_second", lambda device, threads: 1e6)
+    seconds, _ = dry_run._estimated_seconds(study, list(cells.values()), store, costs, pool)
+    assert seconds["none"] == 20.0, "the median of its own runs"
+    optim = study.base.optim
+    speed = 10 * optim.steps * 1e6 / 30  # of equal numbers of operations in 10, 30 and 50 seconds
+    assert seconds["feat32"] == pytest.approx(optim.steps * optim.batch_size * optim.d_steps * 3e6 / speed)
+    seconds, basis = dry_run._estimated_seconds(study, list(cells.values()), None, costs, pool)
+    assert seconds == {"none": 5.0 * optim.steps, "feat32": 5.0 * optim.steps} and "convolution" in basis
 
 
 def test_adaptive_seeds_cost_fewer_runs_where_there_is_more_to_find(write_study: WriteStudy) -> None:

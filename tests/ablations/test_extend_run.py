@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, Results, assert_same_results, sittings, steps, wait_until
+from lab import Lab, assert_same_results, sittings, steps, wait_until
 from mlflow.entities import Run, ViewType
 from test_kills import STUDY
-from told import begin, describe, tell
+from told import MACHINE, begin, describe, tell
 
 from ablations.attempts import Attempt, attempts, begin_attempt, find_shorter_run
 from ablations.plan import Cell
-from ablations.run import main
 from ablations.study import read_study
 from sagan import journal
 from sagan.checkpoint import load_checkpoint, save_checkpoint
@@ -43,8 +42,7 @@ def longer(cell: Cell, **changes: Any) -> Cell:
 
 
 def go_on(runs: Path, cell: Cell, images: str | None = None) -> Attempt:
-    machine = {"device": "cpu", "threads": 1, "data_root": None, "inception_weights": None, "cache_dir": "cache"}
-    return begin_attempt(runs, cell, {}, machine, lambda: find_shorter_run(runs, cell, images))
+    return begin_attempt(runs, cell, {}, MACHINE, lambda: find_shorter_run(runs, cell, images))
 
 
 def test_a_longer_cell_begins_with_all_that_the_shorter_one_told_up_to_its_checkpoint(
@@ -104,17 +102,6 @@ def interrupt(*_arguments: object) -> None:
     raise KeyboardInterrupt
 
 
-def points(lab: Lab, study: Path, total: int) -> Results:
-    """Results of the cells of `total` steps."""
-    wanted = {run.info.run_id for run in lab.runs(study, "cell") if run.data.params["optim.steps"] == str(total)}
-    everything = lab.runs
-    lab.runs = lambda *arguments: [run for run in everything(*arguments) if run.info.run_id in wanted]  # type: ignore
-    try:
-        return lab.results(study)
-    finally:
-        lab.runs = everything  # type: ignore[method-assign]
-
-
 @pytest.mark.slow
 def test_cells_that_go_on_end_in_the_bits_of_cells_that_had_their_steps_from_the_start(
     write_study: WriteStudy, tmp_path: Path, forked: None
@@ -125,18 +112,17 @@ def test_cells_that_go_on_end_in_the_bits_of_cells_that_had_their_steps_from_the
     for total in (3, 6):  # scored once and twice: eval.endpoint, 3 by default, is 1, 2 and 2
         assert parts.run(study, *ONE, "--set", f"optim.steps={total}")[0] == 0
     assert parts.run(study, *ONE)[0] == 0
-    assert_same_results(points(parts, study, 8), points(whole, study, 8))
+    assert_same_results(parts.results(study, steps="8"), whole.results(study))
     begun = {run.data.params["optim.steps"]: run for run in parts.runs(study, "cell")}
     assert "resumed_from" not in begun["3"].data.tags and begun["8"].data.tags["resumed_from"].endswith("at step 6")
     (scored,) = {run.data.tags["metric_fingerprint"] for run in whole.runs(study, "cell")}
     assert begun["8"].data.tags["metric_fingerprint"] == scored
 
 
-def trash(lab: Lab, study: Path) -> list[Run]:
-    store = lab.store()
-    experiment = store.find_experiment(read_study(study))
-    assert experiment is not None
-    return list(store.client.search_runs([experiment], "tags.kind = 'cell'", ViewType.DELETED_ONLY))
+def trash(lab: Lab) -> list[Run]:
+    client = lab.store().client
+    experiments = [str(found.experiment_id) for found in client.search_experiments()]
+    return list(client.search_runs(experiments, "tags.kind = 'cell'", ViewType.DELETED_ONLY))
 
 
 @pytest.mark.slow
@@ -146,7 +132,7 @@ def test_a_finished_cell_is_trained_again_and_an_interrupted_one_goes_on(
     lab = Lab(tmp_path / "lab", "fake")
     study, gate = write_study({"seeds:": "set: {optim.steps: 5}\nseeds:", "[0, 1]": "[0]"}), tmp_path / "gate"
     assert lab.run(study, *ONE)[0] == 0
-    (first, kept) = sorted(lab.runs(study, "cell"), key=lambda run: str(run.info.run_name), reverse=True)
+    kept, first = lab.runs(study, "cell")
     assert first.info.run_name == "none/seed0"
 
     launcher = lab.start(study, *ONE, "--rerun", "none/*", FAKE_GATE=str(gate), FAKE_GATE_STEP="3")
@@ -154,7 +140,7 @@ def test_a_finished_cell_is_trained_again_and_an_interrupted_one_goes_on(
     os.kill(launcher.pid, signal.SIGTERM)
     assert launcher.wait(60) == 143
     assert "The same command without --rerun goes on from here." in lab.said.read_text()
-    assert [run.info.run_id for run in trash(lab, study)] == [first.info.run_id]
+    assert [run.info.run_id for run in trash(lab)] == [first.info.run_id]
     assert lab.run(study, *ONE)[0] == 0
     assert sittings(lab.folder) == {"feat32/seed0": [0], "none/seed0": [0, 0, 3]}
     runs = {run.info.run_name: run for run in lab.runs(study, "cell")}
@@ -178,27 +164,4 @@ def test_a_cell_that_is_a_copy_is_trained_when_it_is_to_be_run_again(
     assert all("shared_run" in run.data.tags for run in lab.runs(copy, "cell"))
     assert lab.run(copy, *ONE, "--rerun", "feat32")[0] == 0
     assert ["shared_run" in run.data.tags for run in lab.runs(copy, "cell")] == [False, True]
-    assert len(lab.runs(study, "cell")) == 2 and not trash(lab, study)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--rerun", "feat9"], "--rerun: no cell matches 'feat9'; cells are none/seed0, feat32/seed0, none/seed1, "),
-        (["--rerun", "none", "--only", "feat32"], "--rerun: no cell matches 'none'; cells are feat32/seed0, "),
-        (["--rerun", "none", "--worker-only"], "--rerun: must go without --worker-only"),
-    ],
-)
-def test_cells_to_run_again_that_are_none_are_told(
-    options: list[str],
-    message: str,
-    write_study: WriteStudy,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    study = write_study()
-    monkeypatch.chdir(tmp_path)
-    assert main([str(study), *options]) == 2
-    assert capsys.readouterr().err.startswith(message)
-    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+    assert len(lab.runs(study, "cell")) == 2 and not trash(lab)

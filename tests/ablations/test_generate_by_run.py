@@ -47,33 +47,27 @@ def test_a_run_is_drawn_as_the_file_that_it_keeps(
 
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
-MISTAKES = {
-    "too few digits": ([RUN_ID[1:]], "RUN_ID: must be the 32 hexadecimal digits of a run"),
-    "no store": ([RUN_ID], "--tracking-uri: must be a store that exists, got 'sqlite:///mlflow.db'"),
-    "a store that is no URI": ([RUN_ID, "--tracking-uri", "mlflow.db"], "--tracking-uri: .* http URI, got 'mlflow.db'"),
-    "a picture of another kind": ([RUN_ID, "--out", "grid.jpg"], r"--out: must end in \.png"),
-    "a run that is none": ([RUN_ID, "STORE"], f"RUN_ID: must be a run of the store .*, got {RUN_ID}"),
-    "a run without a generator": (["half", "STORE"], "of which no generator.safetensors can be had"),
-}
+MISTAKES = [
+    ([RUN_ID[1:]], "RUN_ID: must be the 32 hexadecimal digits of a run"),
+    ([RUN_ID], "--tracking-uri: must be a store that exists, got 'sqlite:///mlflow.db'"),
+    ([RUN_ID, "--out", "grid.jpg"], r"--out: must end in \.png"),
+    ([RUN_ID, "--tracking-uri=STORE"], f"RUN_ID: must be a run of the store .*, got {RUN_ID}"),
+    (["half", "--tracking-uri=STORE"], "of which no generator.safetensors can be had"),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
 def test_a_mistake_is_told_in_one_line_and_leaves_nothing(
-    mistake: str,
+    words: list[str],
+    message: str,
     store: tuple[str, dict[str, str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    work: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     uri, runs, _ = store
-    words, message = MISTAKES[mistake]
-    named = [
-        part for word in words for part in (["--tracking-uri", uri] if word == "STORE" else [runs.get(word, word)])
-    ]
-    assert main(["--out", "grid.png", *named]) == 2
+    assert main(["--out", "grid.png", *(runs.get(word, word.replace("STORE", uri)) for word in words)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert re.search(message, said)
-    assert list(tmp_path.iterdir()) == []
+    assert list(work.iterdir()) == []

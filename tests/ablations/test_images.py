@@ -78,15 +78,8 @@ def test_networks_that_need_labels_are_refused_images_without(pictures: Path, tm
 
 @pytest.mark.slow
 def test_a_study_runs_on_a_folder_and_refuses_to_go_on_with_other_images(
-    pictures: Path,
-    tmp_path: Path,
-    write_study: WriteStudy,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    pictures: Path, write_study: WriteStudy, work: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
     command = [str(write_study(text=TINY)), "--data-root", str(pictures), "--workers", "1"]
     assert main(command) == 0, capfd.readouterr().out
     with sqlite3.connect(work / "mlflow.db") as store:

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_trainer import FakeTrainer
 from lab import sittings
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from told import begin, tell
 
 from ablations.plan import Cell
@@ -143,11 +144,9 @@ def test_points_and_ends_come_one_after_another_whatever_the_clock_does(
 
 
 def test_a_store_of_an_older_version_is_read_as_far_as_it_goes(old: Path) -> None:
-    store = Store(f"sqlite:///{old}/mlflow.db")
-    experiment = store.find_experiment(read_study(STUDY))
-    assert experiment is not None
+    client, experiment, _ = opened(old)
     for kind in ("variant", "cell"):  # that say nothing more
-        store.client.create_run(experiment, tags={"kind": kind})
+        client.create_run(experiment, tags={"kind": kind})
     with sqlite3.connect(old / "mlflow.db") as connection:
         connection.execute("delete from tags where key in ('git_commit', 'device', 'classes', 'groups', 'updates')")
     with sqlite3.connect(old / "optuna.db") as connection:
@@ -188,19 +187,19 @@ MLFLOW, OPTUNA = ("--tracking-uri", "mlflow.db"), ("--storage", "optuna.db")
 
 
 @pytest.mark.parametrize(
-    ("option", "file", "change", "message"),
+    ("option", "file", "version", "message"),
     [
-        (*MLFLOW, "update alembic_version set version_num = '451aebb31d03'", "was made by another version of MLflow"),
-        (*MLFLOW, "update alembic_version set version_num = 'ffffffffffff'", "run `mlflow db upgrade`"),
-        (*OPTUNA, "update alembic_version set version_num = 'v0.9.0.a'", "was made by another version of Optuna"),
-        (*OPTUNA, "update alembic_version set version_num = 'v99.0.0.a'", "was made by another version of Optuna"),
+        (*MLFLOW, "451aebb31d03", "was made by another version of MLflow"),
+        (*MLFLOW, "ffffffffffff", "run `mlflow db upgrade`"),
+        (*OPTUNA, "v0.9.0.a", "was made by another version of Optuna"),
+        (*OPTUNA, "v99.0.0.a", "was made by another version of Optuna"),
     ],
 )
 def test_tables_of_another_version_are_one_message(
-    old: Path, option: str, file: str, change: str, message: str
+    old: Path, option: str, file: str, version: str, message: str
 ) -> None:
     with sqlite3.connect(old / file) as connection:
-        connection.execute(change)
+        connection.execute("update alembic_version set version_num = ?", [version])
     runs = sorted((old / "runs").rglob("*"))
     status, said = launch(old)
     assert status == 2, said
@@ -216,39 +215,36 @@ def test_the_queue_and_the_store_are_never_one_database(old: Path) -> None:
     assert not (old / "other.db").exists()
 
 
-def cells(
-    folder: Path, study: str = "smoke", file: str = "mlflow.db"
-) -> dict[str, tuple[str | None, list[tuple[str, int, float]]]]:
-    """{cell: (outcome, its points)} of the runs in an experiment."""
+def opened(folder: Path, file: str = "mlflow.db") -> tuple[MlflowClient, str, list[Run]]:
+    """A client of the store, the experiment of the smoke study, and the runs of its cells."""
     client = Store(f"sqlite:///{folder}/{file}").client
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    return client, experiment, client.search_runs([experiment], "tags.kind = 'cell'")
+
+
+def cells(folder: Path, file: str = "mlflow.db") -> dict[str, tuple[str | None, list[tuple[str, int, float]]]]:
+    """{cell: (outcome, its points)}."""
+    client, _, runs = opened(folder, file)
     found = {}
-    for run in client.search_runs([client.get_experiment_by_name(study).experiment_id], "tags.kind = 'cell'"):
+    for run in runs:
         histories = (client.get_metric_history(run.info.run_id, name) for name in run.data.metrics)
         points = sorted((point.key, point.step, point.value) for history in histories for point in history)
         found[f"{run.data.tags['variant']}/seed{run.data.tags['seed']}"] = run.data.tags.get("outcome"), points
     return found
 
 
-def rename_experiment(client: Any, experiment: str, _run: str) -> None:
-    client.rename_experiment(experiment, "another")
+DEEDS: dict[str, Callable[[MlflowClient, str, str], None]] = {
+    "rename the experiment": lambda client, experiment, _run: client.rename_experiment(experiment, "another"),
+    "delete an outcome": lambda client, _experiment, run: client.delete_tag(run, "outcome"),
+    "change a variant": lambda client, _experiment, run: client.set_tag(run, "variant", "mine"),
+}
 
 
-def delete_outcome(client: Any, _experiment: str, run: str) -> None:
-    client.delete_tag(run, "outcome")
-
-
-def change_variant(client: Any, _experiment: str, run: str) -> None:
-    client.set_tag(run, "variant", "mine")
-
-
-@pytest.mark.parametrize("deed", [rename_experiment, delete_outcome, change_variant])
-def test_results_that_the_store_has_lost_are_sent_again_and_nothing_is_trained(
-    old: Path, deed: Callable[[Any, str, str], None]
-) -> None:
+@pytest.mark.parametrize("deed", DEEDS)
+def test_results_that_the_store_has_lost_are_sent_again_and_nothing_is_trained(old: Path, deed: str) -> None:
     before, begun = cells(old), sittings(old)
-    client = Store(f"sqlite:///{old}/mlflow.db").client
-    experiment = client.get_experiment_by_name("smoke").experiment_id
-    deed(client, experiment, client.search_runs([experiment], "tags.kind = 'cell'")[0].info.run_id)
+    client, experiment, runs = opened(old)
+    DEEDS[deed](client, experiment, runs[0].info.run_id)
     status, said = launch(old)
     assert (status, "2 cells: 2 finished." in said) == (0, True), said
     assert {name: found for name, found in cells(old).items() if "mine" not in name} == before
@@ -261,9 +257,8 @@ def test_a_launch_ends_though_the_store_keeps_no_result(old: Path, monkeypatch: 
     def without_outcome(sender: Sender, run_id: str, tags: Mapping[str, str]) -> None:
         set_tags(sender, run_id, {name: value for name, value in tags.items() if name != "outcome"})
 
-    delete_outcomes = "delete from tags where key = 'outcome'"
     with sqlite3.connect(old / "mlflow.db") as connection:
-        connection.execute(delete_outcomes)
+        connection.execute("delete from tags where key = 'outcome'")
     monkeypatch.setattr(Sender, "_set_tags", without_outcome)
     status, said = launch(old)
     assert status == 1
@@ -295,10 +290,9 @@ def test_a_lab_keeps_its_artifacts_beside_its_store_wherever_it_goes(old: Path, 
     with contextlib.chdir(second):
         (results,) = load_results(Reader())
     assert len(results.pictures) == 8 and all(Path("mlruns") in picture.path.parents for picture in results.pictures)
-    client = Store(f"sqlite:///{second}/mlflow.db").client
-    for run in client.search_runs([client.get_experiment_by_name("smoke").experiment_id], "tags.kind = 'cell'"):
-        assert Path(run.info.artifact_uri, "generator.safetensors").is_relative_to(second)
-        assert Path(run.info.artifact_uri, "generator.safetensors").is_file()
+    for run in opened(second)[2]:
+        generator = Path(run.info.artifact_uri, "generator.safetensors")
+        assert generator.is_relative_to(second) and generator.is_file()
 
 
 def test_a_dry_run_reads_a_folder_that_nobody_may_write(old: Path) -> None:
@@ -314,29 +308,25 @@ def test_a_dry_run_reads_a_folder_that_nobody_may_write(old: Path) -> None:
         subprocess.run(["umount", old], check=True)
 
 
-@pytest.mark.parametrize("options", [(), ("--dry-run",)])
-def test_a_deleted_experiment_is_told_with_the_command_that_brings_it_back(old: Path, options: tuple[str, ...]) -> None:
-    client = Store(f"sqlite:///{old}/mlflow.db").client
-    experiment = client.get_experiment_by_name("smoke").experiment_id
+def test_a_deleted_experiment_is_told_with_the_command_that_brings_it_back(old: Path) -> None:
+    client, experiment, _ = opened(old)
     client.delete_experiment(experiment)
-    status, said = launch(old, *options)
-    assert status == 2 and said.count("\n") == 1
-    assert (
-        f"MLFLOW_TRACKING_URI=sqlite:///{old}/mlflow.db mlflow experiments restore --experiment-id {experiment}" in said
-    )
+    for options in ((), ("--dry-run",)):
+        status, said = launch(old, *options)
+        assert status == 2 and said.count("\n") == 1
+        assert f"=sqlite:///{old}/mlflow.db mlflow experiments restore --experiment-id {experiment}" in said
 
 
-@pytest.mark.parametrize("options", [(), ("--dry-run",)])
-def test_a_store_of_the_first_version_is_told_and_still_read(old: Path, options: tuple[str, ...]) -> None:
-    store = Store(f"sqlite:///{old}/mlflow.db")
-    experiment = store.client.create_experiment("position")
+def test_a_store_of_the_first_version_is_told_and_still_read(old: Path) -> None:
+    client, *_ = opened(old)
     tags = {"study": "position", "protocol": "embedded", "preset": "embedded", "baseline": "none"}
-    launched = store.client.create_run(experiment, tags={"kind": "launch", **tags}).info.run_id
+    launched = client.create_run(client.create_experiment("position"), tags={"kind": "launch", **tags}).info.run_id
     plan = {"question": "Where?", "baseline": "none", "seeds": [0], "variants": [{"name": "none"}, {"name": "feat8"}]}
-    store.client.log_dict(launched, plan, "plan.json")
-    status, said = launch(old, *options)
-    assert status == 2 and said.count("\n") == 1
-    assert said.startswith("--tracking-uri: holds runs of the first version of this project, got 'sqlite:///")
+    client.log_dict(launched, plan, "plan.json")
+    for options in ((), ("--dry-run",)):
+        status, said = launch(old, *options)
+        assert status == 2 and said.count("\n") == 1
+        assert said.startswith("--tracking-uri: holds runs of the first version of this project, got 'sqlite:///")
     with contextlib.chdir(old):
         found = {results.study: results for results in load_results(Reader())}
     assert list(found["position"].cells["state"]) == ["missing", "missing"]

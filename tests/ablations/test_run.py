@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sqlite3
 import subprocess
@@ -19,80 +20,51 @@ from ablations.study import read_study
 
 WriteStudy = Callable[..., Path]
 
-BAD = {
-    "an unknown field": (["--set", "optim.stepz=3"], "--set optim.stepz: no such field; did you mean 'optim.steps'?"),
-    "a set without a value": (["--set", "optim.steps"], "--set: must be KEY=VALUE"),
-    "seeds that are words": (["--seeds", "a,b"], "--seeds: must be different whole numbers, got 'a,b'"),
-    "a seed that no generator takes": (
-        ["--seeds", "2147483648"],
-        "--seeds: must be 2147483647 at most, got 2147483648",
-    ),
-    "a width that no tensor has": (
-        ["--set", "model.width_g=1e15"],
-        "--set model.width_g: must be 16384 at most, got 1",
-    ),
-    "a seed twice": (["--seeds", "1,1"], "--seeds: must be different"),
-    "a time that is none": (["--until", "soon"], "--until: must be a time above 0, got 'soon'; write 45min, 2h or 90s"),
-    "a time of nothing": (["--until", "0h"], "--until: must be a time above 0, got '0h'"),
-    "a bound on a list of seeds": (
-        ["--most", "8"],
-        "--most: needs adaptive seeds, but .*study.yaml lists its seeds",
-    ),
-    "a glob that matches nothing": (
-        ["--only", "feat9"],
-        "study.yaml: --only: no cell matches 'feat9'; variants are none, feat32, ",
-    ),
-    "a variant that cannot be built": (["--only", "feat64"], r"feat64 \(needs 128 px\)"),
-    "no number of workers": (["--workers", "many"], "--workers: must be a whole number above 0 or auto, got 'many'"),
-    "a missing folder of data": (["--data-root", "nowhere"], "--data-root: no such file or folder, got 'nowhere'"),
-    "missing weights": (["--inception-weights", "no.pth"], "--inception-weights: no such file"),
-    "a storage of another kind": (["--storage", "mysql://x/y"], "--storage: must be a sqlite or postgresql URL"),
-    "a storage without its driver": (["--storage", "postgresql+pg8000://h/q"], r"--storage: needs .* '.\[postgres\]'"),
-    "a storage in no folder": (["--storage", "sqlite:///no/optuna.db"], "--storage: must be in a folder that exists"),
-    "a store of files": (["--tracking-uri", "./mlruns"], "--tracking-uri: must be a sqlite, postgresql or http URI"),
-    "a store that does not answer": (["--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri: does not answer"),
-    "a store whose password is its user's own": (
-        ["--tracking-uri", "http://me:secret@127.0.0.1:9"],
-        r"--tracking-uri: does not answer, got 'http://me:\*\*\*@127.0.0.1:9' ",
-    ),
-    "a queue whose password is its user's own": (
-        ["--storage", "mysql://me:secret@h/q"],
-        r"--storage: must be a sqlite or postgresql URL, got 'mysql://me:\*\*\*@h/q'",
-    ),
-    "data that nobody knows": (
-        ["--set", "data.name=cifar"],
-        "data.name: must be one of embedded, cifar10, .*got 'cifar'",
-    ),
-    "a folder without a name": (
-        ["--preset", "folder"],
-        "--data-root: must name the folder of data.name=folder, got none",
-    ),
-    "a folder of nothing": (["--preset", "folder", "--data-root", "."], "--data-root: .* holds no images"),
-    "an extractor that nobody knows": (
+BAD = [
+    (["--set", "optim.stepz=3"], "--set optim.stepz: no such field; did you mean 'optim.steps'?"),
+    (["--set", "optim.steps"], "--set: must be KEY=VALUE"),
+    (["--set", "model.width_g=1e15"], "--set model.width_g: must be 16384 at most, got 1"),
+    (["--set", "data.name=cifar"], "data.name: must be one of embedded, cifar10, .*got 'cifar'"),
+    (
         ["--set", "eval.extractor=incepton"],
         "eval.extractor: must be one of embedded-v2, inception, got 'incepton'; did you mean 'inception'",
     ),
-    "a calibration of nothing": (["--calibrate"], "--calibrate: must go with --dry-run, got it alone; add --dry-run"),
-    "no thread": (["--threads", "0"], "--threads: must be 1 or more, got 0"),
-    "an unknown device": (["--device", "gpu"], "--device: must be cpu, cuda or cuda:N, got 'gpu'"),
-    "an unknown preset": (["--preset", "embeded"], "--preset: must be one of .*did you mean 'embedded'?"),
-}
+    (["--seeds", "a,b"], "--seeds: must be different whole numbers, got 'a,b'"),
+    (["--seeds", "2147483648"], "--seeds: must be 2147483647 at most, got 2147483648"),
+    (["--seeds", "1,1"], "--seeds: must be different"),
+    (["--until", "soon"], "--until: must be a time above 0, got 'soon'; write 45min, 2h or 90s"),
+    (["--until", "0h"], "--until: must be a time above 0, got '0h'"),
+    (["--most", "8"], "--most: needs adaptive seeds, but .*study.yaml lists its seeds"),
+    (["--only", "feat9"], "study.yaml: --only: no cell matches 'feat9'; variants are none, feat32, "),
+    (["--only", "feat64"], r"feat64 \(needs 128 px\)"),
+    (["--rerun", "feat9"], "--rerun: no cell matches 'feat9'; cells are none/seed0, feat32/seed0, none/seed1, "),
+    (["--rerun", "none", "--only", "feat32"], "--rerun: no cell matches 'none'; cells are feat32/seed0, "),
+    (["--rerun", "none", "--worker-only"], "--rerun: must go without --worker-only"),
+    (["--workers", "many"], "--workers: must be a whole number above 0 or auto, got 'many'"),
+    (["--data-root", "nowhere"], "--data-root: no such file or folder, got 'nowhere'"),
+    (["--inception-weights", "no.pth"], "--inception-weights: no such file"),
+    (["--storage", "postgresql+pg8000://h/q"], r"--storage: needs .* '.\[postgres\]'"),
+    (["--storage", "sqlite:///no/optuna.db"], "--storage: must be in a folder that exists"),
+    (["--storage", "mysql://me:secret@h/q"], r"--storage: must be a sqlite or .*, got 'mysql://me:\*\*\*@h/q'"),
+    (["--tracking-uri", "./mlruns"], "--tracking-uri: must be a sqlite, postgresql or http URI"),
+    (
+        ["--tracking-uri", "http://me:secret@127.0.0.1:9"],
+        r"--tracking-uri: does not answer, got 'http://me:\*\*\*@127.0.0.1:9' ",
+    ),
+    (["--preset", "embeded"], "--preset: must be one of .*did you mean 'embedded'?"),
+    (["--preset", "folder"], "--data-root: must name the folder of data.name=folder, got none"),
+    (["--preset", "folder", "--data-root", "."], "--data-root: .* holds no images"),
+    (["--calibrate"], "--calibrate: must go with --dry-run, got it alone; add --dry-run"),
+    (["--threads", "0"], "--threads: must be 1 or more, got 0"),
+    (["--device", "gpu"], "--device: must be cpu, cuda or cuda:N, got 'gpu'"),
+]
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize(("options", "message"), BAD)
 def test_bad_input_gives_one_message_and_writes_nothing(
-    case: str,
-    write_study: WriteStudy,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    options: list[str], message: str, write_study: WriteStudy, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_study()
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    options, message = BAD[case]
-    assert main([str(path), *options]) == 2
+    assert main([str(write_study()), *options]) == 2
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1
     assert re.search(message, error), error
@@ -101,26 +73,23 @@ def test_bad_input_gives_one_message_and_writes_nothing(
 
 
 def test_a_store_that_the_environment_names_is_told_by_its_variable(
-    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_study: WriteStudy, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    message = "MLFLOW_TRACKING_URI: must be a sqlite, postgresql or http URI, got 'databricks'"
     for program, arguments in ((main, [str(write_study())]), (generate, ["0" * 32, "--out", "grid.png"])):
         assert program(arguments) == 2
-        assert (
-            "MLFLOW_TRACKING_URI: must be a sqlite, postgresql or http URI, got 'databricks'" in capsys.readouterr().err
-        )
+        assert message in capsys.readouterr().err
 
 
 def test_a_bound_on_adaptive_seeds_lies_within_their_plan(
-    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_study: WriteStudy, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_study({"[0, 1]": "{first: 3, most: 8}"})
-    monkeypatch.chdir(tmp_path)
     for most in ("2", "9"):
         assert main([str(path), "--most", most]) == 2
         assert f"--most: must be in 3..8, as {path} has it in seeds, got {most}" in capsys.readouterr().err
-    assert [file.name for file in tmp_path.iterdir()] == ["study.yaml"]
+    assert list(work.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused(
@@ -133,43 +102,31 @@ def test_a_folder_that_cannot_be_written_is_refused(
 
 @pytest.mark.parametrize(("option", "name"), [("--storage", "optuna.db"), ("--tracking-uri", "mlflow.db")])
 def test_a_file_that_is_no_database_is_refused(
-    option: str,
-    name: str,
-    write_study: WriteStudy,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    option: str, name: str, write_study: WriteStudy, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / name).write_text("a diary, perhaps\n" * 100)
+    (work / name).write_text("a diary, perhaps\n" * 100)
     assert main([str(write_study()), option, f"sqlite:///{name}"]) == 2
     assert capsys.readouterr().err.startswith(f"{option}: does not answer")
 
 
 def test_a_queue_that_is_damaged_is_named_with_what_to_do(
-    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_study: WriteStudy, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = write_study()
+    path, queue_file = write_study(), work / "optuna.db"
     with contextlib.closing(CellQueue("sqlite:///optuna.db", "position", read_study(path).cells())) as queue:
         queue.enqueue(set())
-    with sqlite3.connect("optuna.db") as connection:
+    with sqlite3.connect(queue_file) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    content = (tmp_path / "optuna.db").read_bytes()
-    (tmp_path / "optuna.db").write_bytes(content[: len(content) // 2])
+    os.truncate(queue_file, queue_file.stat().st_size // 2)
     assert main([str(path)]) == 2
     assert re.match("--storage: does not answer, .*malformed.*; delete it: results are in", capsys.readouterr().err)
-    assert not (tmp_path / "mlflow.db").exists()
+    assert not (work / "mlflow.db").exists()
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
-    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_study: WriteStudy, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_study()
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    assert main([str(path), "--dry-run", "--workers", "1"]) == 0
+    assert main([str(write_study()), "--dry-run", "--workers", "1"]) == 0
     shown = capsys.readouterr().out
     assert "feat32 changes against none: model.attention.at [] -> [32]" in shown
     assert "needs 128 px" in shown
@@ -180,11 +137,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 
 
 def test_the_mistakes_of_all_studies_are_told_at_once(
-    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_study: WriteStudy, tmp_path: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
     good, twin = write_study(), tmp_path / "twin.yaml"
     twin.write_text(good.read_text())
     bad, worse = tmp_path / "bad.yaml", tmp_path / "worse.yaml"
@@ -201,22 +155,18 @@ def test_the_mistakes_of_all_studies_are_told_at_once(
     assert list(work.iterdir()) == []
 
 
-def test_seeds_that_confirm_a_search_are_not_its_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_seeds_that_confirm_a_search_are_not_its_own(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(__file__).parents[2] / "studies" / "ttur_search.yaml"
-    monkeypatch.chdir(tmp_path)
     assert main([str(path), "--seeds", "0,100"]) == 2
     assert capsys.readouterr().err == f"--seeds: 100 trains the trials of {path}; confirm with other seeds\n"
 
 
 def test_a_dry_run_of_several_studies_skips_those_without_a_cell_and_ends_with_the_sum(
-    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_study: WriteStudy, tmp_path: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     search = Path(__file__).parents[2] / "studies" / "ttur_search.yaml"
     study, other = write_study(), tmp_path / "other.yaml"
     other.write_text(study.read_text().replace("name: position", "name: other"))
-    monkeypatch.chdir(tmp_path)
     assert main([str(search), str(study), "--only", "feat*", "--dry-run", str(other), "--workers", "1"]) == 0
     shown = capsys.readouterr().out
     assert f"Skipped: {search}: --only: no cell matches 'feat*'" in shown

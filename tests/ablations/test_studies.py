@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablations.plan import Study
 from ablations.study import read_study
 from sagan.config import diff, override
 from sagan.networks import Discriminator, Generator
@@ -17,21 +16,21 @@ HEADER = ("# Question", "# Expect", "# Cost")
 FOLDER = Path(__file__).parents[2] / "studies"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 NEEDS_64_PX = ("attention_vs_operations", "cifar10")  # this study compares at feat32 and feat64 only
-
-
 PAIRS = [(file, preset) for file in FILES for preset in PRESETS if (file.stem, preset) != NEEDS_64_PX]
 
 
-@pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0].stem}-{pair[1]}")
-def study(request: pytest.FixtureRequest) -> Study:
-    file, preset = request.param
-    return read_study(file, preset)
-
-
-def test_a_variant_differs_from_the_baseline_only_in_the_fields_of_its_factors(study: Study) -> None:
+@pytest.mark.parametrize(("file", "preset"), PAIRS, ids=lambda value: getattr(value, "stem", value))
+def test_variants_differ_in_the_fields_of_their_factors_and_lack_only_maps_that_a_network_lacks(
+    file: Path, preset: str
+) -> None:
+    study = read_study(file, preset)
     variants = study.variants()
     baseline = next(variant for variant in variants if variant.name == study.baseline)
+    assert len({variant.config for variant in variants}) == len(variants), "no two are the same run"
     for variant in variants:
+        attention, resolution = variant.config.model.attention, variant.config.data.resolution
+        limit = resolution if attention.networks == "G" else resolution // 2
+        assert (variant.build_error is None) == (max(attention.at, default=0) <= limit), variant.name
         moved = [factor for factor, level in variant.factors.items() if level != baseline.factors[factor]]
         named = {field for factor in moved for changes in study.factors[factor].values() for field in changes}
         assert diff(baseline.config, variant.config).keys() <= named, variant.name
@@ -43,23 +42,10 @@ def test_a_study_of_maps_that_a_preset_lacks_says_so() -> None:
         read_study(FOLDER / f"{NEEDS_64_PX[0]}.yaml", NEEDS_64_PX[1])
 
 
-def test_no_two_variants_are_the_same_run(study: Study) -> None:
-    configs = [variant.config for variant in study.variants()]
-    assert len(set(configs)) == len(configs)
-
-
-def test_every_variant_can_be_built_but_for_attention_on_maps_that_a_network_lacks(study: Study) -> None:
-    for variant in study.variants():
-        attention, resolution = variant.config.model.attention, variant.config.data.resolution
-        limit = resolution if attention.networks == "G" else resolution // 2
-        assert (variant.build_error is None) == (max(attention.at, default=0) <= limit), variant.name
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_networks_of_every_variant_judge_an_image(file: Path) -> None:
-    configs = [variant.config for variant in read_study(file, "embedded").variants() if variant.build_error is None]
-    resolution = configs[0].data.resolution
-    for model in {override(config, {"model.width_g": 4, "model.width_d": 4}).model for config in configs}:
+def test_the_networks_of_every_variant_judge_an_image() -> None:
+    variants = [variant for file in FILES for variant in read_study(file, "embedded").variants()]
+    configs = [override(v.config, {"model.width_g": 4, "model.width_d": 4}) for v in variants if not v.build_error]
+    for model, resolution in {(config.model, config.data.resolution) for config in configs}:
         z, labels = torch.randn(2, model.z_dim), torch.tensor([0, 1])
         images = Generator(model, resolution, 2)(z, labels)
         assert Discriminator(model, resolution, 2)(images, labels).isfinite().all(), model
@@ -67,7 +53,9 @@ def test_the_networks_of_every_variant_judge_an_image(file: Path) -> None:
 
 def test_a_file_is_named_as_its_study_and_opens_with_question_expectation_and_cost() -> None:
     for file in FILES:
-        assert read_study(file).name == file.stem
+        study = read_study(file)
+        assert (study.name, len(study.seeds) < 3) == (file.stem, file.stem == "smoke")
+        assert study.outline().cells()
         lines = file.read_text().splitlines()
         assert [line.split(":")[0] for line in lines if line.startswith(HEADER)] == list(HEADER), file.name
 
@@ -89,7 +77,3 @@ def test_the_recipe_ladder_takes_the_six_steps_between_two_public_sagans_and_no_
     assert first.config.model.cbn_init == "drawn"  # so that spectral norm is all that its rung takes away
     for variant in rungs:
         assert variant.config.eval == first.config.eval == PRESETS["imagenet128"].eval
-
-
-def test_every_study_has_three_seeds_or_more_but_the_one_that_measures_nothing() -> None:
-    assert [file.stem for file in FILES if len(read_study(file).seeds) < 3] == ["smoke"]

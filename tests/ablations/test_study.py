@@ -13,6 +13,12 @@ from sagan.config import flatten
 
 WriteStudy = Callable[..., Path]
 
+
+def with_line(line: str) -> dict[str, str]:
+    """A change of a study that adds a line before its seeds."""
+    return {"seeds:": f"{line}\nseeds:"}
+
+
 SEARCH = """
     name: rates
     question: Which rates?
@@ -29,58 +35,29 @@ SEARCH = """
     set: {optim.ttur: true}
 """
 
-SEARCH_MISTAKES = {
-    "a seed that confirms": ({"seed: 100": "seed: 1"}, "7:9: search.seed: must not be among seeds"),
-    "adaptive seeds": ({"[0, 1]": "{first: 3, most: 6}"}, "4:8: seeds: must be a list with search"),
-    "a typo in a key": ({"objective:": "objectiv:"}, "9:3: search.objectiv: no such .* did you mean 'objective'?"),
-    "a missing key": ({"  trials: 8\n": ""}, "7:3: search.trials: is missing"),
-    "a trial a second for years": (
-        {"trials: 8": "trials: 1000000000"},
-        "8:11: search.trials: must be a whole number in 1..10000, got 1000000000",
-    ),
-    "no trials": ({"trials: 8": "trials: 0"}, "8:11: search.trials: must be a whole number in 1..10000, got 0"),
-    "an objective that rises": ({"objective: fid": "objective: is"}, "9:14: search.objective: must be one of fid"),
-    "a field that is none": ({"lr_g": "lr_h"}, "11:5: search.fields.optim.lr_h: no such field; did you mean 'optim.lr"),
-    "one choice": ({"[1, 2]": "[1]"}, "12:20: search.fields.optim.d_steps: must be a list of two choices or more"),
-    "a choice twice": ({"[1, 2]": "[1, 1]"}, "12:24: search.fields.optim.d_steps.1: each once, got 1 again"),
-    "a choice that the field refuses": ({"[1, 2]": "[1, -1]"}, "12:24: .*d_steps.1: must be above 0, got -1"),
-    "a choice that cannot be built": (
-        {"optim.d_steps: [1, 2]": "model.attention.at: [[8], [64]]"},
-        r"12:31: .*at.1: needs 128 px, got \[64\]",
-    ),
-    "a range of a word": (
-        {"optim.d_steps: [1, 2]": "model.init: {low: 1, high: 2}"},
-        "12:17: .*is not a number",
-    ),
-    "an open range": ({"high: 2e-3, ": ""}, "11:17: search.fields.optim.lr_g.high: is missing"),
-    "a range upside down": ({"high: 2e-3": "high: 1e-5"}, "11:17: .*low must be below high, got 0.0001 and 1e-05"),
-    "a bound that is a word": ({"high: 2e-3": "high: fast"}, "11:35: .*lr_g.high: must be a finite number, got 'fast'"),
-    "factors beside a search": (
-        {"search:\n": "factors: {a: {preset: {}}}\nsearch:\n"},
-        "6:1: factors: cannot be used with search",
-    ),
-    "runs that are shorter than the endpoint": (
-        {
-            "set: {": "set: {eval.every: 10, eval.endpoint: 3, ",
-            "[1, 2]": "[1, 2]\n    optim.steps: [20, 40]",
-        },
+SEARCH_MISTAKES = [
+    ({"seed: 100": "seed: 1"}, "7:9: search.seed: must not be among seeds"),
+    ({"[0, 1]": "{first: 3, most: 6}"}, "4:8: seeds: must be a list with search"),
+    ({"objective:": "objectiv:"}, "9:3: search.objectiv: no such .* did you mean 'objective'?"),
+    ({"trials: 8": "trials: 0"}, "8:11: search.trials: must be a whole number in 1..10000, got 0"),
+    ({"objective: fid": "objective: is"}, "9:14: search.objective: must be one of fid"),
+    ({"lr_g": "lr_h"}, "11:5: search.fields.optim.lr_h: no such field; did you mean 'optim.lr"),
+    ({"[1, 2]": "[1]"}, "12:20: search.fields.optim.d_steps: must be a list of two choices or more"),
+    ({"[1, 2]": "[1, 1]"}, "12:24: search.fields.optim.d_steps.1: each once, got 1 again"),
+    ({"[1, 2]": "[1, -1]"}, "12:24: .*d_steps.1: must be above 0, got -1"),
+    ({"optim.d_steps: [1, 2]": "model.attention.at: [[8], [64]]"}, r"12:31: .*at.1: needs 128 px, got \[64\]"),
+    ({"optim.d_steps: [1, 2]": "model.init: {low: 1, high: 2}"}, "12:17: .*is not a number"),
+    ({"high: 2e-3, ": ""}, "11:17: search.fields.optim.lr_g.high: is missing"),
+    ({"high: 2e-3": "high: 1e-5"}, "11:17: .*low must be below high, got 0.0001 and 1e-05"),
+    ({"high: 2e-3": "high: fast"}, "11:35: .*lr_g.high: must be a finite number, got 'fast'"),
+    ({"search:\n": "factors: {a: {preset: {}}}\nsearch:\n"}, "6:1: factors: cannot be used with search"),
+    (
+        {"set: {": "set: {eval.every: 10, eval.endpoint: 3, ", "[1, 2]": "[1, 2]\n    optim.steps: [20, 40]"},
         "13:19: search.fields.optim.steps.0: eval.endpoint: is longer than the run, which has 2 evaluations",
     ),
-    "rates that are not read": (
-        {"ttur: true": "ttur: false"},
-        "11:17: search.fields.optim.lr_g: has an effect only with optim.ttur=true, got optim.ttur=false; also set",
-    ),
-    "a baseline that the search names": ({"baseline: preset": "baseline: best"}, "5:11: baseline: must not be a name"),
-}
-
-
-@pytest.mark.parametrize("mistake", SEARCH_MISTAKES)
-def test_a_mistake_in_a_search_is_told_with_line_and_column(mistake: str, write_study: WriteStudy) -> None:
-    changes, message = SEARCH_MISTAKES[mistake]
-    path = write_study(changes, text=SEARCH)
-    with pytest.raises(StudyError, match=f"^{path}:{message}") as caught:
-        read_study(path)
-    assert len(caught.value.messages) == 1
+    ({"ttur: true": "ttur: false"}, "11:17: .*lr_g: has an effect only with optim.ttur=true, got optim.ttur=false; "),
+    ({"baseline: preset": "baseline: best"}, "5:11: baseline: must not be a name"),
+]
 
 
 def test_a_search_is_read_with_the_types_of_its_fields(write_study: WriteStudy) -> None:
@@ -90,139 +67,87 @@ def test_a_search_is_read_with_the_types_of_its_fields(write_study: WriteStudy) 
     assert [variant.name for variant in study.variants()] == ["preset"]
 
 
-MISTAKES = {
-    "a typo in a key": ({"question:": "qestion:"}, "2:1: qestion: no such field; did you mean 'question'?"),
-    "a missing field": ({"baseline: none\n": ""}, "1:1: baseline: is missing"),
-    "a wrong type": ({"[0, 1]": "three"}, "5:8: seeds: must be a list"),
-    "adaptive seeds that begin above their end": (
-        {"[0, 1]": "{first: 5, most: 4}"},
-        "5:16: seeds.first: must not be above most, got 5 and 4",
-    ),
-    "adaptive seeds of two": ({"[0, 1]": "{first: 2, most: 4}"}, "5:16: seeds.first: must be a whole number in 3..60"),
-    "a typo in adaptive seeds": ({"[0, 1]": "{first: 3, mots: 4}"}, "5:8: seeds.most: is missing"),
-    "a margin of nothing": (
-        {"[0, 1]": "{first: 3, most: 4}\nmargin: 0.0 %"},
-        "6:9: margin: must be a percentage above",
-    ),
-    "a margin that is a number": ({"[0, 1]": "{first: 3, most: 4}\nmargin: 0.1"}, "6:9: margin: .*got 0.1; write 10 %"),
-    "a margin of seeds in a list": ({"[0, 1]": "[0, 1]\nmargin: 10 %"}, "6:9: margin: belongs to adaptive seeds"),
-    "adaptive seeds without a better direction": (
-        {"[0, 1]": "{first: 3, most: 4}\nmetric: relation_spread"},
-        "6:9: metric: must have a better direction with adaptive seeds, got relation_spread",
-    ),
-    "adaptive seeds with nothing to compare": (
+MISTAKES = [
+    ({"question:": "qestion:"}, "2:1: qestion: no such field; did you mean 'question'?"),
+    ({"baseline: none\n": ""}, "1:1: baseline: is missing"),
+    ({"[0, 1]": "{first: 5, most: 4}"}, "5:16: seeds.first: must not be above most, got 5 and 4"),
+    ({"[0, 1]": "{first: 3, mots: 4}"}, "5:8: seeds.most: is missing"),
+    ({"[0, 1]": "{first: 3, most: 4}\nmargin: 0.0 %"}, "6:9: margin: must be a percentage above"),
+    ({"[0, 1]": "{first: 3, most: 4}\nmargin: 0.1"}, "6:9: margin: .*got 0.1; write 10 %"),
+    ({"[0, 1]": "[0, 1]\nmargin: 10 %"}, "6:9: margin: belongs to adaptive seeds"),
+    ({"[0, 1]": "{first: 3, most: 4}\nmetric: relation_spread"}, "6:9: metric: must have a better direction"),
+    (
         {
             "[0, 1]": "{first: 3, most: 4}",
             "    feat32: {model.attention.at: [32]}\n": "",
             "    feat64: {model.attention.at: [64]}\n": "",
         },
-        "5:8: seeds: must be a list, because no comparison of the study can be made at this preset",
+        "5:8: seeds: must be a list, because no comparison",
     ),
-    "a seed twice": ({"[0, 1]": "[0, 1, 0]"}, "5:15: seeds.2: each once, got 0 again"),
-    "a seed that is true": ({"[0, 1]": "[true]"}, "5:9: seeds.0: must be a whole number"),
-    "an unknown preset": ({"embedded": "embeded"}, "3:9: preset: must be one of .* did you mean 'embedded'?"),
-    "an impossible resolution": (
-        {"seeds:": "set: {data.resolution: 100}\nseeds:"},
-        r"5:24: set.data.resolution: must be one of 32, 64, 128, 256, got 100",
+    ({"[0, 1]": "[0, 1, 0]"}, "5:15: seeds.2: each once, got 0 again"),
+    ({"[0, 1]": "[true]"}, "5:9: seeds.0: must be a whole number"),
+    ({"embedded": "embeded"}, "3:9: preset: must be one of .* did you mean 'embedded'?"),
+    ({"attention.at: [32]": "atention.at: [32]"}, "10:14: .*no such field; did you mean 'model.attention.at'?"),
+    ({"at: [32]": "at: [33]"}, "10:34: .*must be one of 8, 16"),
+    ({"seeds: [0, 1]": "seeds: [0]\nseeds: [1]"}, "6:1: seeds: is on line 5 already"),
+    ({"feat64:": "feat32:"}, "11:5: factors.attention.feat32: is on line 10 already"),
+    ({"baseline: none": "baseline: non"}, "6:11: baseline: .*did you mean 'none'?"),
+    ({"factors:\n": "factors:\n  other: {}\n"}, "8:10: factors.other: must have at least one level"),
+    ({"none:   {}": "none:"}, "9:10: factors.attention.none: must map fields"),
+    ({"none:   {}": "[1]: {}\n    none: {}"}, "9:5: factors.attention: a key must be a text"),
+    ({"baseline: none": "baseline: false"}, "6:11: .*got False; put the name in"),
+    ({"[0, 1]": "[0, 1"}, "6:9: not valid YAML"),
+    ({"none:   {}": "none: &a {}\n    copy: *a"}, "9:11: .*anchors and aliases are not supported"),
+    ({"question: Where": "question: !!python/name:os.system Where"}, "2:11: question: cannot be read"),
+    ({"[0, 1]": f"[0x{'f' * 5000}]"}, "5:9: seeds.0: cannot be read as a value"),
+    ({"[0, 1]": "!!python/object/apply:os.system ['true']"}, "5:8: seeds: tags are not supported, got '.*os.system'"),
+    ({"Where should": '"\\ud800" #'}, r"2:11: question: .*unpaired surrogates, got .*\\ud800"),
+    ({"Where should": "x" * 2000}, "2:11: question: must be a text of 1 to 1000 characters"),
+    ({"paper: table1": '"a\\nb\\e[2J": 1'}, r"4:1: a\\nb\\x1b\[2J: no such field"),
+    ({"  attention:": "  a+b:"}, "8:3: factors.a\\+b: must have no \\+"),
+    ({"[0, 1]": f"{list(range(7000))}"}, "8:3: factors: must give 20,000 cells at most, got 3 variants x 7,000 seeds"),
+    ({"embedded": "cifar10\nmetric: relation_error"}, "4:9: metric: .* built-in pictures only, and .* cifar10"),
+    (with_line("contrasts: [[feat32, non]]"), "5:22: contrasts.0.1: must name a variant, .*did you mean 'none'?"),
+    (with_line("contrasts: [[feat32, feat32]]"), "5:13: contrasts.0: must compare two variants, got 'feat32' twice"),
+    (
+        with_line("set: {eval.endpoint: 3, optim.steps: 20, eval.every: 10}"),
+        "5:22: .*longer .*, which has 2 evaluations in 20 steps, got 3",
     ),
-    "a field that is none": (
-        {"model.attention.at: [32]": "model.atention.at: [32]"},
-        "10:14: factors.attention.feat32.model.atention.at: no such field; did you mean 'model.attention.at'?",
-    ),
-    "a value that the field refuses": ({"at: [32]": "at: [33]"}, "10:34: .*must be one of 8, 16"),
-    "a duplicate key": ({"seeds: [0, 1]": "seeds: [0]\nseeds: [1]"}, "6:1: seeds: is on line 5 already"),
-    "a duplicate level": ({"feat64:": "feat32:"}, "11:5: factors.attention.feat32: is on line 10 already"),
-    "an unknown baseline": ({"baseline: none": "baseline: non"}, "6:11: baseline: .*did you mean 'none'?"),
-    "an empty factor": ({"factors:\n": "factors:\n  other: {}\n"}, "8:10: factors.other: must have at least one level"),
-    "a level without a mapping": ({"none:   {}": "none:"}, "9:10: factors.attention.none: must map fields"),
-    "a key that is a list": ({"none:   {}": "[1]: {}\n    none: {}"}, "9:5: factors.attention: a key must be a text"),
-    "a baseline that YAML reads as false": (
-        {"baseline: none": "baseline: false"},
-        "6:11: .*got False; put the name in",
-    ),
-    "a name that leaves the folder": ({"name: position": "name: ../up"}, "1:7: name: .*names files, got '../up'"),
-    "a level name with a slash": ({"feat32:": "a/b:"}, "10:5: factors.attention.a/b: .*names files"),
-    "an unknown design": ({"seeds:": "design: grd\nseeds:"}, "5:9: design: .*did you mean 'grid'?"),
-    "broken YAML": ({"[0, 1]": "[0, 1"}, "6:9: not valid YAML"),
-    "an alias": ({"none:   {}": "none: &a {}\n    copy: *a"}, "9:11: .*anchors and aliases are not supported"),
-    "a Python object": (
-        {"question: Where": "question: !!python/name:os.system Where"},
-        "2:11: question: cannot be read",
-    ),
-    "a bool that is none": ({"question: Where": "question: !!bool Where"}, "2:11: question: cannot be read as a value"),
-    "a whole number of no digits": ({"[0, 1]": "[!!int '']"}, "5:9: seeds.0: cannot be read as a value"),
-    "a whole number of 5,000 digits": ({"[0, 1]": f"[0x{'f' * 5000}]"}, "5:9: seeds.0: cannot be read as a value"),
-    "a tag on a list": (
-        {"[0, 1]": "!!python/object/apply:os.system ['true']"},
-        "5:8: seeds: tags are not supported, got '.*os.system'; drop it",
-    ),
-    "half a character": (
-        {"Where should": '"\\ud800" #'},
-        r"2:11: question: .*no control characters or unpaired surrogates, got .*\\ud800",
-    ),
-    "a question like a book": ({"Where should": "x" * 2000}, "2:11: question: must be a text of 1 to 1000 characters"),
-    "a key with a line end": ({"paper: table1": '"a\\nb\\e[2J": 1'}, r"4:1: a\\nb\\x1b\[2J: no such field"),
-    "a factor that MLflow cannot hold": ({"  attention:": "  a+b:"}, "8:3: factors.a\\+b: must have no \\+"),
-    "more cells than anybody waits for": (
-        {"[0, 1]": f"{list(range(7000))}"},
-        "8:3: factors: must give 20,000 cells at most, got 3 variants x 7,000 seeds",
-    ),
-    "a number that no float holds": (
-        {"{model.attention.at: [32]}": f"{{optim.steps: {2**53 + 1}}}"},
-        "10:27: .*optim.steps: must be 9007199254740992 at most, got 9007199254740993",
-    ),
-    "a metric that is none": (
-        {"seeds:": "metric: relation_eror\nseeds:"},
-        "5:9: metric: must be one of .* did you mean 'relation_error'?",
-    ),
-    "a metric that photographs do not have": (
-        {"preset: embedded": "preset: cifar10\nmetric: relation_error"},
-        "4:9: metric: is measured on the built-in pictures only, and this preset has cifar10, got 'relation_error'",
-    ),
-    "a contrast with no variant": (
-        {"seeds:": "contrasts: [[feat32, non]]\nseeds:"},
-        "5:22: contrasts.0.1: must name a variant, got 'non'; did you mean 'none'?",
-    ),
-    "a contrast of a variant with itself": (
-        {"seeds:": "contrasts: [[feat32, feat32]]\nseeds:"},
-        "5:13: contrasts.0: must compare two variants, got 'feat32' twice",
-    ),
-    "an endpoint longer than the run": (
-        {"seeds:": "set: {eval.endpoint: 3, optim.steps: 20, eval.every: 10}\nseeds:"},
-        "5:22: set.eval.endpoint: is longer than the run, which has 2 evaluations in 20 steps, got 3; lower it",
-    ),
-    "a run that is shorter than its endpoint": (
-        {
-            "seeds:": "set: {optim.steps: 20, eval.every: 10, eval.endpoint: 2}\nseeds:",
-            "at: [32]": "at: [32], optim.steps: 9",
-        },
+    (
+        {**with_line("set: {optim.steps: 20, eval.every: 10, eval.endpoint: 2}"), "[32]": "[32], optim.steps: 9"},
         "11:53: .*feat32.optim.steps: eval.endpoint is longer than the run, which has 1 evaluations in 9 steps, got 2",
     ),
-    "a score that Inception cannot give to drawn pictures": (
-        {"seeds:": "metric: is\nset: {eval.extractor: inception}\nseeds:"},
+    (
+        with_line("metric: is\nset: {eval.extractor: inception}"),
         "5:9: metric: needs an extractor whose classes fit the pictures of embedded; .*extractor=inception, got 'is'",
     ),
-    "a score of classes without labels": (
-        {"seeds:": "metric: class_consistency\nset: {model.conditioning: none}\nseeds:"},
+    (
+        with_line("metric: class_consistency\nset: {model.conditioning: none}"),
         "5:9: metric: needs labels .*model.conditioning=none and eval.extractor=embedded-v., got 'class_consistency'",
     ),
-    "a variant without the study's metric": (
-        {"seeds:": "metric: intra_fid\nseeds:", "{model.attention.at: [32]}": "{model.conditioning: none}"},
+    (
+        {**with_line("metric: intra_fid"), "{model.attention.at: [32]}": "{model.conditioning: none}"},
         "11:13: factors.attention.feat32: lacks the study's metric intra_fid, which needs classes, and model.cond",
     ),
-    "an endpoint of no evaluations": ({"seeds:": "set: {eval.endpoint: 0}\nseeds:"}, "5:22: .*must be above 0, got 0"),
-    "a field of two factors": (
+    (with_line("set: {eval.endpoint: 0}"), "5:22: .*must be above 0, got 0"),
+    (
         {"factors:\n": "factors:\n  other: {none: {}, feat8: {model.attention.at: [8]}}\n"},
         "11:14: .*is changed by factors.other already",
     ),
-}
+]
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_with_line_and_column(mistake: str, write_study: WriteStudy) -> None:
-    changes, message = MISTAKES[mistake]
+@pytest.mark.parametrize(("changes", "message"), MISTAKES)
+def test_a_mistake_is_told_with_line_and_column(changes: dict[str, str], message: str, write_study: WriteStudy) -> None:
     path = write_study(changes)
     with pytest.raises(StudyError, match=f"{path}:{message}"):
+        read_study(path)
+
+
+@pytest.mark.parametrize(("changes", "message"), SEARCH_MISTAKES)
+def test_a_mistake_in_a_search_is_told_alone(changes: dict[str, str], message: str, write_study: WriteStudy) -> None:
+    path = write_study(changes, text=SEARCH)
+    with pytest.raises(StudyError, match=f"^{path}:{message}.*$"):
         read_study(path)
 
 
@@ -244,7 +169,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write_study: Wri
         (b"\x7fELF\x02\xff\xfe", "is not UTF-8 text"),
         (b"name: \x00\x01", "not valid YAML: unacceptable character #x0000"),
         (b'name: "\\U99999999"\n', "not valid YAML"),
-        (b"[" * 5000, "not valid YAML: maximum recursion depth exceeded"),
+        (b"[" * 1000, "not valid YAML: maximum recursion depth exceeded"),
         (b" " * 1_000_001, "is larger than"),
     ],
 )
@@ -255,35 +180,33 @@ def test_a_file_that_is_no_study_is_refused(content: bytes, message: str, tmp_pa
         read_study(path)
 
 
-def factor(letter: str, levels: int, field: str, start: int = 1) -> str:
-    return f"  {letter}:\n" + "".join(f"    {letter}{n}: {{{field}: {n + start}}}\n" for n in range(levels))
+def factor(letter: str, levels: int, field: str) -> str:
+    return f"  {letter}:\n" + "".join(f"    {letter}{n}: {{{field}: {n + 1}}}\n" for n in range(levels))
 
 
 def test_a_grid_of_more_cells_than_anybody_waits_for_is_refused_before_it_is_made(write_study: WriteStudy) -> None:
     head = "name: p\nquestion: Q?\npreset: embedded\ndesign: grid\nseeds: [0]\nbaseline: a0+b0+c0\nfactors:\n"
-    factors = (
-        factor("a", 100, "optim.d_steps") + factor("b", 100, "model.width_g") + factor("c", 100, "optim.ema_start")
-    )
+    fields = {"a": "optim.d_steps", "b": "model.width_g", "c": "optim.ema_start"}
+    factors = "".join(factor(letter, 100, field) for letter, field in fields.items())
     with pytest.raises(StudyError, match="8:3: factors: must give 20,000 cells at most, got 1,000,000 variants x 1"):
         read_study(write_study(text=head + factors))
-    joined = "".join(factor(letter * 60, 2, field) for letter, field in zip("abcd", FOUR, strict=True))
-    baseline = "+".join(f"{letter * 60}0" for letter in "abcd")
+    fields["d"] = "model.z_dim"
+    joined = "".join(factor(letter * 60, 2, field) for letter, field in fields.items())
+    baseline = "+".join(f"{letter * 60}0" for letter in fields)
     with pytest.raises(StudyError, match="a variant's name must have 200 characters at most, because it names files"):
         read_study(write_study(text=(head + joined).replace("a0+b0+c0", baseline)))
 
 
-FOUR = ("optim.d_steps", "model.width_g", "optim.ema_start", "model.z_dim")
-
-
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path, write_study: WriteStudy) -> None:
-    write_study()
-    with pytest.raises(StudyError, match="is a directory"):
-        read_study(tmp_path)
-    with pytest.raises(StudyError, match="no such file or directory; did you mean '.*study.yaml'"):
-        read_study(tmp_path / "studdy.yaml")
+    missing = write_study().with_name("studdy.yaml")
+    for path, message in ((tmp_path, "is a directory"), (missing, "no such file .*; did you mean '.*study.yaml'")):
+        with pytest.raises(StudyError, match=message):
+            read_study(path)
 
 
 def test_command_line_overrides_are_checked_like_the_file(write_study: WriteStudy) -> None:
+    with pytest.raises(StudyError, match="is changed by --set already"):
+        read_study(write_study(), changes={"model.attention.at": "[8]"})
     with pytest.raises(StudyError) as caught:
         read_study(write_study(), preset="embeded", changes={"optim.stepz": "3", "optim.lr_g": "fast"})
     assert [message.split(" ")[0] for message in caught.value.messages] == ["--preset:", "--set", "--set"]
@@ -325,7 +248,7 @@ def test_a_study_that_can_compare_nothing_at_a_preset_is_refused(
 
 
 def test_steps_of_the_command_line_that_are_too_few_for_the_endpoint_are_told_once(write_study: WriteStudy) -> None:
-    path = write_study({"seeds:": "set: {eval.endpoint: 2, eval.every: 10}\nseeds:"})
+    path = write_study(with_line("set: {eval.endpoint: 2, eval.every: 10}"))
     with pytest.raises(StudyError, match="^--set optim.steps: eval.endpoint is longer than the run") as caught:
         read_study(path, changes={"optim.steps": "10"})
     assert len(caught.value.messages) == 1
@@ -398,15 +321,11 @@ def test_a_rung_may_turn_off_what_an_earlier_one_set(write_study: WriteStudy) ->
     assert [variant.config.optim.rates for variant in read_study(path).variants()] == [(1e-3, 1.2e-3), (1e-3, 1e-3)]
 
 
-def test_setting_what_a_factor_varies_is_refused(write_study: WriteStudy) -> None:
-    with pytest.raises(StudyError, match="is changed by --set already"):
-        read_study(write_study(), changes={"model.attention.at": "[8]"})
-
-
-def test_a_level_may_change_what_set_gives_to_every_variant(write_study: WriteStudy) -> None:
-    study = read_study(write_study({"seeds:": "set: {model.attention.at: [8]}\nseeds:"}))
+def test_a_level_may_be_called_off_and_change_what_set_gives_to_every_variant(write_study: WriteStudy) -> None:
+    off = {"none:": "off:", "baseline: none": "baseline: off"}
+    study = read_study(write_study(with_line("set: {model.attention.at: [8]}") | off))
     at = {variant.name: variant.config.model.attention.at for variant in study.variants()}
-    assert at == {"none": (8,), "feat32": (32,), "feat64": (64,)}
+    assert at == {"off": (8,), "feat32": (32,), "feat64": (64,)}
 
 
 @pytest.mark.parametrize(
@@ -429,11 +348,9 @@ def test_a_value_is_read_as_yaml_1_2_in_the_file_and_on_the_command_line(
 
 
 def test_no_is_a_text_in_the_file_and_on_the_command_line(write_study: WriteStudy) -> None:
-    rule = "optim.ttur: must be true or false, got 'no'"
-    with pytest.raises(StudyError, match=rf"5:19: set.{rule}"):
-        read_study(write_study({"seeds:": "set: {optim.ttur: no}\nseeds:"}))
-    with pytest.raises(StudyError, match=f"^--set {rule}"):
-        read_study(write_study(), changes={"optim.ttur": "no"})
+    path, rule = write_study(with_line("set: {optim.ttur: no}")), "optim.ttur: must be true or false, got 'no'"
+    with pytest.raises(StudyError, match=f"^--set {rule}.*\n.*5:19: set.{rule}"):
+        read_study(path, changes={"optim.ttur": "no"})
 
 
 @pytest.mark.parametrize("text", ["[8", "!!int x", "&a [*a]", "9" * 5000, "!!python/name:os.system", "*x", "a: b: c"])
@@ -443,21 +360,16 @@ def test_a_value_on_the_command_line_that_yaml_cannot_read_is_told(text: str, wr
     assert len(caught.value.messages) == 1
 
 
-def test_levels_may_be_called_on_and_off(write_study: WriteStudy) -> None:
-    study = read_study(write_study({"none:": "off:", "feat32:": "on:", "baseline: none": "baseline: off"}))
-    assert [variant.name for variant in study.variants()] == ["off", "on", "feat64"]
-
-
 def test_the_primary_metric_and_the_contrasts_reach_the_plan_without_what_cannot_be_built(
     write_study: WriteStudy,
 ) -> None:
-    path = write_study({"seeds:": "contrasts: [[feat32, none], [feat64, none]]\nseeds:"})
+    path = write_study(with_line("contrasts: [[feat32, none], [feat64, none]]"))
     plan = read_study(path).plan()
     assert (plan["metric"], plan["contrasts"]) == ("relation_error", [["feat32", "none"]])
     assert read_study(write_study({"[32]": "[8]"}), "cifar10").metric == "fid"
 
 
 def test_a_shorter_run_takes_what_it_has_of_the_presets_own_endpoint(write_study: WriteStudy) -> None:
-    assert read_study(write_study({"seeds:": "set: {optim.steps: 5}\nseeds:"})).base.eval.endpoint == 1
+    assert read_study(write_study(with_line("set: {optim.steps: 5}"))).base.eval.endpoint == 1
     assert read_study(write_study(), changes={"optim.steps": "200"}).base.eval.endpoint == 2
     assert read_study(write_study()).base.eval.endpoint == 3

@@ -47,7 +47,6 @@ def test_a_study_that_ships_names_the_schema_first_and_keeps_to_it(path: Path) -
         ({"question:": "qestion:"}, ""),
         ({"embedded": "embeded"}, "preset"),
         ({"[0, 1]": "three"}, "seeds"),
-        ({"[0, 1]": "[]"}, "seeds"),
         ({"[0, 1]": "[0, -1]"}, "seeds"),
         ({"[0, 1]": "{first: 2, most: 5}"}, "seeds"),
         ({"[0, 1]": "{first: 3, most: 5}\nmargin: ten"}, "margin"),

@@ -21,9 +21,12 @@ from told import begin, describe, tell
 
 from ablations.attempts import Attempt, UploadState, all_attempts
 from ablations.plan import Study
+from ablations.results import Result
 from ablations.table import summary
-from ablations.tracking.store import Store, StoreUnreachable
+from ablations.tracking.store import Source, Store, StoreUnreachable
 from ablations.tracking.uploader import Uploader
+from sagan import journal
+from sagan.journal import Record
 
 
 class Unreliable:
@@ -45,9 +48,7 @@ class Unreliable:
         return call
 
 
-class Away(Unreliable):
-    def __init__(self) -> None:
-        super().__init__(None, 0, before=1.1)
+AWAY = Unreliable(None, 0, before=1.0)
 
 
 def history(store: Store, run_id: str | None, key: str) -> list[tuple[int, float]]:
@@ -57,16 +58,9 @@ def history(store: Store, run_id: str | None, key: str) -> list[tuple[int, float
 
 def send(store: Store, attempt: Attempt, has_ended: bool = False) -> Any:
     """The run of the attempt, after all of it was sent."""
-    experiment_id = store.find_experiment(_Named(attempt.cell.study))  # type: ignore[arg-type]
-    assert experiment_id is not None
-    store.send(experiment_id, attempt, has_ended)
+    store.send(store.client.get_experiment_by_name(attempt.cell.study).experiment_id, attempt, has_ended)
     run_id = attempt.upload_state.run_id
     return store.client.get_run(run_id) if run_id is not None else None
-
-
-class _Named:
-    def __init__(self, name: str) -> None:
-        self.name = name
 
 
 def test_a_cell_is_stored_with_everything_that_a_report_reads(store: Store, study: Study, tmp_path: Path) -> None:
@@ -160,16 +154,12 @@ def test_a_cell_that_ended_without_a_store_is_recorded_and_sent_later(
     folder = tmp_path / study.name
     attempt = begin(tmp_path, cell)
     describe(attempt)
-    lines = [
-        {"time": 1e9 + step, "step": step, "metrics": {"loss_g": step}, "files": [], "status": None}
-        for step in range(1, 1500)
-    ]  # more than one call may bring
-    with attempt.journal.open("a") as file:
-        file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+    points = [Record(1e9 + step, step, {"loss_g": float(step)}) for step in range(1, 1500)]  # too many for one call
+    journal.write(attempt.journal, [*attempt.read()[0], *points])
     tell(attempt, 1500, {"fid": 2.0}, status="collapsed")
     monkeypatch.setattr("ablations.tracking.store._PATIENCE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "client", Away())
+        patch.setattr(store, "client", AWAY)
         store.send_rest(experiment_id, folder, living=())
         assert store.is_away
         result = store.recorded(experiment_id, folder)[cell.key]
@@ -263,34 +253,45 @@ def test_an_attempt_goes_on_under_the_run_of_the_one_before_and_tells_newer_poin
     assert 4.0 not in {point.value for point in points}
 
 
-def share_with(study: Study, name: str, tmp_path: Path) -> Attempt:
+def share_with(store: Store, study: Study, name: str, tmp_path: Path) -> Attempt:
     """An attempt at another study's first cell, which is the same but for its study."""
     other = replace(study, name=f"{study.name}_{name}")
+    store.open_experiment(other)
     attempt = begin(tmp_path, other.cells()[0], {"device": "cuda:0"})
     describe(attempt, study.name, "m")
     return attempt
 
 
 def train(store: Store, study: Study, tmp_path: Path, outcome: str = "finished") -> Any:
+    """The run of the study's first cell, trained. Its data are named as the study: all tests have one store."""
+    store.open_experiment(study)
     attempt = begin(tmp_path, study.cells()[0], {"device": "cpu", "git_commit": "abc"})
-    describe(attempt, study.name, "m")  # one store for all tests
+    describe(attempt, study.name, "m")
     for step in (1, 2, 2):  # the last one replayed after a resume
         tell(attempt, step, {"fid": 10.0 / step, "loss_g": 1.0})
     tell(attempt, 2, {"fid": 5.0, "loss_g": 1.0}, status=outcome)
     return send(store, attempt, has_ended=True)
 
 
+def source_of(store: Store, study: Study, attempt: Attempt) -> Source:
+    found = store.find_source(attempt.cell, (study.name, "m"))
+    assert found is not None
+    return found
+
+
+def recorded(store: Store, attempt: Attempt, tmp_path: Path, shared: bool = True) -> list[Result]:
+    experiment = store.client.get_experiment_by_name(attempt.cell.study)
+    return list(store.recorded(experiment.experiment_id, tmp_path, shared).values())
+
+
 @pytest.mark.parametrize("outcome", ["finished", "collapsed"])
 def test_a_shared_cell_holds_every_point_of_its_source_once(
     outcome: str, store: Store, study: Study, tmp_path: Path
 ) -> None:
-    store.open_experiment(study)
     source = train(store, study, tmp_path, outcome)
-    attempt = share_with(study, "copy", tmp_path)
-    experiment_id = store.open_experiment(replace(study, name=attempt.cell.study))
+    attempt = share_with(store, study, "copy", tmp_path)
     assert (study.name, "m") in store.find_shared(attempt.cell)
-    found = store.find_source(attempt.cell, (study.name, "m"))
-    assert found is not None and found.tags["shared_run"] == source.info.run_id
+    found = source_of(store, study, attempt)
     send(store, attempt)  # as the uploader may before it is known that there is something to copy
     copy = attempt.become_copy(found.records, found.tags)
     stored = send(store, copy, has_ended=True)
@@ -313,22 +314,19 @@ def test_a_shared_cell_holds_every_point_of_its_source_once(
     assert stored.info.status == "FINISHED"
     assert stored.data.params["model.attention.at"] == "[]"
     for key in ("fid", "loss_g"):
-        points = [
-            sorted((point.step, point.timestamp, point.value) for point in store.client.get_metric_history(run_id, key))
-            for run_id in (source.info.run_id, stored.info.run_id)
-        ]
-        assert points[0] == points[1]
-    (result,) = store.recorded(experiment_id, tmp_path).values()
+        histories = [store.client.get_metric_history(run.info.run_id, key) for run in (source, stored)]
+        first, second = (sorted((one.step, one.timestamp, one.value) for one in points) for points in histories)
+        assert first == second
+    (result,) = recorded(store, copy, tmp_path)
     assert (result.outcome, result.metrics["fid"], result.shared_study) == (outcome, 5.0, study.name)
-    assert store.recorded(experiment_id, tmp_path, shared=False) == {}
+    assert recorded(store, copy, tmp_path, shared=False) == []
 
 
 def test_a_cell_is_shared_only_where_all_that_decides_it_is_the_same(
     store: Store, study: Study, tmp_path: Path
 ) -> None:
-    store.open_experiment(study)
     train(store, study, tmp_path)
-    copy = share_with(study, "copy", tmp_path).cell
+    copy = share_with(store, study, "copy", tmp_path).cell
     assert store.find_source(copy, ("other data", "m")) is None
     assert store.find_source(copy, (study.name, "other metrics")) is None
     for cell in (study.cells()[1], study.cells()[2]):  # another config, another seed
@@ -337,60 +335,48 @@ def test_a_cell_is_shared_only_where_all_that_decides_it_is_the_same(
 
 
 def test_a_copy_and_a_run_that_failed_are_no_sources(store: Store, study: Study, tmp_path: Path) -> None:
-    for name in ("failed", "copy", "waiting"):
-        store.open_experiment(replace(study, name=f"{study.name}_{name}"))
-    store.open_experiment(study)
-    failed = share_with(study, "failed", tmp_path)
+    failed = share_with(store, study, "failed", tmp_path)
     (failed.folder / "failure.json").write_text('{"reason": "RuntimeError: no", "traceback": "..."}')
     send(store, failed, has_ended=True)
-    waiting = share_with(study, "waiting", tmp_path).cell
-    assert store.find_source(waiting, (study.name, "m")) is None
+    waiting = share_with(store, study, "waiting", tmp_path)
+    assert store.find_source(waiting.cell, (study.name, "m")) is None
     source = train(store, study, tmp_path)
-    copy = share_with(study, "copy", tmp_path)
-    found = store.find_source(copy.cell, (study.name, "m"))
-    assert found is not None
+    copy = share_with(store, study, "copy", tmp_path)
+    found = source_of(store, study, copy)
     send(store, copy.become_copy(found.records, found.tags), has_ended=True)
-    second = store.find_source(waiting, (study.name, "m"))
-    assert second is not None and second.tags["shared_run"] == source.info.run_id
+    assert source_of(store, study, waiting).tags["shared_run"] == source.info.run_id
     store.client.delete_run(source.info.run_id)
-    assert store.find_source(waiting, (study.name, "m")) is None, "a copy is not copied: its pictures are gone"
+    assert store.find_source(waiting.cell, (study.name, "m")) is None, "a copy is not copied: its pictures are gone"
 
 
 def test_a_copy_is_not_taken_for_a_trained_run(store: Store, study: Study, tmp_path: Path) -> None:
-    store.open_experiment(study)
     train(store, study, tmp_path)
-    first = share_with(study, "copy", tmp_path)
-    experiment_id = store.open_experiment(replace(study, name=first.cell.study))
-    found = store.find_source(first.cell, (study.name, "m"))
-    assert found is not None
+    first = share_with(store, study, "copy", tmp_path)
+    found = source_of(store, study, first)
     copied = send(store, first.become_copy(found.records, found.tags), has_ended=True)
     own = begin(tmp_path, first.cell)
     tell(own, 2, {"fid": 7.0}, status="finished")
     assert send(store, own, has_ended=True).info.run_id != copied.info.run_id
-    (result,) = store.recorded(experiment_id, tmp_path).values()
+    (result,) = recorded(store, own, tmp_path)
     assert (result.metrics["fid"], result.shared_study) == (7.0, None), "what was trained counts, also beside a copy"
 
 
-def test_a_run_that_a_dead_process_left_running_is_ended(store: Store, study: Study, tmp_path: Path) -> None:
+def test_runs_that_a_dead_process_or_a_slow_store_left_are_ended_or_deleted(
+    store: Store, study: Study, tmp_path: Path
+) -> None:
     experiment_id = store.open_experiment(study)
-    dead, alive = (begin(tmp_path, cell) for cell in study.cells()[:2])
+    dead, alive, doubled = (begin(tmp_path, cell) for cell in study.cells()[:3])
     runs = [send(store, attempt).info.run_id for attempt in (dead, alive)]
+    tell(doubled, 1, {"fid": 3.0})
+    run = send(store, doubled)
+    twin = store.client.create_run(experiment_id, tags=run.data.tags, start_time=1).info.run_id
+    tell(doubled, 2, {}, status="finished")
+    send(store, doubled, has_ended=True)
+    assert store.find_outcome(experiment_id, doubled.cell, shared=True) == "finished"
     store.end_abandoned(experiment_id, living={alive.cell.key})
     assert [store.client.get_run(run_id).info.status for run_id in runs] == ["KILLED", "RUNNING"]
-
-
-def test_a_second_run_that_a_slow_store_made_is_deleted(store: Store, study: Study, tmp_path: Path) -> None:
-    experiment_id, cell = store.open_experiment(study), study.cells()[0]
-    attempt = begin(tmp_path, cell)
-    tell(attempt, 1, {"fid": 3.0})
-    run = send(store, attempt)
-    twin = store.client.create_run(experiment_id, tags=run.data.tags, start_time=1).info.run_id
-    tell(attempt, 2, {}, status="finished")
-    send(store, attempt, has_ended=True)
-    assert store.find_outcome(experiment_id, cell, shared=True) == "finished"
-    store.end_abandoned(experiment_id, set())
-    assert [found.info.run_id for found in store.runs(experiment_id, "tags.kind = 'cell'")] == [run.info.run_id]
-    assert store.client.get_run(twin).info.lifecycle_stage == "deleted"
+    left = {found.info.run_id for found in store.runs(experiment_id, "tags.kind = 'cell'")}
+    assert left == {*runs, run.info.run_id} and store.client.get_run(twin).info.lifecycle_stage == "deleted"
 
 
 def test_a_failed_cell_keeps_its_traceback_until_it_is_run_again(store: Store, study: Study, tmp_path: Path) -> None:
@@ -418,7 +404,7 @@ def test_a_launch_survives_a_store_that_goes_away(
     send(store, attempt, has_ended=True)
     before = store.recorded(experiment_id, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "client", Away())
+        patch.setattr(store, "client", AWAY)
         assert store.recorded(experiment_id, tmp_path) == before and store.is_away
         assert not store.write_table(experiment_id, study, *summary(study, before), {"trials": 3})
         store.end_abandoned(experiment_id, set())
@@ -456,7 +442,7 @@ def test_the_uploader_sends_beside_its_caller_and_nothing_of_a_lost_cell(
 
 
 def test_a_journal_is_replaced_only_when_no_upload_of_it_is_under_way(study: Study, tmp_path: Path) -> None:
-    begun, go_on, replaced = threading.Event(), threading.Event(), threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     class Slow:
         is_away = False
@@ -471,15 +457,10 @@ def test_a_journal_is_replaced_only_when_no_upload_of_it_is_under_way(study: Stu
     uploader = Uploader(cast(Store, Slow()), "1", lambda: True, lambda: None)
     uploader.follow(attempt)
     assert begun.wait(10)
-
-    def change() -> None:
-        uploader.pause(attempt)
-        attempt.reset_upload()
-        replaced.set()
-
-    thread = threading.Thread(target=change)
+    thread = threading.Thread(target=lambda: (uploader.pause(attempt), attempt.reset_upload()))
     thread.start()
-    assert not replaced.wait(0.2)
+    thread.join(0.2)
+    assert thread.is_alive()
     go_on.set()
     thread.join(10)
     uploader.close(10.0)

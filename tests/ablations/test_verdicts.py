@@ -39,6 +39,10 @@ def scored(study: Study, scores: Mapping[str, Sequence[float | None]]) -> CellSc
     }
 
 
+def finished(recorded: CellScores) -> dict[str, Result]:
+    return {key: Result("finished", {}, scores={"fid": score}) for key, score in recorded.items() if score}
+
+
 def names(study: Study, recorded: CellScores, most: int | None = None) -> list[str]:
     return [cell.name for cell in wanted(study, recorded, most)]
 
@@ -80,9 +84,7 @@ def test_cells_that_failed_or_collapsed_have_no_score_and_hold_up_no_look(study:
 
 def test_the_answer_says_what_was_decided_when(study: Study) -> None:
     scores = {"none": [10.0, 10.5, 9.8, 10.2], "feat32": [10.1, 10.4, 9.9], "feat16": [1.0, 1.02, 0.98]}
-    cells = {cell.key: score for cell, score in ((c, scored(study, scores).get(c.key)) for c in study.cells()) if score}
-    said = answer(study, {key: Result("finished", {}, scores={"fid": score}) for key, score in cells.items()})
-    better, rest = said.split("; ")
+    better, rest = answer(study, finished(scored(study, scores))).split("; ")
     assert better.startswith("feat16 lowers FD embedded-v2 against none by 90.1 % (")
     assert better.endswith("), decided after 3 seeds") and rest == "feat32 equivalent after 3 seeds."
 
@@ -120,7 +122,5 @@ def test_a_variant_that_more_seeds_would_hardly_decide_gets_none(study: Study) -
     scores = {"none": [10.0, 13.0, 8.0], "feat32": [13.0, 8.0, 10.0], "feat16": [1.0, 1.02, 0.98]}
     recorded = scored(study, scores)
     assert names(study, recorded) == []
-    results = {key: Result("finished", {}, scores={"fid": score}) for key, score in recorded.items() if score}
-    assert answer(study, results).endswith(
-        "; feat32 undecided after 3 seeds, stopped for futility: more seeds are unlikely to decide it."
-    )
+    said = "; feat32 undecided after 3 seeds, stopped for futility: more seeds are unlikely to decide it."
+    assert answer(study, finished(recorded)).endswith(said)
