@@ -166,7 +166,7 @@ class Store:
     def register_seeds(self, experiment_id: str, study: Study) -> None:
         """For `check_seeds`."""
         plan = json.dumps({"protocol": study.protocol, **study.plan_of_seeds()})
-        self._wait_for_answer(lambda: self.client.set_experiment_tag(experiment_id, _seeds_tag(study), plan))
+        self._call_with_patience(lambda: self.client.set_experiment_tag(experiment_id, _seeds_tag(study), plan))
 
     def check_images(self, study: Study, fingerprints: Mapping[str, str]) -> None:
         """Raises ValueError where cells of the study were trained on other images than these, by config digest."""
@@ -203,7 +203,7 @@ class Store:
                     self.client.set_experiment_tag(experiment_id, key, value)
             return experiment_id
 
-        return self._wait_for_answer(open_)
+        return self._call_with_patience(open_)
 
     def find_experiment(self, study: Study) -> str | None:
         found = self.client.get_experiment_by_name(study.name)
@@ -221,7 +221,7 @@ class Store:
         """See sending.write_table. False where the store is unreachable. Makes missing rows: under `exclusive`, because
         two launchers that made them at once would make each twice."""
 
-        return bool(self._answer(lambda: write_table(self, experiment_id, study, rows, description, search, commit)))
+        return self._succeeds(lambda: write_table(self, experiment_id, study, rows, description, search, commit))
 
     def recorded(
         self, experiment_id: str, folder: Path, shared: bool = True, metrics: Sequence[str] = ()
@@ -242,7 +242,7 @@ class Store:
                     results[key] = Result(tags["outcome"], run.data.metrics, tags.get("shared_study"), scores, measured)
             return results
 
-        self._last[experiment_id] = self._answer_or(self._last.get(experiment_id, {}), look_up)
+        self._last[experiment_id] = self._call_or_default(look_up, self._last.get(experiment_id, {}))
         kept = {}
         for attempt in all_attempts(folder):
             study = attempt.copied.get("shared_study")
@@ -265,13 +265,13 @@ class Store:
 
     def find_outcome(self, experiment_id: str, cell: Cell, shared: bool) -> str | None:
         """That of a cell, where some host has recorded it; None also while the store is unreachable."""
-        run = self._answer_or(None, lambda: find_run(self.client, experiment_id, cell, shared))
+        run = self._call_or_default(lambda: find_run(self.client, experiment_id, cell, shared), None)
         return run.data.tags.get("outcome") if run is not None else None
 
     def find_shared(self, cell: Cell) -> list[tuple[str, str]]:
         """Fingerprints of data and metrics of the results that other studies have of this config and seed; none while
         the store is unreachable: training does not depend on it."""
-        return self._answer_or([], lambda: [_fingerprints(run) for run in self._shareable(cell)])
+        return self._call_or_default(lambda: [_fingerprints(run) for run in self._shareable(cell)], [])
 
     def find_source(self, cell: Cell, fingerprints: tuple[str, str]) -> Source | None:
         """The oldest run of another study with the same config, seed, data and metrics that has ended with an outcome;
@@ -291,7 +291,7 @@ class Store:
             about = {name: tags[name] for name in _ABOUT if name in tags}
             return Source(records, {**about, "shared_run": str(run.info.run_id), "shared_study": tags["study"]})
 
-        return self._answer_or(None, find)
+        return self._call_or_default(find, None)
 
     def _shareable(self, cell: Cell) -> list[Run]:
         """Copies are left out: they have no pictures, and the run that they were copied from is listed itself."""
@@ -314,7 +314,7 @@ class Store:
     def try_to_send(self, experiment_id: str, attempt: Attempt, has_ended: bool) -> bool:
         """`send`; False where it fails, whatever the error: training does not depend on MLflow."""
         try:
-            return bool(self._answer(lambda: self.send(experiment_id, attempt, has_ended)))
+            return self._succeeds(lambda: self.send(experiment_id, attempt, has_ended))
         except Exception:
             _log.exception("tracking: %s is not sent", attempt.cell.name)
             return False
@@ -325,7 +325,7 @@ class Store:
         rest = [attempt for attempt in all_attempts(folder) if attempt.has_unsent and attempt.cell.key not in living]
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while rest:
-            if self._answer(lambda: self.send(experiment_id, rest[0], True)):
+            if self._succeeds(lambda: self.send(experiment_id, rest[0], True)):
                 rest.pop(0)
             elif not wait or time.monotonic() > give_up:
                 return
@@ -339,7 +339,7 @@ class Store:
             while run := find_run(self.client, experiment_id, cell, shared=True):
                 self.client.delete_run(run.info.run_id)
 
-        self._wait_for_answer(delete)
+        self._call_with_patience(delete)
         self._last.get(experiment_id, {}).pop(cell.key, None)
 
     def end_abandoned(self, experiment_id: str, living: Container[str]) -> None:
@@ -360,7 +360,7 @@ class Store:
                     ended = "FINISHED" if "outcome" in run.data.tags else "KILLED"
                     self.client.set_terminated(run.info.run_id, ended)
 
-        self._answer(end)
+        self._succeeds(end)
 
     def runs_of_all(self, condition: str) -> Iterator[Run]:
         """Of all studies."""
@@ -375,9 +375,8 @@ class Store:
             yield from page
             token = page.token or ""
 
-    def _answer(self, call: Callable[[], T]) -> list[T]:
-        """What `call` returns, as the one item of a list, after a second call if the first fails; [] where the store is
-        unreachable."""
+    def _call(self, call: Callable[[], T]) -> T:
+        """What `call` returns, after a second call if the first fails. Raises StoreUnreachable."""
         for pause in (0.0,) if self.is_away else (0.0, 1.0):
             time.sleep(pause)
             try:
@@ -388,19 +387,34 @@ class Store:
                     _log.warning("tracking: %s", self._reason)
             else:
                 self.is_away = False
-                return [answer]
+                return answer
         self.is_away = True
-        return []
+        raise StoreUnreachable(f"the tracking store does not answer ({self._reason})")
 
-    def _answer_or(self, otherwise: T, call: Callable[[], T]) -> T:
-        return (self._answer(call) or [otherwise])[0]
+    def _succeeds(self, call: Callable[[], object]) -> bool:
+        """False where the store is unreachable."""
+        try:
+            self._call(call)
+        except StoreUnreachable:
+            return False
+        return True
 
-    def _wait_for_answer(self, call: Callable[[], T]) -> T:
+    def _call_or_default(self, call: Callable[[], T], default: T) -> T:
+        """What `call` returns; `default` where the store is unreachable."""
+        try:
+            return self._call(call)
+        except StoreUnreachable:
+            return default
+
+    def _call_with_patience(self, call: Callable[[], T]) -> T:
         """What `call` returns, retried for _PATIENCE_SECONDS. Raises StoreUnreachable."""
         give_up = time.monotonic() + _PATIENCE_SECONDS
-        while not (answers := self._answer(call)):
-            if time.monotonic() > give_up:
-                raise StoreUnreachable(f"the tracking store does not answer ({self._reason})")
+        while True:
+            try:
+                return self._call(call)
+            except StoreUnreachable:
+                if time.monotonic() > give_up:
+                    raise
             time.sleep(1.0)
         return answers[0]
 
