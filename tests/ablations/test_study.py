@@ -82,7 +82,11 @@ MISTAKES = [
             "    feat32: {model.attention.at: [32]}\n": "",
             "    feat64: {model.attention.at: [64]}\n": "",
         },
-        "5:8: seeds: must be a list, because no comparison",
+        "5:8: seeds: must be a list, because no comparison of the study can be made at this preset",
+    ),
+    (
+        {"{model.attention.at: [32]}": f"{{optim.steps: {2**53 + 1}}}"},
+        "10:27: .*optim.steps: must be 9007199254740992 at most, got 9007199254740993",
     ),
     ({"[0, 1]": "[0, 1, 0]"}, "5:15: seeds.2: each once, got 0 again"),
     ({"[0, 1]": "[true]"}, "5:9: seeds.0: must be a whole number"),
