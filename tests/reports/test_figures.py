@@ -22,7 +22,7 @@ from reports.figures import Drawn
 from reports.page import PAGE
 from reports.paper import published
 from reports.results import Results
-from reports.sections import answer, geometry, grid, ladder, looks, samples, search, training
+from reports.sections import answer, geometry, grid, ladder, samples, search, training
 
 KINDS = ("ladder", "recipe", "rate_grid", "residual", "comparison", "search")
 
@@ -301,11 +301,11 @@ def test_looks_are_drawn_to_the_one_that_decided() -> None:
     results = made_studies.adaptive()
     looked = progress(results)
     assert looked is not None
-    drawn = one(looks.looks, results)
+    drawn = one(answer.looks, results)
     check_text(drawn)
     axes = drawn.figure.axes[0]
     for (variant, reference), verdict in looked.verdicts.items():
-        gaps = [look.gaps[variant, reference] for look in looked.looks if (variant, reference) in look.gaps]
+        gaps = [gaps[variant, reference] for gaps in looked.looks.values() if (variant, reference) in gaps]
         colour = figures.variant_styles(results)[variant].colour
         lines = [line for line in axes.lines if line.get_color() == colour]
         bars, points = lines[::2], lines[1::2]
@@ -313,8 +313,8 @@ def test_looks_are_drawn_to_the_one_that_decided() -> None:
         assert [line.get_ydata()[0] for line in points] == [math.exp(gap.value) for gap in gaps]
         filled = [line.get_markerfacecolor() == colour for line in points]
         assert filled == [False] * (len(gaps) - 1) + [verdict.label != "undecided"]
-    assert not list(looks.looks(made_studies.adaptive(until=0)))
-    assert not list(looks.looks(replace(results, adaptive=None)))
+    assert not list(answer.looks(made_studies.adaptive(until=0)))
+    assert not list(answer.looks(replace(results, adaptive=None)))
 
 
 def test_one_seed_has_no_whiskers_to_explain() -> None:

@@ -132,7 +132,7 @@ def test_the_page_says_what_could_have_been_seen_by_its_own_spread_or_by_what_el
     assert power_statement(begun) is None
     shipped["fid"] = 0.4
     assert power_statement(begun) == expected(3, 0.4, "by the spread that the preset is known to have")
-    begun = replace(begun, noise={"fid": 0.2})
+    begun = replace(begun, noise=0.2)
     assert power_statement(begun) == expected(3, 0.2, "by the spread of this preset's other studies")
 
 
