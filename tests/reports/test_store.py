@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from reports.build import _parser
 from reports.loading import load_results
 from reports.store import DEFAULT_URI, Store
 
@@ -97,7 +96,6 @@ def test_a_store_is_named_by_the_option_else_the_variable_else_the_default(
     assert [Store(other.uri).uri, Store().uri] == [other.uri, store.uri]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert Store().uri == DEFAULT_URI
-    assert "MLFLOW_TRACKING_URI, else sqlite:///mlflow.db" in " ".join(_parser().format_help().split())
 
 
 def test_what_is_no_mlflow_store_is_refused(tmp_path: Path) -> None:
