@@ -98,8 +98,8 @@ def comparisons(study: Study, recorded: CellScores) -> list[Comparison]:
     else:
         gaps = statistics.compare(values, [statistics.pair(*pair) for pair in pairs], log)
         for pair, gap in zip(pairs, gaps, strict=True):
-            verdict = gap.verdict(statistics.lower_is_better(study.metric)) if gap else "undecided"
-            found[pair] = gap, verdict or ("lower" if gap and gap.value < 0 else "higher"), gap.n if gap else 0, False
+            label = gap.verdict(statistics.lower_is_better(study.metric)) if gap else "undecided"
+            found[pair] = gap, label or ("lower" if gap and gap.value < 0 else "higher"), gap.n if gap else 0, False
     listed = []
     for name, scores in values.items():
         estimate = statistics.estimate(scores, log)

@@ -204,7 +204,6 @@ def _provenance(results: Results, uri: str) -> list[tuple[str, str]]:
 
 def _render(template: str, **context: Any) -> str:
     import jinja2
-
     from markupsafe import Markup
 
     def unbroken(text: str) -> Markup:

@@ -177,7 +177,7 @@ def _classes(tags: dict[str, str]) -> tuple[tuple[str, ...], dict[str, tuple[int
 
 def _natural(text: str | None) -> int | None:
     """The integer, 0 or more, of a tag or a param; None where there is none."""
-    return int(text) if re.fullmatch("[0-9]{1,18}", text or "") else None
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Variant, ...]:
@@ -214,7 +214,7 @@ def _counted(cell_runs: list[Run], variants: Iterable[Variant]) -> tuple[dict[tu
 
 def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) -> dict[str, Any]:
     """One row of `Results.cells`; `run` is None where the cell has not started."""
-    row = {"variant": variant.name, "seed": seed, "state": variant.build_error or "missing"}
+    row: dict[str, Any] = {"variant": variant.name, "seed": seed, "state": variant.build_error or "missing"}
     if run is None:
         return row | dict.fromkeys(("step", "steps", "endpoint", "run_id", "seconds", *CELL_TAGS))
     reached = points.loc[points["run_id"] == run.id, "step"].max()
@@ -226,7 +226,8 @@ def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) ->
         "endpoint": _natural(run.params.get("eval.endpoint")) or 1,  # earlier versions scored by the last alone
         "run_id": run.id,
         "seconds": None if run.end is None else (run.end - run.start) / 1000,
-    } | {tag: run.tags.get(tag) for tag in CELL_TAGS}
+        **{tag: run.tags.get(tag) for tag in CELL_TAGS},
+    }
 
 
 def score_cells(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:

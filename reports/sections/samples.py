@@ -64,7 +64,8 @@ def stages(results: Results) -> Iterator[Drawn]:
         for step, axes in zip(chosen, line, strict=True):
             picture, score = at.get((name, step)), scores.get((name, step))
             if picture is None:  # how the run ended
-                cell = results.of(name).set_index("seed").loc[seed]
+                cells = results.of(name)
+                cell = cells[cells["seed"] == seed].iloc[0]
                 ended = cell["state"] in ENDED_EARLY and cell["step"] < step
                 text = f"{cell['state']}\nat {int(cell['step']):,}" if ended else "no picture"
                 axes.text(0.5, 0.5, text, ha="center", va="center", color="#5f6670", transform=axes.transAxes)

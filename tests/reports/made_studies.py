@@ -217,7 +217,9 @@ def described(results: Results, **of: dict[str, dict[str, Any]]) -> Results:
 ALL = (ladder, recipe, rate_grid, residual, comparison, search, switches, adaptive)
 
 
-def evaluation(level: float, seed: int, step: int, rng: np.random.Generator, state: str) -> list[tuple[str, float, int]]:
+def evaluation(
+    level: float, seed: int, step: int, rng: np.random.Generator, state: str
+) -> list[tuple[str, float, int]]:
     """(key, value, step): falls to `level` and the seed's luck; a run that will collapse turns up again."""
     fid = level * (1 + 5 * math.exp(-step / 300)) + 1.5 * math.sin(seed * 9) + rng.normal(0, 0.05 * level**0.5)
     if state in ("collapsed", "diverged"):

@@ -88,7 +88,9 @@ def test_each_protocol_has_a_folder_of_its_own() -> None:
 
 def test_a_study_measured_in_two_ways_gets_two_sets_of_tables(tmp_path: Path) -> None:
     results = make_results({"none": {0: 1.0, 1: 2.0}, "feat32": {0: 900.0, 1: 901.0}})
-    prints = results.cells["metric_fingerprint"].mask(results.cells["variant"] == "feat32", "inception-v3@ff; 5 samples")
+    prints = results.cells["metric_fingerprint"].mask(
+        results.cells["variant"] == "feat32", "inception-v3@ff; 5 samples"
+    )
     results = replace(results, cells=results.cells.assign(metric_fingerprint=prints))
     write_study(results, tmp_path / "s", frozenset({"md", "png"}))
     first, second = (tmp_path / "s" / "table.md").read_text(encoding="utf-8").split("### Table 1, with our numbers")[1:]

@@ -82,7 +82,7 @@ def test_the_headline_claims_what_the_seeds_show_and_no_more(fid: dict[str, dict
 
 
 def test_the_page_says_what_could_have_been_seen_by_its_own_spread_or_by_what_else_is_known(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shipped: dict[str, float] = {}
     monkeypatch.setattr(statistics, "shipped_noise", lambda preset, metric: shipped.get(metric))
