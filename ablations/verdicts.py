@@ -98,22 +98,14 @@ def comparisons(study: Study, recorded: CellScores) -> list[Comparison]:
     else:
         gaps = statistics.compare(values, [statistics.pair(*pair) for pair in pairs], log)
         for pair, gap in zip(pairs, gaps, strict=True):
-            found[pair] = gap, _label(gap, statistics.lower_is_better(study.metric)), gap.n if gap else 0, False
+            label = gap.verdict(statistics.lower_is_better(study.metric)) if gap else "undecided"
+            found[pair] = gap, label or ("lower" if gap and gap.value < 0 else "higher"), gap.n if gap else 0, False
     listed = []
     for name, scores in values.items():
         estimate = statistics.estimate(scores, log)
         compared = [Comparison(name, estimate, reference, *found[v, reference]) for v, reference in pairs if v == name]
         listed += compared or [Comparison(name, estimate)]
     return listed
-
-
-def _label(gap: Gap | None, lower: bool | None) -> str:
-    """By the one test of a study whose seeds are a list."""
-    if gap is None or not gap.shown:
-        return "undecided"
-    if lower is None:
-        return "lower" if gap.value < 0 else "higher"
-    return "better" if (gap.value < 0) == lower else "worse"
 
 
 def _is_log(study: Study, recorded: CellScores) -> bool:

@@ -29,10 +29,19 @@ THUMBNAIL = "seeds"  # the figure that the gallery shows
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 built; 2 bad input, with one line on stderr and nothing written."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m reports.build", description=__doc__)
+    parser.add_argument("--study", help="one study; all by default")
+    parser.add_argument("--out", default="reports/out", help="folder to write (default: %(default)s)")
+    parser.add_argument("--format", default=",".join(FORMATS), help="any of %(default)s")
+    default = "the variable MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder"
+    parser.add_argument("--tracking-uri", metavar="URI", help=f"the MLflow store (default: {default})")
+    options = parser.parse_args(arguments)
     os.environ["MPLBACKEND"] = "agg"  # before Matplotlib is imported: a notebook's backend need not exist here
     try:
-        formats = _formats(options.format)
+        formats = frozenset(item.strip() for item in options.format.split(",") if item.strip())
+        if not formats or formats - set(FORMATS):
+            unknown = ", ".join(sorted(formats - set(FORMATS))) or "nothing"
+            raise ValueError(f"--format: must be a list of {', '.join(FORMATS)}, got {unknown}")
         index = build(options.tracking_uri, Path(options.out), options.study, formats)
     except (ValueError, OSError) as error:
         say(f"reports.build: {error}", sys.stderr)
@@ -66,8 +75,16 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
             raise ValueError(f"--out: {folder} is there and is no report of ours; move it away or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
+        # Drawing the figures is what takes long: one study per core at a time.
+        processes = min(len(chosen), os.cpu_count() or 1)
+        uri = "" if store.uri == DEFAULT_URI else store.shown_uri
+        work = chosen.values(), [Path(scratch) / folder for folder in chosen], repeat(formats), repeat(uri)
+        if processes < 2:
+            written = dict(zip(chosen, map(write_study, *work), strict=True))
+        else:
+            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+                written = dict(zip(chosen, pool.map(write_study, *work), strict=True))
         # The gallery shows every study of the store, also one that is not built this time.
-        written = _write_studies(chosen, Path(scratch), formats, "" if store.uri == DEFAULT_URI else store.shown_uri)
         entries = [
             {"folder": folder} | (written[folder] if folder in written else _as_last_built(results, out / folder))
             for folder, results in folders.items()
@@ -80,18 +97,6 @@ def build(tracking_uri: str | None, out: Path, study: str | None, formats: froze
             os.replace(Path(scratch) / name, out / name)
         os.replace(page, out / GALLERY)
     return out / GALLERY
-
-
-def _write_studies(
-    chosen: dict[str, Results], scratch: Path, formats: frozenset[str], uri: str
-) -> dict[str, dict[str, Any]]:
-    """Each study into its folder of `scratch`, one per core at a time: drawing the figures is what takes long."""
-    processes = min(len(chosen), os.cpu_count() or 1)
-    work = chosen.values(), [scratch / folder for folder in chosen], repeat(formats), repeat(uri)
-    if processes < 2:
-        return dict(zip(chosen, map(write_study, *work), strict=True))
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        return dict(zip(chosen, pool.map(write_study, *work), strict=True))
 
 
 def folder_names(loaded: Sequence[Results]) -> list[str]:
@@ -199,47 +204,24 @@ def _provenance(results: Results, uri: str) -> list[tuple[str, str]]:
 
 def _render(template: str, **context: Any) -> str:
     import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("reports"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["unbroken"] = _unbroken
-    return environment.get_template(template).render(**context)
-
-
-def _unbroken(text: str) -> Any:
-    """Escaped HTML in which no line ends before the arrow of a heading, in "n = 3" or in a short name with a hyphen."""
     from markupsafe import Markup
 
-    parts = re.split(r"(\S{1,24} [↓↑]|n = \d+|\S{1,24}-\S{1,24})", text)  # every second one is what stays together
-    span = Markup('<span class="unbroken">{}</span>')
-    return Markup("").join(span.format(part) if place % 2 else part for place, part in enumerate(parts))
+    def unbroken(text: str) -> Markup:
+        """Escaped HTML in which no line ends before a heading's arrow, in "n = 3" or in a short name with a hyphen."""
+        parts = re.split(r"(\S{1,24} [↓↑]|n = \d+|\S{1,24}-\S{1,24})", text)  # every second one stays together
+        span = Markup('<span class="unbroken">{}</span>')
+        return Markup("").join(span.format(part) if place % 2 else part for place, part in enumerate(parts))
+
+    loader, undefined = jinja2.PackageLoader("reports"), jinja2.StrictUndefined
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=undefined
+    )
+    environment.filters["unbroken"] = unbroken
+    return environment.get_template(template).render(**context)
 
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _formats(text: str) -> frozenset[str]:
-    formats = frozenset(item.strip() for item in text.split(",") if item.strip())
-    unknown = sorted(formats - set(FORMATS))
-    if unknown or not formats:
-        raise ValueError(f"--format: must be a list of {', '.join(FORMATS)}, got {', '.join(unknown) or 'nothing'}")
-    return formats
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m reports.build", description=__doc__)
-    parser.add_argument("--study", help="one study; all by default")
-    parser.add_argument("--out", default="reports/out", help="folder to write (default: %(default)s)")
-    parser.add_argument("--format", default=",".join(FORMATS), help="any of %(default)s")
-    default = "the variable MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder"
-    parser.add_argument("--tracking-uri", metavar="URI", help=f"the MLflow store (default: {default})")
-    return parser
 
 
 if __name__ == "__main__":

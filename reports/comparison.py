@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize
 
 from reports import sequential, statistics
 from reports.metrics import metric
@@ -60,16 +59,16 @@ def compare(results: Results, key: str) -> list[Comparison]:
     By the primary metric of a study with adaptive seeds, what the looks have shown (`progress`).
     """
     values = {name: list(own.values()) for name, own in results.finished(key).items()}
-    lower, looked = metric(key).lower, progress(results) if key == results.metric else None
+    pairs, lower, primary = results.pairs, metric(key).lower, key == results.metric
+    looked = progress(results) if primary else None
     found: list[tuple[Gap | None, str | None, int | None]]
     if looked is not None:
-        verdicts = [looked.verdicts[pair] for pair in results.pairs]
-        found = [(verdict.gap, verdict.label, verdict.n) for verdict in verdicts]
+        found = [(verdict.gap, verdict.label, verdict.n) for verdict in (looked.verdicts[pair] for pair in pairs)]
     else:
-        gaps = statistics.compare(values, [statistics.pair(*pair) for pair in results.pairs], is_log(results, key))
-        found = [(gap, _verdict(gap, lower) if key == results.metric else None, None) for gap in gaps]
+        gaps = statistics.compare(values, [statistics.pair(*pair) for pair in pairs], is_log(results, key))
+        found = [(gap, gap.verdict(lower) if gap and primary else None, None) for gap in gaps]
     rows = []
-    for (variant, reference), (gap, verdict, n) in zip(results.pairs, found, strict=True):
+    for (variant, reference), (gap, verdict, n) in zip(pairs, found, strict=True):
         if gap is None:
             continue
         better = statistics.probability_of_improvement(values[variant], values[reference])
@@ -78,13 +77,6 @@ def compare(results: Results, key: str) -> list[Comparison]:
         known = lower is not None and gap.p is not None
         rows.append(Comparison(variant, reference, gap, verdict, n, better if known else None))
     return rows
-
-
-def _verdict(gap: Gap | None, lower: bool | None) -> str | None:
-    """By the one test of a study whose seeds are a list; None where neither direction is better."""
-    if gap is None or not gap.shown:
-        return "undecided"
-    return None if lower is None else "better" if (gap.value < 0) == lower else "worse"
 
 
 def progress(results: Results) -> Progress | None:
@@ -140,7 +132,7 @@ def minimum_detectable_difference(results: Results) -> tuple[float, bool, str] |
     sd = statistics.pooled_sd([list(own.values()) for own in results.finished(results.metric).values()], log)
     origin = "by its own spread over seeds"
     if sd is None and log:
-        sd, origin = results.noise.get(results.metric), "by the spread of this preset's other studies"
+        sd, origin = results.noise, "by the spread of this preset's other studies"
     if sd is None and log:
         sd = statistics.shipped_noise(results.preset, results.metric)
         origin = "by the spread that the preset is known to have"
@@ -165,13 +157,10 @@ def _minimum_detectable_by_looks(rule: Rule, sd: float) -> float:
     noise = sd * np.random.default_rng(0).standard_normal((2000, len(names), rule.looks[-1]))
     rule = rule if rule.log else replace(rule, margin=None)  # without a mean there is no share of it
 
-    def short(effect: float) -> float:
+    def power(effect: float) -> float:
         scores = noise.copy()
         scores[:, names.index(rule.pairs[0][0])] -= effect
         labels, _ = sequential.replay_many(scores, names, rule, lower_is_better=True)
-        return statistics.POWER - float((labels[:, 0] == sequential.LABELS.index("better")).mean())
+        return float((labels[:, 0] == sequential.LABELS.index("better")).mean())
 
-    high = sd
-    while short(high) > 0 and high < 1e3 * sd:
-        high *= 2
-    return float(optimize.brentq(short, 0.0, high, xtol=sd / 50)) if high < 1e3 * sd else high
+    return statistics.effect_of_power(power, start=sd, xtol=sd / 50)

@@ -167,11 +167,10 @@ def difference_row(axes: Axes, results: Results, row: Comparison, place: float, 
                    face: str | None = None, size: float = 4.5) -> None:  # fmt: skip
     """A row: one marker for the ratio or difference, its simultaneous interval as whiskers."""
     plot_style, back = variant_styles(results)[row.variant], math.exp if row.gap.log else float
+    value, colour = back(row.gap.value), plot_style.colour
     low, high = (None if end is None else back(end) for end in (row.gap.low, row.gap.high))
-    whiskers(axes, back(row.gap.value), low, high, place, color=plot_style.colour, capsize=2, lw=1.2)
-    colour = plot_style.colour
-    axes.plot(back(row.gap.value), place, marker or plot_style.marker, color=colour, mfc=face or colour, ms=size,
-              mew=0.8)  # fmt: skip
+    whiskers(axes, value, low, high, place, color=colour, capsize=2, lw=1.2)
+    axes.plot(value, place, marker or plot_style.marker, color=colour, mfc=face or colour, ms=size, mew=0.8)
 
 
 def difference_axis(axes: Axes, results: Results, key: str, reference: str, measure: str = "") -> None:

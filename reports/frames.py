@@ -45,12 +45,20 @@ def load(study: str | None = None, source: str | os.PathLike[str] | None = None)
     path = None if source is None or ":" in str(source) and not Path(source).exists() else Path(source)
     if path is not None and (path / "mlflow.db").is_file():
         source, path = f"sqlite:///{path / 'mlflow.db'}", None
-    if path is not None:
-        found = _of_files(path)
-    else:
+    if path is None:
         loaded = load_results(Store(None if source is None else str(source)))
         loaded = [results for results in loaded if study in (None, results.study)] or loaded
         found = Frames(*(_joined(make(results) for results in loaded) for make in (cells, histories, comparisons)))
+    else:
+        folder = path.parent if path.is_file() else path
+        paths = [sorted(folder.rglob(f"*{name}")) for name in (CELLS, COMPARISONS)]
+        if not all(paths):
+            raise ValueError(
+                f"{path} has no results: it must be a tracking URI, a folder with mlflow.db, or a folder of reports "
+                f"with {CELLS} and {COMPARISONS}"
+            )
+        none = pd.DataFrame(columns=["study", "protocol", "variant", "seed", "key", "step", "value"])
+        found = Frames(_joined(map(_read, paths[0])), none, _joined(map(_read, paths[1])))
     check_study(study, found.cells["study"].unique(), "the default store" if source is None else shown_uri(str(source)))
     of_study = (frame if study is None else frame[frame["study"] == study].reset_index(drop=True)
                 for frame in (found.cells, found.metrics, found.comparisons))  # fmt: skip
@@ -66,18 +74,6 @@ def check_study(study: str | None, names: Iterable[str], where: str) -> None:
         close = difflib.get_close_matches(study, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
         raise ValueError(f"--study: no study {study!r} in {where}; {hint}")
-
-
-def _of_files(path: Path) -> Frames:
-    folder = path.parent if path.is_file() else path
-    paths = [sorted(folder.rglob(f"*{name}")) for name in (CELLS, COMPARISONS)]
-    if not all(paths):
-        raise ValueError(
-            f"{path} has no results: it must be a tracking URI, a folder with mlflow.db, or a folder of reports with "
-            f"{CELLS} and {COMPARISONS}"
-        )
-    none = pd.DataFrame(columns=["study", "protocol", "variant", "seed", "key", "step", "value"])
-    return Frames(_joined(map(_read, paths[0])), none, _joined(map(_read, paths[1])))
 
 
 _TEXTS = ("study", "protocol", "variant", "state", "run_id", *CELL_TAGS, "metric", "role", "scale", "reference",

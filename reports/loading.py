@@ -39,13 +39,11 @@ def load_results(store: Store) -> list[Results]:
     return [mark_unneeded_cells(replace(results, noise=_noise(results, loaded))) for results in loaded]
 
 
-def _noise(results: Results, loaded: list[Results]) -> dict[str, float]:
-    """Sd over seeds of the log of the primary metric, pooled over the preset's other studies.
-
-    Over variants that were measured as this study's and trained for as many steps: others have another noise.
-    """
+def _noise(results: Results, loaded: list[Results]) -> float | None:
+    """`Results.noise`: over variants that were measured as this study's and trained for as many steps, as others have
+    another noise."""
     if not on_log_scale(results.metric):
-        return {}
+        return None
     steps = set(results.cells["steps"].dropna())
     groups = [
         list(own.values())
@@ -54,8 +52,7 @@ def _noise(results: Results, loaded: list[Results]) -> dict[str, float]:
         for variant, own in other.finished(results.metric).items()
         if own and min(own.values()) > 0 and (not steps or set(other.of(variant)["steps"].dropna()) <= steps)
     ]
-    sd = pooled_sd(groups, log=True)
-    return {} if sd is None else {results.metric: sd}
+    return pooled_sd(groups, log=True)
 
 
 def _one_study(
@@ -73,7 +70,7 @@ def _one_study(
     searches = (found for launch in launches if (found := store.document(launch, "search.json")))
     design = str(plans[0].get("design") or "one_at_a_time") if plans else "one_at_a_time"
     all_cell_runs = [run for run in runs if run.tags["kind"] == "cell"]
-    cell_runs = [run for run in all_cell_runs if "variant" in run.tags and _natural(run.tags, "seed") is not None]
+    cell_runs = [run for run in all_cell_runs if "variant" in run.tags and _natural(run.tags.get("seed")) is not None]
     unnamed = len(all_cell_runs) - len(cell_runs)
     variants = _variants(plans, cell_runs)
     if design == "search":  # its trials choose what is compared; they are not compared themselves
@@ -83,9 +80,13 @@ def _one_study(
     if not variants or not seeds:
         return None
     newest: dict[str, Any] = plans[0] if plans else {**runs[-1].tags, "question": ""}
-    counted, notes = _counted(cell_runs, variants)
+    counted, outdated = _counted(cell_runs, variants)
+    notes = []
+    if outdated:
+        left_out = "1 run of an earlier config is" if outdated == 1 else f"{outdated} runs of earlier configs are"
+        notes.append(f"{left_out} left out: the study file has changed since.")
     if unnamed:
-        notes = (*notes, f"Left out, because their tags name no variant or no seed: {unnamed} of the runs.")
+        notes.append(f"Left out, because their tags name no variant or no seed: {unnamed} of the runs.")
 
     points = histories[histories["run_id"].isin([run.id for run in counted.values()])].copy()
     for place, name in enumerate(("variant", "seed")):
@@ -96,9 +97,18 @@ def _one_study(
     final_scores = score_cells(cells, points)
     metric = str(newest.get("metric") or "fid")
     if metric not in final_scores and "fid" in final_scores:
-        notes = (*notes, f"No run has the primary metric {metric}; fid stands in its place.")
+        notes.append(f"No run has the primary metric {metric}; fid stands in its place.")
         metric = "fid"
     classes, groups = _classes(next((run.tags for run in counted.values() if "classes" in run.tags), {}))
+    pictures = []
+    for cell, run in counted.items():
+        owner = by_id.get(run.tags.get("shared_run", ""), run)  # the run that trained it
+        tile_px = _natural(owner.tags.get("tile_px"))
+        for kind in ("samples", "attention"):
+            for path in store.artifacts(owner, kind):
+                step = path.stem.removeprefix("step_")
+                if step.isdecimal():
+                    pictures.append(Picture(*cell, kind, printable(path.parent.name), int(step), path, tile_px))
     return Results(
         study=study,
         protocol=protocol,
@@ -111,15 +121,11 @@ def _one_study(
         cells=cells,
         final_scores=final_scores,
         histories=points[["variant", "seed", "key", "step", "value"]],
-        pictures=tuple(
-            picture
-            for cell, run in counted.items()
-            for picture in _pictures(store, cell, by_id.get(run.tags.get("shared_run", ""), run))
-        ),
+        pictures=tuple(pictures),
         classes=classes,
         groups=groups,
         launched=runs[0].start,
-        notes=notes,
+        notes=tuple(notes),
         design=design,
         factors=tuple(newest.get("factors") or ()),
         search=_search(next(searches, None)),
@@ -169,10 +175,9 @@ def _classes(tags: dict[str, str]) -> tuple[tuple[str, ...], dict[str, tuple[int
         return (), {}
 
 
-def _natural(texts: dict[str, str], name: str) -> int | None:
+def _natural(text: str | None) -> int | None:
     """The integer, 0 or more, of a tag or a param; None where there is none."""
-    text = texts.get(name, "")
-    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Variant, ...]:
@@ -195,39 +200,30 @@ def _variants(plans: list[dict[str, Any]], cell_runs: list[Run]) -> tuple[Varian
     return tuple(variants.values())
 
 
-def _counted(cell_runs: list[Run], variants: Iterable[Variant]) -> tuple[dict[tuple[str, int], Run], tuple[str, ...]]:
+def _counted(cell_runs: list[Run], variants: Iterable[Variant]) -> tuple[dict[tuple[str, int], Run], int]:
     """The run that counts for each cell: of the planned config, with an outcome if one has it, and the newest of these.
 
-    Also a note on the runs that are left out.
+    Also how many runs of other configs are left out.
     """
     digests = {variant.name: variant.config_digest for variant in variants}
-    counted: dict[tuple[str, int], Run] = {}
-    outdated = 0
-    for run in sorted(cell_runs, key=lambda run: ("outcome" in run.tags, run.end or run.start)):
-        if digests[run.tags["variant"]] in (None, run.tags.get("config_digest")):
-            counted[run.tags["variant"], int(run.tags["seed"])] = run
-        else:
-            outdated += 1
-    if not outdated:
-        return counted, ()
-    runs = "1 run of an earlier config is" if outdated == 1 else f"{outdated} runs of earlier configs are"
-    return counted, (f"{runs} left out: the study file has changed since.",)
+    planned = [run for run in cell_runs if digests[run.tags["variant"]] in (None, run.tags.get("config_digest"))]
+    planned.sort(key=lambda run: ("outcome" in run.tags, run.end or run.start))
+    counted = {(run.tags["variant"], int(run.tags["seed"])): run for run in planned}
+    return counted, len(cell_runs) - len(planned)
 
 
 def _cell(variant: Variant, seed: int, run: Run | None, points: pd.DataFrame) -> dict[str, Any]:
     """One row of `Results.cells`; `run` is None where the cell has not started."""
-    row: dict[str, Any] = {"variant": variant.name, "seed": seed}
+    row: dict[str, Any] = {"variant": variant.name, "seed": seed, "state": variant.build_error or "missing"}
     if run is None:
-        empty = dict.fromkeys(("step", "steps", "endpoint", "run_id", "seconds", *CELL_TAGS))
-        return {**row, "state": variant.build_error or "missing", **empty}
+        return row | dict.fromkeys(("step", "steps", "endpoint", "run_id", "seconds", *CELL_TAGS))
     reached = points.loc[points["run_id"] == run.id, "step"].max()
-    last = _natural(run.tags, "last_step")
-    return {
-        **row,
+    last = _natural(run.tags.get("last_step"))
+    return row | {
         "state": run.tags.get("outcome") or _STATES.get(run.status, "interrupted"),
         "step": last if last is not None else None if pd.isna(reached) else int(reached),
-        "steps": _natural(run.params, "optim.steps"),
-        "endpoint": _natural(run.params, "eval.endpoint") or 1,  # earlier versions scored by the last alone
+        "steps": _natural(run.params.get("optim.steps")),
+        "endpoint": _natural(run.params.get("eval.endpoint")) or 1,  # earlier versions scored by the last alone
         "run_id": run.id,
         "seconds": None if run.end is None else (run.end - run.start) / 1000,
         **{tag: run.tags.get(tag) for tag in CELL_TAGS},
@@ -256,14 +252,3 @@ def score_cells(cells: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
             last.loc[pd.IndexSlice[run_id, key]] = run_score(key, values) if len(values) == count else np.nan
     wide = last.unstack("key") if len(last) else pd.DataFrame()
     return wide.reindex(cells["run_id"]).reset_index(drop=True).rename_axis(columns=None)
-
-
-def _pictures(store: Store, cell: tuple[str, int], run: Run) -> list[Picture]:
-    tile = _natural(run.tags, "tile_px")
-    found = []
-    for kind in ("samples", "attention"):
-        for path in store.artifacts(run, kind):
-            step = path.stem.removeprefix("step_")
-            if step.isdecimal():
-                found.append(Picture(*cell, kind, printable(path.parent.name), int(step), path, tile))
-    return found

@@ -18,20 +18,7 @@ import matplotlib.pyplot as plt
 from reports import fonts, style
 from reports.figures import Drawn
 from reports.results import Results, by_measurement
-from reports.sections import (
-    answer,
-    cells,
-    geometry,
-    grid,
-    ladder,
-    looks,
-    networks,
-    paper_tables,
-    samples,
-    search,
-    training,
-    variants,
-)
+from reports.sections import answer, cells, geometry, grid, ladder, paper_tables, samples, search, training, variants
 from reports.tables import Table
 
 
@@ -58,7 +45,7 @@ PAGE = (
             grid.grid,
             grid.effects,
         ),
-        figures=(answer.seeds, answer.differences, looks.looks, grid.rates, ladder.waterfall),
+        figures=(answer.seeds, answer.differences, answer.looks, grid.rates, ladder.waterfall),
     ),
     Section("Search", tables=(search.trials,), figures=(search.history, search.importances)),
     Section(
@@ -73,7 +60,7 @@ PAGE = (
         tables=(geometry.groups_table,),
         figures=(geometry.groups, geometry.classes, geometry.class_scores, geometry.published_classes),
     ),
-    Section("Inside the networks", figures=(networks.diagnostics,)),
+    Section("Inside the networks", figures=(training.diagnostics,)),
     Section("Every metric", tables=(variants.every_metric,), folded=True),
     Section("Cells", tables=(cells.cells,)),
 )

@@ -110,7 +110,7 @@ class Results:
     for metrics compared by their logarithm), NaN where one is missing; for a cell that did not finish, the last finite
     one.
     `histories` is long: variant, seed, key, step, value. `launched` is in milliseconds since 1970.
-    `noise` is {metric: sd of log over seeds} of the preset's other studies.
+    `noise` is the sd over seeds of the log of the primary metric, pooled over the preset's other studies.
     """
 
     study: str
@@ -134,7 +134,7 @@ class Results:
     search: Search | None = None
     metric: str = "fid"  # the primary one; all others are secondary
     contrasts: tuple[tuple[str, str], ...] = ()  # (variant, reference) that the study names; () where it names none
-    noise: dict[str, float] = field(default_factory=dict)
+    noise: float | None = None
     adaptive: Adaptive | None = None  # where seeds are no list
 
     @property
@@ -207,8 +207,13 @@ def by_measurement(results: Results) -> list[Results]:
     one that has not started to all, one that has not been scored yet to those of its data. Which weights are scored
     does not split a study whose variants differ in just that.
     """
-    results = _without_varied_parts(results)
-    cells = results.cells
+    cells, notes = results.cells, results.notes
+    varied = {name for variant in results.variants for name in variant.changes}
+    if dropped := {part for name, parts in _SCORED.items() if name in varied for part in parts}:
+        shortened = [text if pd.isna(text) else "; ".join(part for part in text.split("; ") if part not in dropped)
+                     for text in cells["metric_fingerprint"]]  # fmt: skip
+        cells = cells.assign(metric_fingerprint=shortened)
+        notes = (*notes, f"Variants differ in what is scored ({', '.join(sorted(dropped))}): see their fields.")
     prints = [tuple(None if pd.isna(known) else str(known) for known in row)
               for row in cells[["data_fingerprint", "metric_fingerprint"]].to_numpy()]  # fmt: skip
 
@@ -220,7 +225,7 @@ def by_measurement(results: Results) -> list[Results]:
         if any(known) and not any(agree(known, way) for way in ways):
             ways.append(known)
     if len(ways) < 2:
-        return [results]
+        return [replace(results, cells=cells, notes=notes)]
     finished = Counter(known for known, state in zip(prints, cells["state"], strict=True) if state == "finished")
     parts = []
     for place, way in enumerate(sorted(ways, key=lambda way: -finished[way]), 1):
@@ -239,24 +244,7 @@ def by_measurement(results: Results) -> list[Results]:
                 final_scores=results.final_scores.where(keep),
                 histories=results.histories[np.array(rows, dtype=bool)],
                 pictures=tuple(item for item in results.pictures if (item.variant, item.seed) in pairs),
-                notes=(*results.notes, note),
+                notes=(*notes, note),
             )
         )
     return parts
-
-
-def _without_varied_parts(results: Results) -> Results:
-    """Metric fingerprints without the parts that the study's own variants change."""
-    varied = {name for variant in results.variants for name in variant.changes}
-    dropped = {part for name, parts in _SCORED.items() if name in varied for part in parts}
-    if not dropped:
-        return results
-
-    def kept(fingerprint: object) -> object:
-        if not isinstance(fingerprint, str):
-            return fingerprint
-        return "; ".join(part for part in fingerprint.split("; ") if part not in dropped)
-
-    cells = results.cells.assign(metric_fingerprint=results.cells["metric_fingerprint"].map(kept))
-    note = f"Variants differ in what is scored ({', '.join(sorted(dropped))}): see their fields."
-    return replace(results, cells=cells, notes=(*results.notes, note))

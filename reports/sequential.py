@@ -74,14 +74,6 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What `n` seeds say of every pair that was open before; pairs with too few scores are left out."""
-
-    n: int
-    gaps: dict[Pair, Gap]
-
-
-@dataclass(frozen=True)
 class Verdict:
     """`gap` and `n`, the number of seeds, are those of the decision, or of the last look of an undecided pair.
 
@@ -101,12 +93,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Progress:
-    """`wanted` has (variant, index of its seed) of every cell that the next look lacks, seed by seed.
+    """`looks` is {number of seeds: what they say of every pair that was open before and has enough scores}.
 
-    It is empty when no pair is open or the last look is done.
+    `wanted` has (variant, index of its seed) of every cell that the next look lacks, seed by seed. It is empty when no
+    pair is open or the last look is done.
     """
 
-    looks: list[Look]
+    looks: dict[int, dict[Pair, Gap]]
     verdicts: dict[Pair, Verdict]
     wanted: list[tuple[str, int]]
 
@@ -131,12 +124,16 @@ def replay(scores: Mapping[str, Sequence[float | None]], rule: Rule, lower_is_be
             table[0, place, seed] = math.nan if score is None else math.log(score) if rule.log else score
     ended = np.array([[len(scores[name]) for name in names]])
     verdicts = {pair: Verdict("undecided", 0, None) for pair in rule.pairs}
-    held: list[Look] = []
+    held: dict[int, dict[Pair, Gap]] = {}
     open_pairs = list(rule.pairs)
     for look in _hold_looks(table, ended, rule, names, lower_is_better):
-        tested = {pair: look.verdict(place, rule) for place, pair in enumerate(rule.pairs) if look.tested[0, place]}
-        verdicts |= tested
-        held.append(Look(look.n, {pair: verdict.gap for pair, verdict in tested.items() if verdict.gap}))
+        held[look.n] = {}
+        for place, pair in enumerate(rule.pairs):
+            if look.tested[0, place]:
+                gap, label = look.gap(place, rule.log), LABELS[look.labels[0, place]]
+                goes_on = label == "undecided" and look.n < rule.looks[-1]
+                verdicts[pair] = Verdict(label, look.n, gap, float(look.chance[0, place]) if goes_on else None)
+                held[look.n][pair] = gap
         open_pairs = [pair for pair, is_open in zip(rule.pairs, look.is_open[0], strict=True) if is_open]
     needed = {name for pair in open_pairs for name in pair}
     seeds = range(rule.looks[len(held)] if len(held) < len(rule.looks) else 0)
@@ -175,14 +172,11 @@ class _LookResult:
     is_open: Bools  # after this look
     boundary: _Boundary
 
-    def verdict(self, place: int, rule: Rule) -> Verdict:
-        """On a pair of the first study."""
+    def gap(self, place: int, log: bool) -> Gap:
+        """Of a pair of the first study."""
         value, error, half_width = (float(array[0, place]) for array in (self.value, self.error, self.half_width))
         p = self.boundary.p(value, error, int(self.row[0, place]))
-        gap = Gap(value, value - half_width, value + half_width, p, int(self.scores[0, place]), rule.log)
-        label, chance = LABELS[self.labels[0, place]], float(self.chance[0, place])
-        goes_on = label == "undecided" and self.n < rule.looks[-1]
-        return Verdict(label, self.n, gap, chance if goes_on else None)
+        return Gap(value, value - half_width, value + half_width, p, int(self.scores[0, place]), log)
 
 
 def _hold_looks(
@@ -208,7 +202,10 @@ def _hold_looks(
         # Where cells have no score, the critical value is that of the last look for which both sides have enough.
         row = np.maximum(np.searchsorted(rule.looks, fewest, side="right") - 1, 0)
         half_width = boundary.critical[row] * error
-        margin = _margin(rule, means @ (weights < 0).T)
+        margin = np.full_like(value, -1.0)  # below 0: nothing is equivalent
+        if rule.margin is not None:
+            references = np.abs(means @ (weights < 0).T)
+            margin = np.full_like(value, math.log1p(rule.margin)) if rule.log else rule.margin * references
         equivalent, shown = np.abs(value) + half_width <= margin, np.abs(value) > half_width
         direction = np.where((value < 0) == lower_is_better, 1, 2)
         # Equivalence comes first: a difference that is there and does not matter is no reason for more seeds.
@@ -230,13 +227,6 @@ def _predictive_power(n: int, most: int, value: Array, error: Array, critical: f
         shown = special.ndtr((value - half_width) / spread) + special.ndtr((-value - half_width) / spread)
         equivalent = special.ndtr((within - value) / spread) - special.ndtr((-within - value) / spread)
     return np.asarray(shown + equivalent)
-
-
-def _margin(rule: Rule, references: Array) -> Array:
-    """Half-width of what does not matter, from the references' means; below 0 where there is no margin."""
-    if rule.margin is None:
-        return np.full_like(references, -1.0)
-    return np.full_like(references, math.log1p(rule.margin)) if rule.log else rule.margin * np.abs(references)
 
 
 @dataclass(frozen=True)

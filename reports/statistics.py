@@ -31,7 +31,7 @@ often as the test makes a false claim.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
@@ -119,6 +119,12 @@ class Gap:
     def shown(self) -> bool:
         return self.p is not None and self.p < SIGNIFICANT
 
+    def verdict(self, lower_is_better: bool | None) -> str | None:
+        """By the one test of a study whose seeds are a list; None where neither direction is better."""
+        if not self.shown:
+            return "undecided"
+        return None if lower_is_better is None else "better" if (self.value < 0) == lower_is_better else "worse"
+
 
 def compare(
     values: Mapping[str, Sequence[float]], contrasts: Sequence[Contrast], log: bool = False
@@ -177,6 +183,16 @@ def minimum_detectable_effect(sizes: Mapping[str, int], contrasts: Sequence[Cont
     if not usable:
         return None
     return _minimum_detectable_effect(numbers, _key(_matrix(usable, list(sizes))))
+
+
+def effect_of_power(power: Callable[[float], float], start: float, xtol: float) -> float:
+    """The effect that is shown with 80 % power, searched from `start` up to a million times it."""
+    high = start
+    while power(high) < POWER and high < 1e6 * start:
+        high *= 2
+    if high >= 1e6 * start:
+        return high
+    return float(optimize.brentq(lambda effect: POWER - power(effect), 0.0, high, xtol=xtol))
 
 
 def changed(size: float, log: bool) -> str:
@@ -276,10 +292,7 @@ def _minimum_detectable_effect(sizes: tuple[int, ...], key: Key) -> float:
     critical = _critical(_null(sizes, key))
     gaps, errors = _simulated(sizes, np.array(key))
 
-    def short(effect: float) -> float:
-        return POWER - float((np.abs(gaps + effect) > critical * errors).mean(0).min())
+    def power(effect: float) -> float:
+        return float((np.abs(gaps + effect) > critical * errors).mean(0).min())
 
-    high = 1.0
-    while short(high) > 0 and high < 1e6:
-        high *= 2
-    return float(optimize.brentq(short, 0.0, high, xtol=1e-3)) if high < 1e6 else high
+    return effect_of_power(power, start=1.0, xtol=1e-3)

@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlparse
@@ -56,11 +56,10 @@ class Store:
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
         self.shown_uri = shown_uri(self.uri)  # for pages and messages
         self._downloads: tempfile.TemporaryDirectory[str] | None = None
-        scheme = self.uri.split(":", 1)[0].split("+", 1)[0]
         self._source: _Database | _Server
-        if scheme in ("http", "https"):
+        if re.match("https?:", self.uri):
             self._source = _Server(self.uri)
-        elif scheme in ("sqlite", "postgresql", "mysql", "mssql") and ":" in self.uri:
+        elif re.match(r"(sqlite|postgresql|mysql|mssql)(\+.*)?:", self.uri):
             self._source = _Database(self.uri)
         else:
             raise ValueError(
@@ -70,15 +69,7 @@ class Store:
 
     def runs(self) -> list[Run]:
         """Every run that is not deleted and carries the tag `kind`, oldest first."""
-        found = [
-            replace(
-                run,
-                experiment=printable(run.experiment),
-                tags=_printable_all(run.tags),
-                params=_printable_all(run.params),
-            )
-            for run in self._source.runs()
-        ]
+        found = (Run(**_printable_all(vars(run))) for run in self._source.runs())
         return sorted(found, key=lambda run: (run.start, run.id))
 
     def histories(self, runs: list[Run]) -> pd.DataFrame:
@@ -96,18 +87,16 @@ class Store:
     def artifacts(self, run: Run, folder: str) -> list[Path]:
         """The files under one artifact folder of a run, on this machine, by name; [] where there are none."""
         root = self._local(run, folder)
-        return sorted(path for path in root.glob("**/*") if path.is_file()) if root is not None else []
+        return sorted(path for path in root.rglob("*") if path.is_file()) if root is not None else []
 
     def document(self, launch: Run, name: str) -> dict[str, Any] | None:
         """plan.json or search.json of a launch, or of the row of a baseline; None for a missing or truncated one."""
         path = self._local(launch, name)
-        if path is None or not path.is_file():
-            return None
         try:
-            found = _printable_all(json.loads(path.read_bytes()))
+            found = json.loads(path.read_bytes()) if path is not None and path.is_file() else None
         except ValueError:
             return None
-        return found if isinstance(found, dict) else None
+        return _printable_all(found) if isinstance(found, dict) else None
 
     def _local(self, run: Run, name: str) -> Path | None:
         parsed = urlparse(run.artifact_uri)
@@ -257,14 +246,12 @@ class _Server:
         while self._experiments:
             page = self._client.search_runs(list(self._experiments), max_results=1000, page_token=token)
             for run in page:
-                info, tags = run.info, run.data.tags
-                if "kind" in tags:
+                info, data = run.info, run.data
+                if "kind" in data.tags:
                     experiment = self._experiments[info.experiment_id]
-                    times = info.start_time, info.end_time
-                    found.append(
-                        Run(info.run_id, info.status, *times, info.artifact_uri, experiment, tags, run.data.params)
-                    )
-                    self._keys[info.run_id] = list(run.data.metrics)
+                    found.append(Run(info.run_id, info.status, info.start_time, info.end_time, info.artifact_uri,
+                                     experiment, data.tags, data.params))  # fmt: skip
+                    self._keys[info.run_id] = list(data.metrics)
             token = page.token
             if not token:
                 break

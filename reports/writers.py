@@ -33,12 +33,13 @@ def markdown_page(title: str, question: str, answer: str, power_statement: str |
 
 
 def markdown(table: Table) -> str:
-    lines = [f"### {escape_markdown(table.title)}", "", _pipes(table.columns)]
-    lines.append("|" + "|".join([" :-- ", *[" --: "] * (len(table.columns) - 1)]) + "|")
+    others = len(table.columns) - 1
+    rows = [list(map(escape_markdown, table.columns)), [":--", *["--:"] * others]]
     for block in table.blocks:
         if block.heading:
-            lines.append(_pipes([f"*{escape_markdown(block.heading)}*", *[""] * (len(table.columns) - 1)], raw=True))
-        lines += [_pipes(_emphasised(row, escape_markdown, "**{}**"), raw=True) for row in block.rows]
+            rows.append([f"*{escape_markdown(block.heading)}*", *[""] * others])
+        rows += [_emphasised(row, escape_markdown, "**{}**") for row in block.rows]
+    lines = [f"### {escape_markdown(table.title)}", "", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join([*lines, "", *(f"{escape_markdown(note)}\n" for note in table.notes)])
 
 
@@ -47,44 +48,23 @@ def latex(table: Table) -> str:
 
     A table of more than six columns is set small and tight, and a column of sentences wraps.
     """
-    width = len(table.columns)
-    body: list[str] = []
-    for block in table.blocks:
-        body.append(r"\midrule")
-        if block.heading:
-            body.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(block.heading)}}}}} \\")
-        body += [" & ".join(_emphasised(row, escape_latex, r"\textbf{{{}}}")) + r" \\" for row in block.rows]
-    notes = [rf"\par\smallskip\footnotesize {escape_latex(note)}" for note in table.notes]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            *([r"\scriptsize\setlength{\tabcolsep}{3pt}"] if width > 6 else []),
-            rf"\caption{{{escape_latex(table.title)}}}",
-            rf"\begin{{tabular}}{{{_alignment(table)}}}",
-            r"\toprule",
-            " & ".join(map(escape_latex, table.columns)) + r" \\",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            *notes,
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def _alignment(table: Table) -> str:
-    longest = [
-        max((len(row.cells[place]) for block in table.blocks for row in block.rows), default=0)
-        for place in range(len(table.columns))
-    ]
+    width, rows = len(table.columns), [row for block in table.blocks for row in block.rows]
+    longest = [max((len(row.cells[place]) for row in rows), default=0) for place in range(width)]
     wrapped = rf"p{{{0.6 / max(1, sum(length > 28 for length in longest)):.2f}\linewidth}}"
-    return "".join(wrapped if length > 28 else "r" if place else "l" for place, length in enumerate(longest))
-
-
-def _pipes(cells: Iterable[str], raw: bool = False) -> str:
-    return "| " + " | ".join(cells if raw else map(escape_markdown, cells)) + " |"
+    alignment = "".join(wrapped if length > 28 else "r" if place else "l" for place, length in enumerate(longest))
+    lines = [r"\begin{table}", r"\centering"]
+    if width > 6:
+        lines.append(r"\scriptsize\setlength{\tabcolsep}{3pt}")
+    lines += [rf"\caption{{{escape_latex(table.title)}}}", rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
+    lines.append(" & ".join(map(escape_latex, table.columns)) + r" \\")
+    for block in table.blocks:
+        lines.append(r"\midrule")
+        if block.heading:
+            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(block.heading)}}}}} \\")
+        lines += [" & ".join(_emphasised(row, escape_latex, r"\textbf{{{}}}")) + r" \\" for row in block.rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\smallskip\footnotesize {escape_latex(note)}" for note in table.notes]
+    return "\n".join([*lines, r"\end{table}", ""])
 
 
 def _emphasised(row: Row, escape: Callable[[str], str], bold: str) -> list[str]:

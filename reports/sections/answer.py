@@ -1,11 +1,13 @@
-"""The answer: the headline in sentences, every seed as a point, and the comparisons with their intervals."""
+"""The answer: the headline in sentences, every seed as a point, the comparisons with their intervals, and the looks of
+adaptive seeds."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from reports import figures, format
-from reports.comparison import Comparison, compare, estimates, is_log, minimum_detectable_difference
+from reports import figures, format, style
+from reports.comparison import Comparison, compare, estimates, is_log, minimum_detectable_difference, progress
 from reports.figures import Drawn
 from reports.metrics import metric
 from reports.results import ENDED_EARLY, Results
@@ -29,9 +31,12 @@ def headline(results: Results) -> str:
         return f"No result yet: 0 of {planned} cells are done."
     so_far = "" if done == planned else f"So far ({done} of {planned} cells): "
     if rows:
-        return f"{so_far}{answer(rows, results)}{_ended_early(results)}"
-    without = _without_baseline(results)
-    if without:
+        lost = []  # which runs a reader must know to be missing from the means
+        for variant in results.variants:
+            if ended := int(results.of(variant.name)["state"].isin(ENDED_EARLY).sum()):
+                lost.append(f"{ended} of {results.to_run(variant.name)} runs of {variant.name}")
+        return so_far + answer(rows, results) + (f" Collapsed or diverged: {', '.join(lost)}." if lost else "")
+    if without := _without_baseline(results):
         return so_far + without
     if results.adaptive is not None:
         return f"{so_far}No answer yet: the first look is at {results.adaptive.first} seeds per variant."
@@ -42,8 +47,9 @@ def headline(results: Results) -> str:
 def answer(rows: list[Comparison], results: Results) -> str:
     """What these comparisons by the primary metric show, in a sentence or two."""
     shown = [row for row in rows if row.shown]
+    said = "; ".join(_differences_shown(shown, results))
     if results.adaptive is not None:
-        said = "; ".join([*_differences_shown(shown, results), *_no_difference_shown(rows, results)])
+        said = "; ".join(filter(None, (said, *_no_difference_shown(rows, results))))
         if not shown:
             references = {row.reference for row in rows}
             against = f" against {references.pop()}" if len(references) == 1 else ""
@@ -51,22 +57,30 @@ def answer(rows: list[Comparison], results: Results) -> str:
             said = f"{label[0].upper()}{label[1:]}{against}, with repeated 95 % intervals: {said}"
         return f"{said}."
     if shown:
-        return f"{'; '.join(_differences_shown(shown, results))}."
+        return f"{said}."
     if all(row.gap.p is None for row in rows):
-        return _one_seed_each(rows, results)
+        best = _better_first(rows, results)[0]
+        than = "below" if best.gap.value < 0 else "above"
+        return (
+            f"By {results.label()}, {_name(best, results)} is {format.gap_size(best.gap)} {than} {best.reference} on "
+            "one seed; one seed shows no interval."
+        )
     counts = [len(own) for own in results.finished(results.metric).values() if own]
     sentence = f"No difference shown with n = {format.span(counts)} per variant."
     if found := minimum_detectable_difference(results):
-        size = changed(found[0], found[1])
-        sentence += f" With 80 % power, this design would show {results.label()} {size}."
+        sentence += f" With 80 % power, this design would show {results.label()} {changed(found[0], found[1])}."
     return sentence
+
+
+def _better_first(rows: list[Comparison], results: Results) -> list[Comparison]:
+    sign = -1 if metric(results.metric).lower is False else 1
+    return sorted(rows, key=lambda row: sign * row.gap.value)
 
 
 def _differences_shown(shown: list[Comparison], results: Results) -> Iterator[str]:
     """ "feat16 lowers FD by 31 % against none (95 % interval 12 to 46 %), n = 8", "feat8 raises it by ...", ..."""
-    sign = -1 if metric(results.metric).lower is False else 1
     counts, references = {row.gap.n for row in shown}, {row.reference for row in shown}
-    for place, row in enumerate(sorted(shown, key=lambda row: sign * row.gap.value)):
+    for place, row in enumerate(_better_first(shown, results)):
         first = not place
         verb = "lowers" if row.gap.value < 0 else "raises"
         against = f" against {row.reference}" if first or len(references) > 1 else ""
@@ -97,17 +111,6 @@ def _no_difference_shown(rows: list[Comparison], results: Results) -> Iterator[s
             yield f"{listed} undecided{'' if one_reference else f' against {reference}'} after {n} seeds"
 
 
-def _one_seed_each(rows: list[Comparison], results: Results) -> str:
-    """The best variant by one seed each, and that this shows nothing."""
-    sign = -1 if metric(results.metric).lower is False else 1
-    best = min(rows, key=lambda row: sign * row.gap.value)
-    than = "below" if best.gap.value < 0 else "above"
-    return (
-        f"By {results.label()}, {_name(best, results)} is {format.gap_size(best.gap)} {than} {best.reference} on one "
-        "seed; one seed shows no interval."
-    )
-
-
 def _name(row: Comparison, results: Results) -> str:
     """The variant; of a search, which trial its best is and of how many."""
     if results.search is not None and results.search.best is not None and row.variant == "best":
@@ -130,16 +133,6 @@ def _without_baseline(results: Results) -> str:
         f"{runs} of {results.baseline} collapsed or diverged, so no difference to it can be taken; of the others {top} "
         f"scores {'lowest' if lower else 'highest'}, {score} {results.label()}, n = {found.n}."
     )
-
-
-def _ended_early(results: Results) -> str:
-    """Which runs a reader must know to be missing from the means."""
-    found = []
-    for variant in results.variants:
-        states = results.of(variant.name)["state"]
-        if ended := int(states.isin(ENDED_EARLY).sum()):
-            found.append(f"{ended} of {results.to_run(variant.name)} runs of {variant.name}")
-    return f" Collapsed or diverged: {', '.join(found)}." if found else ""
 
 
 def power_statement(results: Results) -> str | None:
@@ -203,3 +196,44 @@ def differences(results: Results) -> Iterator[Drawn]:
     over += ", and over all looks, of the look that decided it" if results.adaptive else ""
     caption = f"{what}{figures.whisker_note(found, over)}."
     yield Drawn("differences", f"{caption} {figures.basis(results, results.metric)}", fig)
+
+
+def looks(results: Results) -> Iterator[Drawn]:
+    """Of every comparison the intervals from the first look to the one that decided it."""
+    looked = progress(results)
+    shown = [pair for pair, verdict in looked.verdicts.items() if verdict.gap] if looked else []
+    if looked is None or results.adaptive is None or not shown:
+        return
+    log, margin, variants = is_log(results, results.metric), results.adaptive.margin, [name for name, _ in shown]
+    back = math.exp if log else float
+    fig, axes = figures.new_axes(height=2.2, legend=variants)
+    for place, pair in enumerate(shown):
+        plot_style, verdict = figures.variant_styles(results)[pair[0]], looked.verdicts[pair]
+        for number, (n, gaps) in enumerate(looked.looks.items()):
+            if (gap := gaps.get(pair)) is None:
+                continue
+            assert gap.low is not None and gap.high is not None
+            x = number + 0.6 * ((place + 0.5) / len(shown) - 0.5)
+            axes.plot([x, x], [back(gap.low), back(gap.high)], color=plot_style.colour, lw=1.2)
+            decided = n == verdict.n and verdict.label != "undecided"
+            axes.plot(x, back(gap.value), plot_style.marker, color=plot_style.colour, ms=4.5,
+                      mfc=plot_style.colour if decided else "white")  # fmt: skip
+    axes.axhline(1 if log else 0, color=style.BASELINE_COLOUR, lw=1)
+    if log and margin is not None:
+        axes.axhspan(1 / (1 + margin), 1 + margin, color="#f1f3f5", zorder=0, lw=0)
+    if log:
+        figures.log_axis(axes, "y")
+    axes.set_xticks(range(len(looked.looks)), [str(n) for n in looked.looks])
+    axes.set_xlim(-0.5, len(looked.looks) - 0.5)
+    axes.set_xlabel("seeds at the look")
+    reference = results.baseline if {name for _, name in shown} == {results.baseline} else "the other"
+    axes.set_ylabel(f"{results.label()}\n{'over' if log else 'less'} that of {reference}")
+    figures.legend(fig, results, variants, dashes=False, markers=True)
+    caption = (
+        f"{'Ratio of geometric means' if log else 'Difference of means'} at each look, with its repeated 95 % "
+        "interval; the intervals jointly cover the true values with 95 % probability, over "
+        f"{format.counted(len(results.pairs), 'comparison')} and all looks. Filled: decided, and no seeds were added."
+    )
+    if log and margin is not None:
+        caption += f" Grey band: equivalent, a difference within {100 * margin:g} %."
+    yield Drawn("looks", f"{caption} {figures.basis(results, results.metric)}", fig)

@@ -31,14 +31,12 @@ def grid(results: Results) -> Table | None:
     at = {(item.factors[down], item.factors[across]): item for item in crossed}
     levels, columns = (list(dict.fromkeys(pair[place] for pair in at)) for place in (0, 1))
     texts, averages = tables.score_texts(results, results.metric), means(results, results.metric)
-    top = (min if metric(results.metric).lower is not False else max)(
-        (mean for mean in averages.values() if mean is not None), default=None
-    )
+    best = {list(averages)[place] for place in tables.best(results.metric, averages.values())}
     rows = []
     for level in levels:
         found = [at.get((level, other)) for other in columns]
-        bold = {place for place, item in enumerate(found, 1) if item and top is not None and averages[item.name] == top}
-        rows.append(Row((level, *(texts[item.name] if item else ABSENT for item in found)), frozenset(bold)))
+        bold = frozenset(place for place, item in enumerate(found, 1) if item and item.name in best)
+        rows.append(Row((level, *(texts[item.name] if item else ABSENT for item in found)), bold))
     notes = [tables.caption(results)]
     rates = {item.rates for item in results.variants if item.params}
     if len(rates) == 1 and (rate := next(iter(rates))[0]) is not None and rates == {(rate, rate)}:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 
 from reports import figures, format, tables
-from reports.comparison import Comparison, compare, estimates, is_log, means
+from reports.comparison import compare, estimates, is_log, means
 from reports.figures import Drawn
 from reports.paper import Published, published
 from reports.results import Results
@@ -27,10 +27,8 @@ def ladder(results: Results) -> Table | None:
     rows = []
     for place, item in enumerate(results.variants):
         above = results.variants[place - 1].changes if place else {}
-        new = (
-            f"{field} = {tables.setting(value)}" for field, value in item.changes.items() if above.get(field) != value
-        )
-        adds = ", ".join(new) if place else "where the ladder starts"
+        new = {field: tables.setting(value) for field, value in item.changes.items() if above.get(field) != value}
+        adds = ", ".join(f"{field} = {value}" for field, value in new.items()) if place else "where the ladder starts"
         gap = gaps.get(item.name)
         cells = (item.name, adds, texts[item.name], format.gap(gap), format.p_value(gap),
                  tables.seeds_finished(results, item), tables.outcomes(results, item))  # fmt: skip
@@ -62,8 +60,15 @@ def waterfall(results: Results) -> Iterator[Drawn]:
         if name not in totals:
             _write_beside(axes, place, variant.build_error or ended or "no result")
         elif name in steps and steps[name].reference in totals:
-            _draw_step(axes, results, totals, steps[name], place)
-            _write_beside(axes, place, format.gap(replace(steps[name].gap, low=None, high=None)), ended)
+            # A bar from the mean of the rung before to this one's, and a line down to where the next begins.
+            gap, before, level = steps[name].gap, totals[steps[name].reference].mean, totals[name].mean
+            colour = figures.variant_styles(results)[name].colour
+            axes.barh(place, level - before, left=before, height=0.5, color=colour)
+            low, high = (None if end is None else before * math.exp(end) if gap.log else before + end
+                         for end in (gap.low, gap.high))  # fmt: skip
+            figures.whiskers(axes, level, low, high, place, color="#2b3038", lw=0.9, capsize=2)
+            axes.plot([level, level], [place + 0.25, place + 0.75], color="#9aa1ab", lw=0.7)
+            _write_beside(axes, place, format.gap(replace(gap, low=None, high=None)), ended)
         else:
             _draw_total(axes, results, totals[name], name, place, ended)
     _draw_total(axes, results, totals[scored[-1]], scored[-1], len(names))
@@ -95,16 +100,6 @@ def _draw_total(axes: Axes, results: Results, total: Estimate, name: str, place:
     figures.whiskers(axes, total.mean, total.low, total.high, place, fmt="D", color=colour, ms=4.5, lw=1.2, capsize=2)
     axes.plot(total.mean, place, "D", color=colour, ms=4.5)
     _write_beside(axes, place, format.number(total.mean, format.decimals([total.mean])), ended)
-
-
-def _draw_step(axes: Axes, results: Results, totals: dict[str, Estimate], row: Comparison, place: int) -> None:
-    """A bar from the mean of the rung before to this one's, and a line down to where the next begins."""
-    before, level = totals[row.reference].mean, totals[row.variant].mean
-    axes.barh(place, level - before, left=before, height=0.5, color=figures.variant_styles(results)[row.variant].colour)
-    low, high = (None if end is None else before * math.exp(end) if row.gap.log else before + end
-                 for end in (row.gap.low, row.gap.high))  # fmt: skip
-    figures.whiskers(axes, level, low, high, place, color="#2b3038", lw=0.9, capsize=2)
-    axes.plot([level, level], [place + 0.25, place + 0.75], color="#9aa1ab", lw=0.7)
 
 
 def _write_beside(axes: Axes, place: int, *lines: str) -> None:

@@ -16,13 +16,14 @@ COMPARE_ORDER_ONLY = (
     "the variants, not the values."
 )
 NAMES = {"none": "no attention", "acgan": "AC-GAN", "sngan_projection": "SNGAN, projection", "sagan": "SAGAN"}
+KIND = "model.attention.kind"
 CONTROLS = {"residual": "residual, as many parameters", "residual_flops": "residual, as many operations"}
 
 
 def table1(results: Results) -> Table | None:
     """The paper's Table 1: one column per place of attention or of its residual control, FID and IS beneath."""
     # The paper has no controls with as many operations; they stand in the table of attention against residual.
-    columns = [item for item in results.variants if item.changes.get("model.attention.kind") != "residual_flops"]
+    columns = [item for item in results.variants if item.changes.get(KIND) != "residual_flops"]
     return _beside_published(results, "table1", "Table 1", columns, ("fid", "is"))
 
 
@@ -117,7 +118,12 @@ def figure4(results: Results) -> Table | None:
 
 def attention_against_residual(results: Results) -> Table | None:
     """At each place, attention against a plain block of the same size or cost."""
-    places = _places(results)
+    # {side of the feature map: {kind: variant}} of the variants with one block at one place, in both networks
+    places: dict[int, dict[str, str]] = {}
+    for item in results.variants:
+        at = item.changes.get("model.attention.at")
+        if isinstance(at, list) and len(at) == 1 and item.changes.keys() <= {"model.attention.at", KIND}:
+            places.setdefault(at[0], {})[item.changes.get(KIND, "self_attention")] = item.name
     kinds = [kind for kind in CONTROLS if any(kind in row for row in places.values())]
     if not kinds:
         return None
@@ -126,7 +132,7 @@ def attention_against_residual(results: Results) -> Table | None:
     columns, rows = ["at", "self-attention"], []
     for kind in kinds:
         columns += [CONTROLS[kind], "attention against it", "p, adjusted"]
-    for place, row in places.items():
+    for place, row in sorted(places.items()):
         attention = row.get("self_attention", "")
         cells = [f"{place} × {place}", texts.get(attention, ABSENT)]
         for kind in kinds:
@@ -140,18 +146,6 @@ def attention_against_residual(results: Results) -> Table | None:
         blocks=(Block(results.label(arrow=True), tuple(rows)),),
         notes=(tables.caption(results), tables.intervals_note(results, results.metric)),
     )
-
-
-def _places(results: Results) -> dict[int, dict[str, str]]:
-    """{side of the feature map: {kind: variant}} of the variants with one block at one place, in both networks."""
-    fields = {"model.attention.at", "model.attention.kind"}
-    found: dict[int, dict[str, str]] = {}
-    for item in results.variants:
-        at = item.changes.get("model.attention.at")
-        if isinstance(at, list) and len(at) == 1 and item.changes.keys() <= fields:
-            kind = item.changes.get("model.attention.kind", "self_attention")
-            found.setdefault(at[0], {})[kind] = item.name
-    return dict(sorted(found.items()))
 
 
 def _our_heading(results: Results) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from reports import figures, format, style
@@ -64,8 +63,13 @@ def stages(results: Results) -> Iterator[Drawn]:
         line[0].set_ylabel(folded, color=figures.variant_styles(results)[name].colour)
         for step, axes in zip(chosen, line, strict=True):
             picture, score = at.get((name, step)), scores.get((name, step))
-            if picture is None:
-                _no_picture(axes, results, name, seed, step)
+            if picture is None:  # how the run ended
+                cells = results.of(name)
+                cell = cells[cells["seed"] == seed].iloc[0]
+                ended = cell["state"] in ENDED_EARLY and cell["step"] < step
+                text = f"{cell['state']}\nat {int(cell['step']):,}" if ended else "no picture"
+                axes.text(0.5, 0.5, text, ha="center", va="center", color="#5f6670", transform=axes.transAxes)
+                axes.set_box_aspect(1)
                 continue
             axes.imshow(_few_tiles(plt.imread(picture.path), picture.tile_px, len(results.classes)))
             axes.set_xlabel("" if score is None else format.number(score, digits), labelpad=2)
@@ -76,7 +80,13 @@ def stages(results: Results) -> Iterator[Drawn]:
     caption = (
         f"Samples at steps of the run, {results.label()} beneath; one seed ({seed}), same z and labels everywhere."
     )
-    yield Drawn("stages", caption + _published_stages(results), fig)
+    if results.paper == "figure3":
+        records, theirs = published("figure4"), dict[str, list[str]]()
+        for record in records:
+            theirs.setdefault(record.variant, []).append(f"{record.value:g} at {(record.step or 0) // 1000}k")
+        listed = "; ".join(f"{name} {', '.join(values)}" for name, values in theirs.items())
+        caption += f" The paper's Figure 4, FID on {records[0].dataset}: {listed}."
+    yield Drawn("stages", caption, fig)
 
 
 def _few_tiles(image: np.ndarray, tile: int | None, classes: int) -> np.ndarray:
@@ -85,28 +95,6 @@ def _few_tiles(image: np.ndarray, tile: int | None, classes: int) -> np.ndarray:
     rows, columns = image.shape[0] // tile, min(3, image.shape[1] // tile)
     kept = sorted({round(place) for place in np.linspace(0, rows - 1, 3)})
     return np.concatenate([image[row * tile : (row + 1) * tile, : columns * tile] for row in kept])
-
-
-def _no_picture(axes: Axes, results: Results, variant: str, seed: int, step: int) -> None:
-    """How a run ended that has no picture of a step."""
-    cells = results.of(variant)
-    cell = cells[cells["seed"] == seed].iloc[0]
-    ended = cell["state"] in ENDED_EARLY and cell["step"] < step
-    text = f"{cell['state']}\nat {int(cell['step']):,}" if ended else "no picture"
-    axes.text(0.5, 0.5, text, ha="center", va="center", color="#5f6670", transform=axes.transAxes)
-    axes.set_box_aspect(1)
-
-
-def _published_stages(results: Results) -> str:
-    """The scores beneath the paper's Figure 4, as a sentence for the caption of the stabilisation study."""
-    if results.paper != "figure3":
-        return ""
-    records = published("figure4")
-    listed = []
-    for name in dict.fromkeys(record.variant for record in records):
-        scores = [f"{record.value:g} at {(record.step or 0) // 1000}k" for record in records if record.variant == name]
-        listed.append(f"{name} {', '.join(scores)}")
-    return f" The paper's Figure 4, FID on {records[0].dataset}: {'; '.join(listed)}."
 
 
 def attention(results: Results) -> Iterator[Drawn]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from reports import figures, format, tables
 from reports.figures import Drawn
-from reports.results import Results, SearchTrial
+from reports.results import Results
 from reports.tables import Block, Row, Table
 
 TRIAL, BEST = "#0072b2", "#d55e00"
@@ -19,40 +19,27 @@ def trials(results: Results) -> Table | None:
     """Every trial of a search, best first. They chose what is confirmed, and enter no mean."""
     if results.search is None or not results.search.trials:
         return None
-    search = results.search
-
-    def rank(trial: SearchTrial) -> tuple[bool, float, int]:
-        return (trial.value is None, trial.value or 0.0, trial.number)
-
+    search, rows, ranges = results.search, [], []
     digits = format.decimals(trial.value for trial in search.trials if trial.value is not None)
-    rows = [
-        Row(
-            (trial.variant, *(tables.setting(trial.params.get(field)) for field in search.fields),
-             format.number_or_absent(trial.value, digits), trial.state),
-            frozenset({0, len(search.fields) + 1}) if trial.variant == search.best else frozenset(),
-        )
-        for trial in sorted(search.trials, key=rank)
-    ]  # fmt: skip
-    ranges = "; ".join(f"{field} {_range(found)}" for field, found in search.fields.items())
+    for trial in sorted(search.trials, key=lambda one: (one.value is None, one.value or 0.0, one.number)):
+        params = (tables.setting(trial.params.get(field)) for field in search.fields)
+        bold = frozenset({0, len(search.fields) + 1}) if trial.variant == search.best else frozenset()
+        rows.append(Row((trial.variant, *params, format.number_or_absent(trial.value, digits), trial.state), bold))
+    for field, found in search.fields.items():
+        if "choices" in found:
+            ranges.append(f"{field} one of {', '.join(map(str, found['choices']))}")
+        else:
+            scale = ", log scale" if found.get("log") else ""
+            ranges.append(f"{field} {tables.setting(found['low'])} to {tables.setting(found['high'])}{scale}")
     return Table(
         title="Trials of the search",
         columns=("trial", *search.fields, results.label(search.objective, arrow=True), "state"),
         blocks=(Block(None, tuple(rows)),),
         notes=(
-            f"Searched: {ranges}. A trial is one run on one seed. The lowest of many values is biased downwards "
-            f"(selection bias), so the best is run again, as variant best, beside {results.baseline}, on seeds that "
-            "the search did not see; the other tables hold these runs alone.",
+            f"Searched: {'; '.join(ranges)}. A trial is one run on one seed. The lowest of many values is biased "
+            f"downwards (selection bias), so the best is run again, as variant best, beside {results.baseline}, on "
+            "seeds that the search did not see; the other tables hold these runs alone.",
         ),
-    )
-
-
-def _range(found: Mapping[str, object]) -> str:
-    if "choices" in found:
-        choices = found["choices"]
-        assert isinstance(choices, list)
-        return f"one of {', '.join(map(str, choices))}"
-    return (
-        f"{tables.setting(found['low'])} to {tables.setting(found['high'])}{', log scale' if found.get('log') else ''}"
     )
 
 

@@ -1,18 +1,28 @@
-"""Scores over training, and the paper's Figure 3: how spectral norm and two learning rates keep training stable."""
+"""Curves over training: scores, the paper's Figure 3, and what happens inside the networks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from reports import figures, style
+from reports import figures, format, style
 from reports.figures import Drawn
 from reports.metrics import METRICS
 from reports.paper import Published, published
 from reports.results import Results
+
+# Name of the figure, how its keys begin, the label of its axis, and its caption.
+DIAGNOSTICS = (
+    ("gamma", "gamma/", "gain γ", "Gain of the attention branch: 0 is no attention, its sign is arbitrary."),
+    ("entropy", "attention_entropy/", "attention entropy", "Entropy of attention over that of uniform weights."),
+    ("distance", "attention_distance/", "attention distance", "Mean distance of query and key; a map's side is 1."),
+    ("sigma", "sigma_max/", "largest singular value", "Of a network's weights, before spectral norm."),
+    ("logits", "logit_", "D's logit", "Mean logit of D on real and on generated images."),
+)
 
 
 def scores(results: Results) -> Iterator[Drawn]:
@@ -60,13 +70,12 @@ def _published_points(axes: Axes, results: Results, records: list[Published]) ->
     drawn = figures.variant_styles(results)
     for name in dict.fromkeys(record.variant for record in records):
         plot_style = drawn.get(name, style.PlotStyle(style.BASELINE_COLOUR, "x", "-"))
-        points = sorted((record.step or 0, record.value, record.certainty) for record in records
+        points = sorted(((record.step or 0) / 1000, record.value, record.certainty) for record in records
                         if record.variant == name)  # fmt: skip
-        axes.plot(
-            [step / 1000 for step, *_ in points], [value for _, value, _ in points], color=plot_style.colour, lw=0.7
-        )
+        steps, values, _ = zip(*points, strict=True)
+        axes.plot(steps, values, color=plot_style.colour, lw=0.7)
         for step, value, certainty in points:
-            axes.plot(step / 1000, value, plot_style.marker, color=plot_style.colour, ms=4,
+            axes.plot(step, value, plot_style.marker, color=plot_style.colour, ms=4,
                       mfc=plot_style.colour if certainty == "printed" else "white")  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks([10, 100, 1000], ["10k", "100k", "1M"])
@@ -77,3 +86,28 @@ def _published_points(axes: Axes, results: Results, records: list[Published]) ->
         axes.set_yscale("log")
         axes.set_yticks([25, 50, 100, 200], ["25", "50", "100", "200"])
         axes.yaxis.set_minor_formatter("")
+
+
+def diagnostics(results: Results) -> Iterator[Drawn]:
+    """One figure of each kind that the runs have logged."""
+    for name, prefix, label, caption in DIAGNOSTICS:
+        history = results.histories[results.histories["key"].str.startswith(prefix)].dropna(subset="value")
+        if history.empty:
+            continue
+        names = figures.variants_in(results, history)
+        fig, axes = figures.new_axes(height=2.0, legend=names)
+        for variant in names:
+            for key, lines in history[history["variant"] == variant].groupby("key", sort=False):
+                second = str(key).removeprefix(prefix).startswith(("d", "fake"))
+                plot_style = replace(figures.variant_styles(results)[variant], dash="--" if second else "-")
+                if name == "gamma":  # its sign is arbitrary, so a mean over seeds would say nothing
+                    figures.seed_lines(axes, lines, plot_style, set(), thin=False)
+                else:
+                    figures.curve(axes, lines, plot_style, set(), band=False)
+        figures.step_axis(axes)
+        axes.set_ylabel(label)
+        figures.legend(fig, results, names, dashes=False)
+        which = "Solid: real, dashed: fake" if name == "logits" else "Solid: G, dashed: D"
+        lines_are = "One line per seed" if name == "gamma" else "Thin: a seed; thick: mean over seeds"
+        n = format.span(history.groupby("variant")["seed"].nunique())
+        yield Drawn(name, f"{caption} {which}. {lines_are}. n = {n}.", fig)

@@ -3,7 +3,7 @@
 Blocks of n scores per arm, at most K of them. Within each block the scores of a pair of arms are permuted; after every
 block a pair is decided where the difference of its sums exceeds what permutations that were not decided before reach,
 with alpha / K of the level spent per block and step-down over the pairs. The package takes about a second per study,
-this a few milliseconds, and they decide alike (tests/benchmarks/test_sequential_table.py).
+this a few milliseconds, and they decide alike (tests/reports/test_sequential.py).
 
 The package compares |difference| with the permutations' signed differences, so its error is about twice `alpha`.
 """

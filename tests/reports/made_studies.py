@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ GROUPS = {"texture": (0, 1, 2), "geometry": (3, 4, 5)}
 STEPS = tuple(range(250, 2001, 250))
 LADDER = ("sn_d", "sn_g_d", "sn_g_d_ttur")
 RESIDUAL = ("none", *(f"{kind}{size}" for kind in ("feat", "residual", "residual_flops") for size in (8, 16, 32, 64)))
-SIZES = (8, 16, 32, 64)
 
 
 def results(
@@ -43,37 +42,62 @@ def results(
         for seed in seeds:
             state, last = ends.get((name, seed), ("finished", STEPS[-1]))
             rng = np.random.default_rng([place, seed])
-            runs = state not in ("missing", "needs 128 px")
-            points = [
-                point for step in STEPS if step <= last and runs for point in _scores(level, seed, step, rng, state)
-            ]
-            tags = {"data_fingerprint": "data", "metric_fingerprint": FINGERPRINT} if runs else {}
-            cells.append({"variant": name, "seed": seed, "state": state, "step": last if runs else None, "steps": 2000,
-                          "run_id": f"{name}/{seed}" if runs else None, "seconds": 60.0, "endpoint": 1,
-                          **dict.fromkeys(CELL_TAGS),
-                          **tags})  # fmt: skip
+            steps = [step for step in STEPS if step <= last and state not in ("missing", "needs 128 px")]
+            points = [point for step in steps for point in evaluation(level, seed, step, rng, state)]
+            cells.append(_cell(name, seed, state, last if steps else None, 2000))
             final_scores.append({key: value for key, value, _ in points})
-            histories += [{"variant": name, "seed": seed, "key": key, "step": step, "value": value}
-                          for key, value, step in points]  # fmt: skip
-            if pictures is not None and seed == seeds[0] and runs:
-                drawn += _pictures(pictures, name, seed, last, level)
+            histories += [(name, seed, key, step, value) for key, value, step in points]
+            if pictures is not None and seed == seeds[0] and steps:
+                drawn += _pictures(pictures, name, seed, steps, level)
+    errors = {name: state for (name, _), (state, _) in ends.items() if state.startswith("needs")}
+    factors = {name: dict(zip(fields.get("factors", ()), name.split("+"), strict=False)) for name in levels}
+    variants = tuple(Variant(name, factors[name], changes.get(name, {}), errors.get(name)) for name in levels)
+    values: dict[str, Any] = {"study": "made_up", "question": "Which?", "paper": None, "classes": CLASSES,
+                              "groups": GROUPS, "pictures": tuple(drawn),
+                              "baseline": baseline or next(iter(levels))}  # fmt: skip
+    return _results(variants, seeds, cells, pd.DataFrame(final_scores), histories, **(values | fields))
+
+
+def make_results(
+    fid: Mapping[str, Mapping[int, float]],
+    *,
+    build_errors: Mapping[str, str] | None = None,
+    states: Mapping[tuple[str, int], str] | None = None,
+    seeds: tuple[int, ...] = (),
+    **fields: Any,
+) -> Results:
+    """Results of the final score of each variant and seed; cells that have none are missing."""
+    build_errors, states = build_errors or {}, states or {}
+    variants = tuple(Variant(name, build_error=build_errors.get(name)) for name in fid)
+    seeds = tuple(sorted({*seeds, *(seed for values in fid.values() for seed in values)}))
+    cells, scores = [], []
+    for name, values in fid.items():
+        for seed in seeds:
+            state = build_errors.get(name) or states.get((name, seed)) or ("finished" if seed in values else "missing")
+            cells.append(_cell(name, seed, state, 1000 if seed in values else None, 1000))
+            scores.append(values.get(seed, float("nan")))
+    return _results(variants, seeds, cells, pd.DataFrame({"fid": scores}), [], **fields)
+
+
+def _cell(variant: str, seed: int, state: str, step: int | None, steps: int) -> dict[str, Any]:
+    """A row of `Results.cells`; one without a step has not run."""
+    row = {"variant": variant, "seed": seed, "state": state, "step": step, "steps": steps, "run_id": None,
+           "seconds": 60.0, "endpoint": 1, **dict.fromkeys(CELL_TAGS)}  # fmt: skip
+    ran = {"run_id": f"{variant}/{seed}", "data_fingerprint": "data", "metric_fingerprint": FINGERPRINT}
+    return row if step is None else row | ran
+
+
+def _results(
+    variants: tuple[Variant, ...], seeds: Sequence[int], cells: list[dict[str, Any]], final_scores: pd.DataFrame,
+    histories: list[tuple[Any, ...]], **fields: Any,
+) -> Results:  # fmt: skip
     values: dict[str, Any] = {
-        "study": "made_up", "protocol": "embedded", "preset": "embedded", "question": "Which?", "paper": None,
-        "baseline": baseline or next(iter(levels)), "seeds": tuple(seeds), "cells": pd.DataFrame(cells),
-        "variants": tuple(
-            Variant(name, dict(zip(fields.get("factors", ()), name.split("+"), strict=False)), changes.get(name, {}),
-                    _build_error(ends, name)) for name in levels
-        ),
-        "final_scores": pd.DataFrame(final_scores), "pictures": tuple(drawn), "classes": CLASSES, "groups": GROUPS,
-        "launched": 0,
+        "study": "attention_position", "protocol": "embedded", "preset": "embedded", "question": "Where?",
+        "paper": "table1", "baseline": "none", "variants": variants, "seeds": tuple(seeds), "launched": 0,
+        "cells": pd.DataFrame(cells), "final_scores": final_scores, "pictures": (), "classes": (), "groups": {},
         "histories": pd.DataFrame(histories, columns=["variant", "seed", "key", "step", "value"]),
     }  # fmt: skip
-    return Results(**{**values, **fields})
-
-
-def _build_error(ends: Mapping[tuple[str, int], tuple[str, int]], variant: str) -> str | None:
-    states = [state for (name, _), (state, _) in ends.items() if name == variant]
-    return next((state for state in states if state.startswith("needs")), None)
+    return Results(**(values | fields))
 
 
 def ladder(pictures: Path | None = None, **fields: Any) -> Results:
@@ -177,15 +201,8 @@ def adaptive(most: int = 12, until: int = 100) -> Results:
     return made
 
 
-def shared(results: Results, study: str, variant: str) -> Results:
-    column = pd.Series([study if name == variant else None for name in results.cells["variant"]])
-    return replace(results, cells=results.cells.assign(shared_study=column))
-
-
-def with_metrics(results: Results, **columns: Callable[[float], float]) -> Results:
-    """More final metrics, each a function of the FID; `best__fid` stands for "best/fid"."""
-    more = {name.replace("__", "/"): results.final_scores["fid"].map(make) for name, make in columns.items()}
-    return replace(results, final_scores=results.final_scores.assign(**more))
+def geometric(values: Mapping[int, float]) -> float:
+    return float(np.exp(np.mean(np.log(list(values.values())))))
 
 
 def described(results: Results, **of: dict[str, dict[str, Any]]) -> Results:
@@ -197,39 +214,12 @@ def described(results: Results, **of: dict[str, dict[str, Any]]) -> Results:
     return replace(results, variants=variants)
 
 
-def make_results(
-    fid: Mapping[str, Mapping[int, float]],
-    *,
-    build_errors: Mapping[str, str] | None = None,
-    states: Mapping[tuple[str, int], str] | None = None,
-    seeds: tuple[int, ...] = (),
-    **fields: Any,
-) -> Results:
-    """A results without a store: the final score of each variant and seed; cells that have none are missing."""
-    build_errors, states = build_errors or {}, states or {}
-    variants = tuple(Variant(name, build_error=build_errors.get(name)) for name in fid)
-    seeds = tuple(sorted({*seeds, *(seed for values in fid.values() for seed in values)}))
-    rows = []
-    for variant in variants:
-        for seed in seeds:
-            done = seed in fid[variant.name]
-            state = variant.build_error or states.get((variant.name, seed)) or ("finished" if done else "missing")
-            measured = {"data_fingerprint": "data", "metric_fingerprint": FINGERPRINT} if done else {}
-            rows.append({"variant": variant.name, "seed": seed, "state": state, "step": 1000 if done else None,
-                         "steps": 1000, "run_id": f"{variant.name}/{seed}" if done else None, "seconds": 60.0,
-                         "endpoint": 1, **dict.fromkeys(CELL_TAGS),
-                         **measured})  # fmt: skip
-    final_scores = pd.DataFrame({"fid": [fid[row["variant"]].get(row["seed"], float("nan")) for row in rows]})
-    histories = pd.DataFrame(columns=["variant", "seed", "key", "step", "value"])
-    results = Results("attention_position", "embedded", "embedded", "Where?", "table1", "none", variants, seeds,
-                pd.DataFrame(rows), final_scores, histories, (), (), {}, 0)  # fmt: skip
-    return replace(results, **fields)
-
-
 ALL = (ladder, recipe, rate_grid, residual, comparison, search, switches, adaptive)
 
 
-def _scores(level: float, seed: int, step: int, rng: np.random.Generator, state: str) -> list[tuple[str, float, int]]:
+def evaluation(
+    level: float, seed: int, step: int, rng: np.random.Generator, state: str
+) -> list[tuple[str, float, int]]:
     """(key, value, step): falls to `level` and the seed's luck; a run that will collapse turns up again."""
     fid = level * (1 + 5 * math.exp(-step / 300)) + 1.5 * math.sin(seed * 9) + rng.normal(0, 0.05 * level**0.5)
     if state in ("collapsed", "diverged"):
@@ -244,28 +234,35 @@ def _scores(level: float, seed: int, step: int, rng: np.random.Generator, state:
     return [(key, value, step) for key, value in scores.items()]
 
 
-def _pictures(folder: Path, variant: str, seed: int, last: int, level: float) -> list[Picture]:
+def _pictures(folder: Path, variant: str, seed: int, steps: Sequence[int], level: float) -> list[Picture]:
     """A sample grid at each evaluation and, at the last, attention maps of two layers."""
     found = []
-    for step in STEPS:
-        if step > last:
-            break
-        noise = level * 3 * (1 + 4 * math.exp(-step / 300))
-        rows = [np.concatenate([_tile(label, column, noise) for column in range(8)], axis=1) for label in range(6)]
+    for step in steps:
         path = folder / f"{variant}-{step}.png"
-        Image.fromarray(np.concatenate(rows)).save(path)
+        Image.fromarray(sample_grid(level * 3 * (1 + 4 * math.exp(-step / 300)))).save(path)
         found.append(Picture(variant, seed, "samples", "samples", step, path, 32))
     for side in (16, 32):
-        queries = np.array([[side // 4, side // 4], [side // 2, side // 3], [3 * side // 4, 3 * side // 4]])
-        rows_, columns = np.mgrid[: side // 2, : side // 2]
-        near = np.exp(
-            -((rows_ - queries[:, 0, None, None] / 2) ** 2 + (columns - queries[:, 1, None, None] / 2) ** 2) / side
-        )
-        maps = np.repeat((near / near.sum((1, 2), keepdims=True))[None], 6, axis=0)
         path = folder / f"{variant}-g{side}.npz"
-        np.savez(path, images=np.stack([_tile(label, 0, 20) for label in range(6)]), queries=queries, maps=maps)
-        found.append(Picture(variant, seed, "attention", f"g{side}", last, path, None))
+        np.savez(path, **attention_map(side))
+        found.append(Picture(variant, seed, "attention", f"g{side}", steps[-1], path, None))
     return found
+
+
+def sample_grid(noise: float) -> np.ndarray:
+    """Six rows of eight pictures of 32 px."""
+    rows = [np.concatenate([_tile(label, column, noise) for column in range(8)], axis=1) for label in range(6)]
+    return np.concatenate(rows)
+
+
+def attention_map(side: int) -> dict[str, np.ndarray]:
+    """What a run stores of a layer: six images, and where three queries of each look."""
+    queries = np.array([[side // 4, side // 4], [side // 2, side // 3], [3 * side // 4, 3 * side // 4]])
+    rows, columns = np.mgrid[: side // 2, : side // 2]
+    near = np.exp(
+        -((rows - queries[:, 0, None, None] / 2) ** 2 + (columns - queries[:, 1, None, None] / 2) ** 2) / side
+    )
+    maps = np.repeat((near / near.sum((1, 2), keepdims=True))[None], 6, axis=0)
+    return {"images": np.stack([_tile(label, 0, 20) for label in range(6)]), "queries": queries, "maps": maps}
 
 
 def _tile(label: int, column: int, noise: float) -> np.ndarray:

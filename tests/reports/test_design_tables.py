@@ -1,28 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import made_studies
 import numpy as np
-import pytest
+from made_studies import geometric, make_results
 
-from reports.paper import published
-from reports.results import Results
 from reports.sections import grid, ladder, paper_tables, search
 from reports.tables import Table
-
-Make = Callable[..., Results]
 
 
 def column(table: Table | None, heading: str) -> dict[str, str]:
     assert table is not None
     place = table.columns.index(heading)
     return {row.cells[0]: row.cells[place] for part in table.blocks for row in part.rows}
-
-
-def geometric(values: dict[int, float]) -> float:
-    return float(np.exp(np.mean(np.log(list(values.values())))))
 
 
 def test_table1_has_the_papers_nine_columns_and_no_controls_of_equal_operations() -> None:
@@ -34,7 +25,7 @@ def test_table1_has_the_papers_nine_columns_and_no_controls_of_equal_operations(
     assert theirs == ("FID ↓", "22.96", "22.98", "22.14", "18.28", "18.65", "42.13", "22.40", "27.33", "28.82")
 
 
-def test_attention_is_compared_with_the_residual_block_of_its_own_place(make_results: Make) -> None:
+def test_attention_is_compared_with_the_residual_block_of_its_own_place() -> None:
     results = made_studies.residual(contrasts=(("feat16", "residual16"),))
     table = paper_tables.attention_against_residual(results)
     assert table is not None
@@ -106,7 +97,7 @@ def test_a_grid_puts_each_variant_at_its_levels() -> None:
     assert "+".join(bold) == best
 
 
-def test_two_switches_whose_ratios_multiply_have_no_effect_beyond_that(make_results: Make) -> None:
+def test_two_switches_whose_ratios_multiply_have_no_effect_beyond_that() -> None:
     rng = np.random.default_rng(3)
     fid = {f"{g}+{d}": dict(enumerate(40 * 0.9 ** (g == "g_on") * 0.7 ** (d == "d_on") * rng.lognormal(0, 0.01, 6)))
            for g in ("g_off", "g_on") for d in ("d_off", "d_on")}  # fmt: skip
@@ -131,8 +122,3 @@ def test_trials_are_listed_best_first_and_enter_no_other_table() -> None:
     rows = {row.cells[0]: row for row in table.blocks[0].rows}
     assert rows["trial10"].bold and rows["trial03"].cells[3:] == ("–", "failed")
     assert "optim.lr_g 0.0001 to 0.001, log scale; optim.d_steps one of 1, 2" in table.notes[0]
-
-
-def test_the_gap_that_the_recipe_study_asks_about_is_the_published_one() -> None:
-    fid = [record.value for record in published("recipe_gap") if record.metric == "fid"]
-    assert fid[0] - fid[1] == pytest.approx(21.95)

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from made_studies import geometric
 from matplotlib.axis import Tick
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ from reports.figures import Drawn
 from reports.page import PAGE
 from reports.paper import published
 from reports.results import Results
-from reports.sections import answer, geometry, grid, ladder, looks, samples, search, training
+from reports.sections import answer, geometry, grid, ladder, samples, search, training
 
 KINDS = ("ladder", "recipe", "rate_grid", "residual", "comparison", "search")
 
@@ -36,13 +37,10 @@ def look() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
-    painted = {kind: tmp_path_factory.mktemp(kind) for kind in ("ladder", "comparison")}
-    return {kind: getattr(made_studies, kind)(pictures=painted.get(kind)) if kind in painted else
-            getattr(made_studies, kind)() for kind in KINDS}  # fmt: skip
-
-
-def geometric(values: dict[int, float]) -> float:
-    return float(np.exp(np.mean(np.log(list(values.values())))))
+    made = {kind: getattr(made_studies, kind)() for kind in KINDS}
+    made["ladder"] = made_studies.ladder(pictures=tmp_path_factory.mktemp("ladder"))
+    made["comparison"] = made_studies.comparison(pictures=tmp_path_factory.mktemp("comparison"))
+    return made
 
 
 def one(draw: Callable[[Results], Iterator[Drawn]], results: Results) -> Drawn:
@@ -138,9 +136,13 @@ def test_a_rung_that_collapsed_is_named_and_has_no_bar(studies: dict[str, Result
     assert "n = 2 to 3" in drawn.caption
 
 
-def test_the_heat_map_of_rates_has_each_mean_in_its_place(studies: dict[str, Results]) -> None:
+def test_the_heat_map_of_rates_has_each_mean_and_each_ratio_in_its_place(studies: dict[str, Results]) -> None:
     results = studies["rate_grid"]
     axes = one(grid.rates, results).figure.axes[0]
+    for line, ratio in zip(axes.lines, (1, 4), strict=True):  # where D's rate is so many times G's
+        x, y = np.array(line.get_xdata(), dtype=float), np.array(line.get_ydata(), dtype=float)
+        lr_d, lr_g = 1e-4 * 2 ** (x - 0.5), 1e-4 * 2 ** (3.5 - y)
+        assert np.allclose((lr_d / lr_g)[~np.isnan(x)], ratio)
     written = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text().split("\n")
                for text in axes.texts if not text.get_text().startswith("ratio")}  # fmt: skip
     rates = [1e-4, 2e-4, 4e-4, 8e-4]
@@ -151,15 +153,6 @@ def test_the_heat_map_of_rates_has_each_mean_in_its_place(studies: dict[str, Res
     assert written[0, 0] == ["3", "collapsed"] and written[0, 3] == ["missing"]
     assert written[0, 1][1:] == ["1 of 3", "diverged"]
     assert sorted((int(patch.get_y()), int(patch.get_x())) for patch in axes.patches) == [(0, 0), (0, 1), (1, 0)]
-
-
-def test_the_lines_of_ratio_1_and_4_are_where_the_rates_have_that_ratio(studies: dict[str, Results]) -> None:
-    results = studies["rate_grid"]
-    lines = one(grid.rates, results).figure.axes[0].lines
-    for line, ratio in zip(lines, (1, 4), strict=True):
-        x, y = np.array(line.get_xdata(), dtype=float), np.array(line.get_ydata(), dtype=float)
-        lr_d, lr_g = 1e-4 * 2 ** (x - 0.5), 1e-4 * 2 ** (3.5 - y)
-        assert np.allclose((lr_d / lr_g)[~np.isnan(x)], ratio)
 
 
 def test_a_grid_over_other_fields_gets_no_heat_map_of_rates(studies: dict[str, Results]) -> None:
@@ -197,7 +190,7 @@ def test_class_differences_are_ratios_with_textures_and_geometry_apart(studies: 
     assert any(abs(x - ratio) < 1e-9 and 3.5 < y < 4.5 for x, y in points)
 
 
-def test_a_searchs_best_line_only_falls_and_ends_at_the_best_trial(studies: dict[str, Results]) -> None:
+def test_a_search_has_a_line_of_the_best_so_far_and_its_largest_importance_on_top(studies: dict[str, Results]) -> None:
     results = studies["search"]
     assert results.search is not None
     best, trials, *ended = one(search.history, results).figure.axes[0].lines
@@ -205,12 +198,8 @@ def test_a_searchs_best_line_only_falls_and_ends_at_the_best_trial(studies: dict
     assert (np.diff(best.get_ydata()) <= 0).all() and best.get_ydata()[-1] == min(values)
     assert list(trials.get_ydata()) == values
     assert [list(line.get_xdata()) for line in ended] == [[3], [5], [11]]
-
-
-def test_importances_are_drawn_as_given_the_largest_on_top(studies: dict[str, Results]) -> None:
-    axes = one(search.importances, studies["search"]).figure.axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [0.05, 0.24, 0.71]
-    assert not list(search.importances(replace(studies["search"], search=None)))
+    bars = one(search.importances, results).figure.axes[0].patches
+    assert [bar.get_width() for bar in bars] == [0.05, 0.24, 0.71]
 
 
 PLANS = {
@@ -236,13 +225,11 @@ def test_any_two_variants_can_be_told_apart_also_without_red_or_green(variants: 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
 SIGHT = {
     "normal": np.eye(3),
-    "deuteranopia": np.array(
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
-    ),
-    "protanopia": np.array(
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
-    ),
-}
+    "deuteranopia": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                              [-0.011820, 0.042940, 0.968881]]),
+    "protanopia": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                            [-0.003882, -0.048116, 1.051998]]),
+}  # fmt: skip
 
 
 def lab(colour: str, sight: str) -> np.ndarray:
@@ -295,17 +282,19 @@ def test_differences_of_groups_stand_on_the_axis_that_their_scale_asks_for(relat
     points = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() in ("o", "s")]
     assert points == pytest.approx(np.exp(gaps))
     assert axes.get_xlabel() == "FD embedded-v1 of a group\nover that of none (left is better)"
+    single = replace(relations, classes=("grain", "twins"), groups={"texture": (0,), "geometry": (1,)})
+    assert not list(geometry.classes(single)), "groups of one class each are drawn once"
 
 
 def test_looks_are_drawn_to_the_one_that_decided() -> None:
     results = made_studies.adaptive()
     looked = progress(results)
     assert looked is not None
-    drawn = one(looks.looks, results)
+    drawn = one(answer.looks, results)
     check_text(drawn)
     axes = drawn.figure.axes[0]
     for (variant, reference), verdict in looked.verdicts.items():
-        gaps = [look.gaps[variant, reference] for look in looked.looks if (variant, reference) in look.gaps]
+        gaps = [gaps[variant, reference] for gaps in looked.looks.values() if (variant, reference) in gaps]
         colour = figures.variant_styles(results)[variant].colour
         lines = [line for line in axes.lines if line.get_color() == colour]
         bars, points = lines[::2], lines[1::2]
@@ -313,19 +302,14 @@ def test_looks_are_drawn_to_the_one_that_decided() -> None:
         assert [line.get_ydata()[0] for line in points] == [math.exp(gap.value) for gap in gaps]
         filled = [line.get_markerfacecolor() == colour for line in points]
         assert filled == [False] * (len(gaps) - 1) + [verdict.label != "undecided"]
-    assert not list(looks.looks(made_studies.adaptive(until=0)))
-    assert not list(looks.looks(replace(results, adaptive=None)))
+    assert not list(answer.looks(made_studies.adaptive(until=0)))
+    assert not list(answer.looks(replace(results, adaptive=None)))
 
 
 def test_one_seed_has_no_whiskers_to_explain() -> None:
     results = made_studies.results({"none": 20.0, "feat16": 18.0}, seeds=(0,))
     for draw in (answer.seeds, answer.differences, geometry.groups, geometry.classes):
         assert "whiskers" not in one(draw, results).caption
-
-
-def test_groups_of_one_class_each_are_not_drawn_twice(relations: Results) -> None:
-    single = replace(relations, classes=("grain", "twins"), groups={"texture": (0,), "geometry": (1,)})
-    assert not list(geometry.classes(single)) and list(geometry.groups(single))
 
 
 @pytest.mark.parametrize("low, high", [(34.3, 34.5), (0.97, 1.02), (0.4, 0.75), (0.2, 2.1), (1e-3, 20.0)])

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import made_studies
-import numpy as np
 import pandas as pd
 import pytest
+from made_studies import make_results
 
-from reports import statistics
 from reports.build import main as build
 from reports.build import write_study
 from reports.compare import main as compare
 from reports.frames import load
-from reports.results import Results
 
 
 def study(fake: Any, name: str, scores: dict[str, list[float]], **tags: str) -> None:
@@ -38,20 +36,6 @@ def test_a_report_read_back_is_what_its_store_says(store: Any, tmp_path: Path) -
     assert list(load(None, store.folder).cells) == list(ours.cells), "a folder with mlflow.db is its store"
 
 
-def test_the_verdicts_follow_from_the_cells_of_the_csv_alone(store: Any, tmp_path: Path) -> None:
-    build(["--tracking-uri", store.uri, "--out", str(tmp_path), "--format", "csv"])
-    found = load("attention_position", tmp_path / "attention_position" / "results.csv")
-    done = found.cells[found.cells["state"] == "finished"]
-    primary = found.comparisons.query("role == 'primary'").dropna(subset="reference")
-    scores = done.groupby("variant", sort=False)["fid"].apply(list).to_dict()
-    pairs = [statistics.pair(*pair) for pair in zip(primary["variant"], primary["reference"], strict=True)]
-    for row, gap in zip(primary.to_dict("records"), statistics.compare(scores, pairs, log=True), strict=True):
-        assert gap is not None and gap.low is not None
-        assert row["difference"] == pytest.approx(np.expm1(gap.value))
-        assert row["difference_low95"] == pytest.approx(np.expm1(gap.low))
-        assert (row["verdict"] == "undecided") == (not gap.shown)
-
-
 def test_the_example_of_the_documentation_runs(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(store.folder)
     readme = (Path(__file__).parents[2] / "reports" / "README.md").read_text(encoding="utf-8")
@@ -63,7 +47,7 @@ def test_the_example_of_the_documentation_runs(store: Any, monkeypatch: pytest.M
     assert {"none", "feat32"} <= set(found.cells["variant"]) and set(found.metrics["key"]) >= {"fid", "loss_d"}
 
 
-def test_names_that_pandas_takes_for_missing_are_names(make_results: Callable[..., Results], tmp_path: Path) -> None:
+def test_names_that_pandas_takes_for_missing_are_names(tmp_path: Path) -> None:
     results = make_results({"NA": {0: 1.0, 1: 2.0}, "null": {0: 1 / 3, 1: 2.0}}, baseline="NA")
     write_study(results, tmp_path / "report", frozenset({"csv"}))
     found = load(None, tmp_path)
@@ -106,28 +90,20 @@ def test_two_stores_are_compared_by_verdict_and_by_difference(
     assert "compared in one alone: gone" in said and "different ways" not in said
 
 
-def test_a_study_that_is_compared_with_itself_agrees_in_everything(
-    store: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_study_compared_with_itself_agrees_in_everything(store: Any, capsys: pytest.CaptureFixture[str]) -> None:
     said = compared(capsys, store.uri, str(store.folder), "--study", "attention_position")
     assert "of 10 cells that finished in both, 10 have the same" in said
     assert "verdicts: 3 of 3 agree; differences: 0 of 3 differ" in said
 
 
-def test_one_seed_each_is_compared_without_an_interval(
-    scratch: Callable[[], Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake = scratch()
+def test_one_seed_each_is_compared_without_an_interval(fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
     study(fake, "s", {"none": [10.0], "same": [5.0]})
     said = compared(capsys, fake.uri, fake.uri)
     assert re.search(r"same +none +-50 % +1 +undecided +-50 % +1 +undecided +agree +no interval", said)
     assert "differences: 0 of 0 differ" in said
 
 
-def test_a_terminal_of_plain_ascii_gets_the_comparison(
-    scratch: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = scratch()
+def test_a_terminal_of_plain_ascii_gets_the_comparison(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     study(fake, "s", {"none": BASE, "größer": LOWER})
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
@@ -136,12 +112,10 @@ def test_a_terminal_of_plain_ascii_gets_the_comparison(
 
 
 def test_figures_that_were_measured_otherwise_are_said_not_to_compare(
-    scratch: Callable[[], Any], capsys: pytest.CaptureFixture[str]
+    store: Any, fake: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, other = scratch(), scratch()
-    study(one, "s", {"none": BASE, "same": LOWER})
-    study(other, "s", {"none": BASE, "same": LOWER}, metric_fingerprint="inception-v3@ff; 50000 samples")
-    assert "A and B were measured in different ways" in compared(capsys, one.uri, other.uri)
+    study(fake, "attention_position", {"none": BASE}, metric_fingerprint="inception-v3@ff; 50000 samples")
+    assert "A and B were measured in different ways" in compared(capsys, store.uri, fake.uri)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +127,10 @@ def test_figures_that_were_measured_otherwise_are_said_not_to_compare(
     ],
 )
 def test_what_cannot_be_compared_is_one_message_and_status_2(
-    store: Any, scratch: Callable[[], Any], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    store: Any, fake: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    other = scratch()
-    study(other, "s", {"none": BASE})
-    uris = {"STORE": store.uri, "OTHER": other.uri}
+    study(fake, "s", {"none": BASE})
+    uris = {"STORE": store.uri, "OTHER": fake.uri}
     assert compare([uris.get(argument, argument) for argument in arguments]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1

@@ -62,7 +62,7 @@ def test_looks_are_at_the_first_seed_number_the_last_and_some_between() -> None:
 def test_the_first_look_is_wanted_of_every_variant_seed_by_seed() -> None:
     progress = replay({"v0": [20.0], "v1": []}, rule_of(2, log=True), lower_is_better=True)
     assert progress.wanted == [("v1", 0), ("v0", 1), ("v1", 1), ("v0", 2), ("v1", 2)]
-    assert progress.looks == [] and progress.verdicts[("v1", "v0")] == sequential.Verdict("undecided", 0, None)
+    assert progress.looks == {} and progress.verdicts[("v1", "v0")] == sequential.Verdict("undecided", 0, None)
 
 
 def test_a_decided_variant_gets_no_more_seeds_and_the_reference_gets_as_many_as_an_undecided_one() -> None:
@@ -71,7 +71,7 @@ def test_a_decided_variant_gets_no_more_seeds_and_the_reference_gets_as_many_as_
     progress = replay({name: own[:4] for name, own in scores.items()}, rule, lower_is_better=True)
     assert progress.verdicts[("v1", "v0")].label == "better" and progress.verdicts[("v1", "v0")].n == 3
     assert progress.wanted == [("v0", 4), ("v2", 4)]
-    assert [set(look.gaps) for look in progress.looks] == [set(rule.pairs), {("v2", "v0")}]
+    assert [set(gaps) for gaps in progress.looks.values()] == [set(rule.pairs), {("v2", "v0")}]
 
 
 @pytest.mark.parametrize("lower_is_better, label", [(True, "better"), (False, "worse")])

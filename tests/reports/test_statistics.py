@@ -114,12 +114,6 @@ def test_the_pooled_sd_is_within_variants() -> None:
     assert pooled_sd([[1.0]]) is None
 
 
-def test_a_metric_is_compared_as_a_ratio_where_it_is_positive_and_unbounded() -> None:
-    ratios = ("fid", "intra_fid", "fid_class/rings", "relation_error", "relation_error/twins", "best/fid")
-    assert all(map(statistics.on_log_scale, ratios))
-    assert not any(map(statistics.on_log_scale, ("kid", "is", "precision", "relation_correlation", "fid_se")))
-
-
 @pytest.mark.parametrize("preset, metric", [("embedded", "nothing"), ("nothing", "relation_error")])
 def test_the_noise_of_what_was_never_measured_is_unknown(preset: str, metric: str) -> None:
     assert statistics.shipped_noise(preset, metric) is None
