@@ -119,10 +119,11 @@ def test_cells_that_go_on_end_in_the_bits_of_cells_that_had_their_steps_from_the
     assert begun["8"].data.tags["metric_fingerprint"] == scored
 
 
-def trash(lab: Lab) -> list[Run]:
-    client = lab.store().client
-    experiments = [str(found.experiment_id) for found in client.search_experiments()]
-    return list(client.search_runs(experiments, "tags.kind = 'cell'", ViewType.DELETED_ONLY))
+def trash(lab: Lab, study: Path) -> list[Run]:
+    store = lab.store()
+    experiment = store.find_experiment(read_study(study))
+    assert experiment is not None
+    return list(store.client.search_runs([experiment], "tags.kind = 'cell'", ViewType.DELETED_ONLY))
 
 
 @pytest.mark.slow
@@ -140,7 +141,7 @@ def test_a_finished_cell_is_trained_again_and_an_interrupted_one_goes_on(
     os.kill(launcher.pid, signal.SIGTERM)
     assert launcher.wait(60) == 143
     assert "The same command without --rerun goes on from here." in lab.said.read_text()
-    assert [run.info.run_id for run in trash(lab)] == [first.info.run_id]
+    assert [run.info.run_id for run in trash(lab, study)] == [first.info.run_id]
     assert lab.run(study, *ONE)[0] == 0
     assert sittings(lab.folder) == {"feat32/seed0": [0], "none/seed0": [0, 0, 3]}
     runs = {run.info.run_name: run for run in lab.runs(study, "cell")}
@@ -164,4 +165,4 @@ def test_a_cell_that_is_a_copy_is_trained_when_it_is_to_be_run_again(
     assert all("shared_run" in run.data.tags for run in lab.runs(copy, "cell"))
     assert lab.run(copy, *ONE, "--rerun", "feat32")[0] == 0
     assert ["shared_run" in run.data.tags for run in lab.runs(copy, "cell")] == [False, True]
-    assert len(lab.runs(study, "cell")) == 2 and not trash(lab)
+    assert len(lab.runs(study, "cell")) == 2 and not trash(lab, study)
