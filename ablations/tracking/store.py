@@ -416,7 +416,6 @@ class Store:
                 if time.monotonic() > give_up:
                     raise
             time.sleep(1.0)
-        return answers[0]
 
 
 def first_line(error: Exception) -> str:
