@@ -1,6 +1,6 @@
-"""Uploads the journals of a cell's attempts to its run in MLflow; and how runs are made, tagged and found.
+"""What is written to MLflow: the runs of cells, by the journals of their attempts, and the table of a study.
 
-May be repeated without effect: a metric point is identified by its timestamp; tags and artifacts are overwritten.
+Both may be repeated without effect: a metric point is identified by its timestamp; tags and artifacts are overwritten.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,16 +23,19 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from ablations.plan import Cell, show
+from ablations.plan import Cell, Study, show
 from sagan.config import flatten
 from sagan.journal import Record
 from sagan.run_folder import CONFIG, PROTOCOL
 
 if TYPE_CHECKING:
     from ablations.attempts import Attempt, UploadState
+    from ablations.table import Row
+    from ablations.tracking.store import Store
 
-# Limits of MLflow's: metrics in one call; characters of a tag, and of the digest of a data set.
-_MAX_BATCH, MAX_TAG, _MAX_DIGEST = 1000, 8000, 36
+VIEW = "table"  # the key of the view that shows its columns
+# Limits of MLflow's: metrics in one call; characters of a tag, of one of an experiment, of the digest of a data set.
+_MAX_BATCH, _MAX_TAG, _MAX_DESCRIPTION, _MAX_DIGEST = 1000, 8000, 5000, 36
 _log = logging.getLogger(__name__)
 
 
@@ -118,7 +122,7 @@ class Sender:
         found = self.client.search_runs([experiment_id], condition, order_by=["attributes.start_time ASC"])
         row = next((run for run in found if run.data.tags.get("protocol") == cell.protocol), None)
         if row is None:  # of a variant that the study no longer has
-            row = create_row(self.client, experiment_id, cell.variant, about, commit)
+            row = _create_row(self.client, experiment_id, cell.variant, about, commit)
         tags = {
             "kind": "cell",
             "mlflow.parentRunId": str(row.info.run_id),
@@ -131,7 +135,7 @@ class Sender:
             **attempt.tags,
             **_origin_tags(cell.study, commit),
         }
-        started = milliseconds(attempt.started)
+        started = _milliseconds(attempt.started)
         run: Run = self.client.create_run(experiment_id, started, tags=tags, run_name=cell.name)
         return run
 
@@ -140,7 +144,7 @@ class Sender:
         classes = attempt.protocol["classes"] if attempt.protocol is not None else []
         keys = {f"fid_class/{name}": f"fid_class/{key}" for name, key in zip(classes, storable(classes), strict=True)}
         points = [
-            Metric(keys.get(name, name), value, milliseconds(record.time), record.step)
+            Metric(keys.get(name, name), value, _milliseconds(record.time), record.step)
             for record in records
             for name, value in record.metrics.items()
             if math.isfinite(value)
@@ -205,9 +209,9 @@ class Sender:
 
     def _send_end(self, run_id: str, attempt: Attempt) -> None:
         records, _ = attempt.read()
-        ended = milliseconds(records[-1].time if records else attempt.started)
+        ended = _milliseconds(records[-1].time if records else attempt.started)
         if attempt.copied:  # its records are older than its run, which shows their duration
-            ended += self.client.get_run(run_id).info.start_time - milliseconds(records[0].time)
+            ended += self.client.get_run(run_id).info.start_time - _milliseconds(records[0].time)
         if (outcome := attempt.outcome) is not None:
             # In one call: half a copy has no outcome.
             about = _protocol_tags(attempt.protocol) if attempt.protocol else {}  # a resumed run records none
@@ -236,9 +240,99 @@ def _protocol_tags(protocol: Mapping[str, Any]) -> dict[str, str]:
     """Without class names if they are longer than a tag can be, and then without groups, which refer to them."""
     tags = {name: protocol[name] for name in ("data_fingerprint", "metric_fingerprint")}
     classes = json.dumps(storable(protocol["classes"]))
-    if len(classes) <= MAX_TAG:
+    if len(classes) <= _MAX_TAG:
         tags |= {"classes": classes, "groups": json.dumps(protocol["groups"])}
     return tags
+
+
+def write_table(
+    store: Store,
+    experiment_id: str,
+    study: Study,
+    rows: Sequence[Row],
+    description: str,
+    search: Mapping[str, Any] | None,
+    commit: str | None,
+) -> None:
+    """Brings the rows of the study's variants, its documents and the description of its experiment up to date.
+
+    `rows` and the Markdown of `description` are those of ablations.table; `search` is the report of a search. Documents
+    are artifacts of the baseline's row. Raises the client's error where the store is unreachable.
+    """
+    client, texts = store.client, store.texts
+    stored = {
+        run.data.tags.get("variant", ""): run
+        for run in reversed(list(store.runs(experiment_id, "tags.kind = 'variant'")))  # the oldest counts
+        if run.data.tags.get("protocol") == study.protocol
+    }
+    now = _milliseconds(time.time())
+    for place, row in enumerate(rows):
+        name = row.variant.name
+        if name not in stored:
+            about = {"study": study.name, "protocol": study.protocol, "preset": study.preset}
+            about["baseline"] = study.baseline
+            # MLflow shows the newest run first.
+            stored[name] = _create_row(client, experiment_id, name, about, commit, now - place)
+        _write_row(client, stored[name], study, row)
+    documents = {"study.yaml": study.text, "plan.json": json.dumps(study.plan(), indent=1)}
+    if search is not None:
+        documents["search.json"] = json.dumps(search, indent=1)
+    baseline = str(stored[study.baseline].info.run_id)
+    for name, text in documents.items():
+        if texts.get((baseline, name)) != text:
+            client.log_text(baseline, text, name)
+            texts[baseline, name] = text
+    metrics = dict.fromkeys(metric for row in rows for metric in row.estimates)
+    columns = [f"metrics.`{name}`" for name in (*metrics, "half_width", "n")] + ["tags.`verdict`", "tags.`note`"]
+    tags = {
+        "mlflow.note.content": description[:_MAX_DESCRIPTION],
+        # As MLflow's own button "Share" stores a view of the table.
+        f"mlflow.sharedViewState.{VIEW}": json.dumps({"selectedColumns": columns}),
+    }
+    for name, text in tags.items():
+        if texts.get((experiment_id, name)) != text:
+            client.set_experiment_tag(experiment_id, name, text)
+            texts[experiment_id, name] = text
+
+
+def _write_row(client: MlflowClient, run: Run, study: Study, row: Row) -> None:
+    """What one variant's row shows. A figure that is no longer there becomes NaN: MLflow deletes none."""
+    variant, primary = row.variant, row.estimates.get(study.metric)
+    numbers = {metric: found.mean for metric, found in row.estimates.items()}
+    numbers["n"] = float(primary.n if primary else 0)
+    if primary and primary.low is not None and primary.high is not None:
+        numbers |= {"low": primary.low, "high": primary.high, "half_width": (primary.high - primary.low) / 2}
+    # MLflow's table shows all digits of a number.
+    numbers = {
+        **dict.fromkeys(run.data.metrics, math.nan),
+        **{name: float(f"{x:.5g}") for name, x in numbers.items()},
+    }
+    tags = {
+        "baseline": study.baseline,
+        "metric": study.metric,
+        "paper": study.paper or "",
+        "changes": ", ".join(f"{name}={show(value)}" for name, value in variant.changes.items())[:_MAX_TAG],
+        "note": row.note,
+        "verdict": row.verdict,
+        **{f"factor.{name}": level for name, level in variant.factors.items()},
+    }
+    before = run.data
+    is_same = numbers.keys() == before.metrics.keys() and all(
+        before.metrics[name] == value or (math.isnan(value) and math.isnan(before.metrics[name]))
+        for name, value in numbers.items()
+    )
+    if not is_same or not tags.items() <= before.tags.items():
+        # The step counts the updates: whatever the clock does, the newest is the last.
+        step = 1 + int(before.tags.get("updates", "0"))
+        now = _milliseconds(time.time())
+        client.log_batch(
+            str(run.info.run_id),
+            metrics=[Metric(name, value, now, step) for name, value in numbers.items()],
+            tags=[RunTag(key, value) for key, value in {**tags, "updates": str(step)}.items()],
+        )
+    status = "FINISHED" if row.ended >= row.planned else "SCHEDULED"
+    if run.info.status != status:
+        client.update_run(run.info.run_id, status=status)
 
 
 def cell_key(run: Run) -> str:
@@ -261,7 +355,7 @@ def find_run(client: MlflowClient, experiment_id: str, cell: Cell, shared: bool)
     return max(same, key=lambda run: ("outcome" in run.data.tags, bool(run.data.metrics)), default=None)
 
 
-def create_row(
+def _create_row(
     client: MlflowClient,
     experiment_id: str,
     variant: str,
@@ -284,5 +378,5 @@ def _origin_tags(study: str, commit: str | None) -> dict[str, str]:
     return {**tags, **({"mlflow.source.git.commit": commit} if commit else {})}
 
 
-def milliseconds(seconds: float) -> int:
+def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)

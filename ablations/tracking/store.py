@@ -1,4 +1,4 @@
-"""What a launcher reads from MLflow and writes to it (sending.py, table_writer.py).
+"""What a launcher reads from MLflow and writes to it (sending.py).
 
 An experiment is a study. It has one run per variant, the rows of the study's table (kind "variant"), and beneath each
 row one run per seed, the cells (kind "cell"). The run of a cell is found by its tags, so a launcher that resumes the
@@ -33,8 +33,7 @@ from ablations.disk import is_full_disk, new_database
 from ablations.plan import Cell, Study
 from ablations.preflight import sqlite_path, without_password
 from ablations.results import Result, measured_by, scores_of
-from ablations.tracking.sending import Sender, cell_key, find_run
-from ablations.tracking.table_writer import VIEW, write_table
+from ablations.tracking.sending import VIEW, Sender, cell_key, find_run, write_table
 from sagan.journal import Record, current
 
 if TYPE_CHECKING:
@@ -219,7 +218,7 @@ class Store:
         search: Mapping[str, Any] | None = None,
         commit: str | None = None,
     ) -> bool:
-        """See table_writer.py. False where the store is unreachable. Makes missing rows: under `exclusive`, because
+        """See sending.write_table. False where the store is unreachable. Makes missing rows: under `exclusive`, because
         two launchers that made them at once would make each twice."""
 
         return self._succeeds(lambda: write_table(self, experiment_id, study, rows, description, search, commit))
