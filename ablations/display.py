@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from ablations.results import label
-from ablations.verdicts import Comparison
+from ablations.verdicts import Row
 
 if TYPE_CHECKING:
     from ablations.plan import Study
@@ -26,11 +26,9 @@ _LINE_SECONDS = 10.0
 class LiveTable:
     """A row per variant, redrawn in place until `close`. `rows` reads scores; it is called when a cell has ended."""
 
-    def __init__(
-        self, console: Console, study: Study, rows: Callable[[Sequence[CellState]], Sequence[Comparison]]
-    ) -> None:
+    def __init__(self, console: Console, study: Study, rows: Callable[[Sequence[CellState]], Sequence[Row]]) -> None:
         self._study, self._read_rows = study, rows
-        self._rows: Sequence[Comparison] = ()
+        self._rows: Sequence[Row] = ()
         self._ended: int | None = None
         self._live = Live(console=console, refresh_per_second=2, transient=True)
         self._live.start()
@@ -69,12 +67,12 @@ class PlainLines:
         pass
 
 
-def verdict_table(study: Study, rows: Sequence[Comparison], states: Sequence[CellState] = ()) -> Table:
+def verdict_table(study: Study, rows: Sequence[Row], states: Sequence[CellState] = ()) -> Table:
     """Variant, n, mean, difference and verdict; where `states` are given, also the cells that run, with their progress.
 
     Trials of a search, which are compared with nothing, have rows while they run.
     """
-    references = {row.reference for row in rows if row.reference is not None}
+    references = {row.comparison.reference for row in rows if row.comparison is not None}
     table, reference = Table(), str(*references) if len(references) == 1 else "each other"
     for title in ("variant", "n", label(study, study.metric), f"against {reference}", "verdict"):
         table.add_column(title, justify="left" if title in ("variant", "verdict") else "right")
@@ -84,26 +82,30 @@ def verdict_table(study: Study, rows: Sequence[Comparison], states: Sequence[Cel
     for state in states:
         if state.state == "running":
             running.setdefault(state.cell.variant, []).append(state)
-    for row in [*rows, *(Comparison(name, None) for name in running.keys() - {row.variant for row in rows})]:
+    for row in [*rows, *(Row(name, None) for name in running.keys() - {row.variant for row in rows})]:
         # A variant with several comparisons has its cells in the first of its rows.
         bars = [_bars(running.pop(row.variant, []))] if states else []
         table.add_row(*row_texts(row, reference), *bars)
     return table
 
 
-def row_texts(row: Comparison, reference: str) -> tuple[str, str, str, str, str]:
+def row_texts(row: Row, reference: str) -> tuple[str, str, str, str, str]:
     """Variant, n, mean, ratio or difference with its interval, and verdict; names references other than `reference`."""
-    found, gap = row.estimate, row.gap
-    against = ""
-    if gap is not None:
+    found, compared = row.estimate, row.comparison
+    against = verdict = ""
+    if compared is not None:
+        gap = compared.gap
         back = math.exp if gap.log else float
         against = f"{'x ' if gap.log else ''}{back(gap.value):.3g}"
         if gap.low is not None and gap.high is not None:
             against += f" ({back(gap.low):.3g} to {back(gap.high):.3g})"
-        if row.reference != reference:
-            against += f" to {row.reference}"
-    is_final = row.n and row.verdict and (row.verdict != "undecided" or row.stopped_for_futility)
-    verdict = f"{row.verdict} after {row.n}" if is_final else row.verdict
+        if compared.reference != reference:
+            against += f" to {compared.reference}"
+        verdict = compared.verdict
+        if verdict != "undecided" or compared.stopped_for_futility:
+            verdict += f" after {compared.decided_after or gap.n}"
+        if compared.stopped_for_futility:
+            verdict += ", stopped for futility"
     return row.variant, str(found.n if found else 0), f"{found.mean:.3g}" if found else "", against, verdict
 
 

@@ -27,7 +27,7 @@ from ablations.storage import UNREACHABLE_ERRORS, exclusive, probe
 from ablations.table import answer
 from ablations.tracking.store import Store, StoreUnreachable
 from ablations.trainers import Interrupt
-from ablations.verdicts import CellScores, comparisons, wanted
+from ablations.verdicts import CellScores, verdict_rows, wanted
 
 
 def run_studies(
@@ -219,9 +219,9 @@ def _show_verdicts(launcher: Launcher, recorded: CellScores, console: Console) -
     """The table of verdicts, and the answer in words."""
     study = launcher.study
     if console.is_terminal:
-        console.print(verdict_table(study, comparisons(study, recorded)))
+        console.print(verdict_table(study, verdict_rows(study, recorded)))
     else:
-        for row in comparisons(study, recorded):
+        for row in verdict_rows(study, recorded):
             name, n, mean, *rest = row_texts(row, study.baseline)
             console.out(
                 ", ".join(filter(None, [f"{name}: n = {n}", mean and f"{label(study, study.metric)} {mean}", *rest]))

@@ -33,7 +33,7 @@ from ablations.table import summary
 from ablations.tracking.store import Store
 from ablations.tracking.uploader import Uploader
 from ablations.trainers import Interrupt, Trainers
-from ablations.verdicts import CellScores, Comparison, cell_scores, comparisons
+from ablations.verdicts import CellScores, Row, cell_scores, verdict_rows
 from sagan.train import EXIT_DISK_FULL, EXIT_NOT_STARTED
 
 BEAT_SECONDS = 2.0
@@ -254,11 +254,11 @@ class Launcher:
         display: LiveTable | PlainLines = PlainLines(self._console, self.study)
         if self._console.is_terminal and not self.options.worker_only:
 
-            def compared(states: Sequence[CellState]) -> list[Comparison]:
+            def rows(states: Sequence[CellState]) -> list[Row]:
                 failed = self.failed | {state.cell.key for state in states if state.state == "failed"}
-                return comparisons(self.study, cell_scores(self.study, self.results(), failed))
+                return verdict_rows(self.study, cell_scores(self.study, self.results(), failed))
 
-            display = LiveTable(self._console, self.study, compared)
+            display = LiveTable(self._console, self.study, rows)
         read_at, tick = -_LONGEST_TICK, TICK_SECONDS
         try:
             while self._interrupt.status is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from reports import statistics
+from reports.metrics import heading
 
 if TYPE_CHECKING:
     from ablations.plan import Study
@@ -60,9 +61,5 @@ def scores_of(points: Points, last_step: int, endpoint: int) -> dict[str, float]
 
 
 def label(study: Study, metric: str) -> str:
-    """How a metric is called: only features of Inception give a FID and an IS, others are named ("FD embedded-v2")."""
-    extractor = study.base.eval.extractor
-    names = (
-        {"fid": "FID", "is": "IS"} if extractor == "inception" else {"fid": f"FD {extractor}", "is": f"IS {extractor}"}
-    )
-    return names.get(metric, metric.replace("_", " "))
+    """What a metric is called, as in the report."""
+    return heading(metric, study.base.eval.extractor)

@@ -6,7 +6,6 @@ Pure: the tracking store keeps the rows (tracking/), and a row equals that of th
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,8 +42,8 @@ def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = (
     scores = {metric: _scores(own, metric) for metric in metrics_of(study)}
     planned = Counter(cell.variant for cell in study.cells())
     if study.adaptive:
-        wanted = Counter(cell.variant for cell in verdicts.wanted(study, recorded))
-        planned = Counter({name: len(found) + wanted[name] for name, found in own.items()})
+        needed = {cell.key for cell in verdicts.wanted(study, recorded)} | recorded.keys()
+        planned = Counter(cell.variant for cell in study.cells() if cell.key in needed)
     found = []
     for variant in study.variants():
         estimates = {}
@@ -68,48 +67,14 @@ def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = (
 
 
 def answer(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> str:
-    """What the simultaneous test of the study's comparisons shows by the primary metric, in one line."""
-    if study.adaptive:
-        return _verdicts_in_words(study, verdicts.comparisons(study, verdicts.cell_scores(study, results, failed)))
-    own = _by_variant(study, results)
-    trials = study.search.proposed if study.search else {}  # they choose what is compared
-    scores = {name: found for name, found in _scores(own, study.metric).items() if name not in trials}
-    gaps = statistics.compare(
-        scores,
-        [statistics.pair(*names) for names in study.pairs],
-        statistics.on_log_scale(study.metric, itertools.chain(*scores.values())),
-    )
-    compared = [(*names, gap) for names, gap in zip(study.pairs, gaps, strict=True) if gap is not None]
-    metric = label(study, study.metric)
-    shown = [_sentence(metric, *one) for one in compared if one[2].shown]
-    missing = [cell for cell in study.cells() if cell.key not in results]
-    so_far = f"So far ({len(missing)} cells are missing): " if missing else ""
-    if shown:
-        return f"{so_far}{'; '.join(shown)}."
-    if any(gap.p is not None for *_, gap in compared):
-        fewest = min(gap.n for *_, gap in compared)
-        return f"{so_far}No difference in {metric} is shown, with {fewest} seeds per variant or more."
-    return f"{so_far}No answer: it needs two seeds of {study.baseline} and of another variant."
-
-
-def _verdicts_in_words(study: Study, compared: Sequence[verdicts.Comparison]) -> str:
-    """ "feat16 lowers FID by 31 % against none (12 to 46 %), decided after 8 seeds; feat8 undecided after 12." """
-    metric, clauses = label(study, study.metric), []
-    for one in sorted(compared, key=lambda one: one.gap.value if one.gap else 0.0):
-        if one.gap and one.reference and one.verdict in ("better", "worse"):
-            sentence = _sentence(metric, one.variant, one.reference, one.gap).rpartition(", n = ")[0]
-            clauses.append(f"{sentence}, decided after {one.n} seeds")
-    undecided: dict[tuple[str, int, bool], list[str]] = {}
-    for one in compared:
-        if one.verdict in ("equivalent", "undecided"):
-            name = one.variant if one.reference == study.baseline else f"{one.variant} against {one.reference}"
-            undecided.setdefault((one.verdict, one.n, one.stopped_for_futility), []).append(name)
-    for (verdict, n, stopped_for_futility), names in undecided.items():
-        why = ", stopped for futility: more seeds are unlikely to decide it" if stopped_for_futility else ""
-        listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-        clauses.append(f"{listed} {verdict} after {n} seeds{why}")
-    named = any(one.verdict in ("better", "worse") for one in compared)
-    return f"{'' if named else f'{metric}: '}{'; '.join(clauses)}."
+    """The headline of the report, of what has been recorded so far."""
+    found = rows(study, results, failed)
+    planned, ended = sum(row.planned for row in found), sum(row.ended for row in found)
+    so_far = "" if ended >= planned else f"So far ({ended} of {planned} cells): "
+    said = verdicts.in_words(study, verdicts.cell_scores(study, results, failed))
+    if not said and study.adaptive:
+        said = f"No answer yet: the first look is at {study.adaptive.first} seeds per variant."
+    return so_far + (said or f"No answer: no seed has finished both for {study.baseline} and for another variant.")
 
 
 def summary(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> tuple[list[Row], str]:
@@ -150,16 +115,6 @@ def _by_variant(study: Study, results: Mapping[str, Result]) -> dict[str, list[R
 
 def _scores(own: Mapping[str, Sequence[Result]], metric: str) -> dict[str, list[float]]:
     return {name: [one.scores[metric] for one in found if metric in one.scores] for name, found in own.items()}
-
-
-def _sentence(metric: str, variant: str, reference: str, gap: statistics.Gap) -> str:
-    """ "feat16 lowers fid against none by 31 % (12 to 46), n = 8"."""
-    verb = "lowers" if gap.value < 0 else "raises"
-    ends = [gap.value, gap.low or 0.0, gap.high or 0.0]
-    size, *interval = [abs(100 * math.expm1(end)) if gap.log else abs(end) for end in ends]
-    unit = " %" if gap.log else ""
-    low, high = sorted(interval)
-    return f"{variant} {verb} {metric} against {reference} by {size:.3g}{unit} ({low:.3g} to {high:.3g}), n = {gap.n}"
 
 
 def _text(found: statistics.Estimate | None) -> str:

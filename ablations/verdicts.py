@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ablations.plan import Cell, Study
-from ablations.results import Result, usual_measurement
-from reports import sequential, statistics
+from ablations.plan import BEST, Cell, Study
+from ablations.results import Result, label, usual_measurement
+from reports import findings, sequential, statistics
+from reports.findings import Comparison
 from reports.sequential import Progress, Rule
-from reports.statistics import Estimate, Gap
+from reports.statistics import Estimate
 
 # The score by the primary metric, as in the report, of each cell that has ended, by key. None for a cell that failed,
 # collapsed or diverged: it counts as one of its variant's seeds, and is left out of means and comparisons.
@@ -17,21 +18,12 @@ CellScores = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A variant, and what is known of it against `reference`; None where it is compared with nothing.
-
-    `verdict` is better, worse, equivalent or undecided, by `n` seeds; for a metric of which neither more nor less is
-    better, "lower" or "higher". The gap is that of the decision, or the newest. `stopped_for_futility`: undecided, and
-    more seeds are unlikely to decide it.
-    """
+class Row:
+    """A line of the table of verdicts: a variant and one comparison of it; None where it is compared with nothing."""
 
     variant: str
     estimate: Estimate | None
-    reference: str | None = None
-    gap: Gap | None = None
-    verdict: str = ""
-    n: int = 0
-    stopped_for_futility: bool = False
+    comparison: Comparison | None = None
 
 
 def cell_scores(study: Study, results: Mapping[str, Result], failed: Container[str]) -> CellScores:
@@ -82,30 +74,41 @@ def wanted(study: Study, recorded: CellScores, most: int | None = None) -> list[
 
 
 def comparisons(study: Study, recorded: CellScores) -> list[Comparison]:
-    """One per comparison, and one per variant that is compared with nothing, in plan order. No trials of a search."""
+    """What is known of the study's comparisons, as in the report: of those that have a score on both sides."""
+    looked = progress(study, recorded) if study.adaptive else None
+    return findings.compare(_values(study, recorded), study.pairs, study.metric, looked)
+
+
+def verdict_rows(study: Study, recorded: CellScores) -> list[Row]:
+    """A line per comparison, and one per variant without, in plan order. No trials of a search."""
+    compared, log = comparisons(study, recorded), _is_log(study, recorded)
+    found = []
+    for name, scores in _values(study, recorded).items():
+        own: list[Comparison | None] = [one for one in compared if one.variant == name]
+        found += [Row(name, statistics.estimate(scores, log), one) for one in own or [None]]
+    return found
+
+
+def in_words(study: Study, recorded: CellScores) -> str:
+    """The comparisons as a sentence, as in the report; "" before there is one."""
+    looked = progress(study, recorded) if study.adaptive else None
+    margin = study.adaptive.margin if study.adaptive else None
+    compared = comparisons(study, recorded)
+    if study.search and study.search.best:
+        best = findings.name_of_best(study.search.best, len(study.search.proposed))
+        compared = [replace(one, variant=best) if one.variant == BEST else one for one in compared]
+    return findings.in_words(compared, label(study, study.metric), study.metric, margin, looked)
+
+
+def _values(study: Study, recorded: CellScores) -> dict[str, list[float]]:
+    """{variant: its scores}, in plan order, without the trials of a search, which choose what is compared."""
     trials = study.search.proposed if study.search else {}
     values: dict[str, list[float]] = {}
     for cell in study.cells():
         if cell.variant not in trials:
-            own, score = values.setdefault(cell.variant, []), recorded.get(cell.key)
-            own += [] if score is None else [score]
-    log = _is_log(study, recorded)
-    pairs = [pair for pair in study.pairs if set(pair) <= values.keys()]
-    found: dict[tuple[str, str], tuple[Gap | None, str, int, bool]] = {}
-    if study.adaptive:
-        for pair, verdict in progress(study, recorded).verdicts.items():
-            found[pair] = verdict.gap, verdict.label, verdict.n, verdict.stopped_for_futility
-    else:
-        gaps = statistics.compare(values, [statistics.pair(*pair) for pair in pairs], log)
-        for pair, gap in zip(pairs, gaps, strict=True):
-            label = gap.verdict(statistics.lower_is_better(study.metric)) if gap else "undecided"
-            found[pair] = gap, label or ("lower" if gap and gap.value < 0 else "higher"), gap.n if gap else 0, False
-    listed = []
-    for name, scores in values.items():
-        estimate = statistics.estimate(scores, log)
-        compared = [Comparison(name, estimate, reference, *found[v, reference]) for v, reference in pairs if v == name]
-        listed += compared or [Comparison(name, estimate)]
-    return listed
+            score = recorded.get(cell.key)
+            values.setdefault(cell.variant, []).extend([] if score is None else [score])
+    return values
 
 
 def _is_log(study: Study, recorded: CellScores) -> bool:

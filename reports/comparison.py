@@ -1,40 +1,18 @@
-"""What the seeds say: means with intervals, comparisons and verdicts, and the smallest difference that would show."""
+"""Of the results of a study: means with intervals, comparisons, and the smallest difference that would show."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
-from reports import sequential, statistics
+from reports import findings, sequential, statistics
+from reports.findings import Comparison
 from reports.metrics import metric
 from reports.results import ENDED_EARLY, LATER, NOT_NEEDED, Results
 from reports.sequential import Progress, Rule
-from reports.statistics import Estimate, Gap
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """`variant` against `reference` by one metric; the gap is variant minus reference, of logs where it says `log`.
-
-    `verdict` is better, worse, equivalent or undecided by the primary metric, None by others. With adaptive seeds it is
-    that of the look after `decided_after` seeds (of the newest look, while it is undecided), and the gap is too.
-    `improvement` is the probability that a run of the variant is better than a run of the reference; None where no
-    direction is better, or each has one run.
-    """
-
-    variant: str
-    reference: str
-    gap: Gap
-    verdict: str | None = None
-    decided_after: int | None = None
-    improvement: float | None = None
-
-    @property
-    def shown(self) -> bool:
-        """Whether the test, or a look, shows a difference that matters."""
-        return self.gap.shown if self.decided_after is None else self.verdict in ("better", "worse")
+from reports.statistics import Estimate
 
 
 def is_log(results: Results, key: str) -> bool:
@@ -59,24 +37,16 @@ def compare(results: Results, key: str) -> list[Comparison]:
     By the primary metric of a study with adaptive seeds, what the looks have shown (`progress`).
     """
     values = {name: list(own.values()) for name, own in results.finished(key).items()}
-    pairs, lower, primary = results.pairs, metric(key).lower, key == results.metric
-    looked = progress(results) if primary else None
-    found: list[tuple[Gap | None, str | None, int | None]]
-    if looked is not None:
-        found = [(verdict.gap, verdict.label, verdict.n) for verdict in (looked.verdicts[pair] for pair in pairs)]
-    else:
-        gaps = statistics.compare(values, [statistics.pair(*pair) for pair in pairs], is_log(results, key))
-        found = [(gap, gap.verdict(lower) if gap and primary else None, None) for gap in gaps]
-    rows = []
-    for (variant, reference), (gap, verdict, n) in zip(pairs, found, strict=True):
-        if gap is None:
-            continue
-        better = statistics.probability_of_improvement(values[variant], values[reference])
-        if better is not None and lower is False:
-            better = 1 - better
-        known = lower is not None and gap.p is not None
-        rows.append(Comparison(variant, reference, gap, verdict, n, better if known else None))
-    return rows
+    return findings.compare(values, results.pairs, key, progress(results) if key == results.metric else None)
+
+
+def improvement(results: Results, key: str, row: Comparison) -> float | None:
+    """The probability that a run of the variant is better than a run of the reference; None where no direction is
+    better, or each has one run."""
+    values, lower = results.finished(key), metric(key).lower
+    own, other = (list(values[name].values()) for name in (row.variant, row.reference))
+    below = statistics.probability_of_improvement(own, other)
+    return None if below is None or lower is None or row.gap.p is None else below if lower else 1 - below
 
 
 def progress(results: Results) -> Progress | None:

@@ -20,7 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from reports import format, style
-from reports.comparison import Comparison, is_log
+from reports.comparison import is_log
+from reports.findings import Comparison
 from reports.metrics import extractor_of, metric
 from reports.results import ENDED_EARLY, Results
 from reports.statistics import on_log_scale

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from reports.comparison import Comparison, compare, estimates, is_log
+from reports.comparison import compare, estimates, improvement, is_log
+from reports.findings import Comparison
 from reports.loading import load_results
 from reports.results import CELL_TAGS, Results, by_measurement
 from reports.store import Store, shown_uri
@@ -143,11 +144,11 @@ def comparisons(results: Results) -> pd.DataFrame:
                     "metric_fingerprint": part.fingerprint,
                 }
                 found: list[Comparison | None] = [row for row in compared if row.variant == name]
-                rows += [{**estimate, **_difference(row)} for row in found or [None]]
+                rows += [{**estimate, **_difference(row, part, key)} for row in found or [None]]
     return _named(pd.DataFrame(rows), results)
 
 
-def _difference(row: Comparison | None) -> dict[str, object]:
+def _difference(row: Comparison | None, results: Results, key: str) -> dict[str, object]:
     gap = row.gap if row else None
     back = math.expm1 if gap and gap.log else float
     return {
@@ -156,7 +157,7 @@ def _difference(row: Comparison | None) -> dict[str, object]:
         "difference_low95": back(gap.low) if gap and gap.low is not None else None,
         "difference_high95": back(gap.high) if gap and gap.high is not None else None,
         "p_adjusted": gap and gap.p,
-        "probability_of_improvement": row and row.improvement,
-        "verdict": row and row.verdict,
+        "probability_of_improvement": row and improvement(results, key, row),
+        "verdict": row.verdict if row and key == results.metric else None,
         "decided_after": row and row.decided_after,
     }

@@ -119,11 +119,13 @@ class Gap:
     def shown(self) -> bool:
         return self.p is not None and self.p < SIGNIFICANT
 
-    def verdict(self, lower_is_better: bool | None) -> str | None:
-        """By the one test of a study whose seeds are a list; None where neither direction is better."""
+    def verdict(self, lower_is_better: bool | None) -> str:
+        """By the one test of a study whose seeds are a list; lower or higher where neither direction is better."""
         if not self.shown:
             return "undecided"
-        return None if lower_is_better is None else "better" if (self.value < 0) == lower_is_better else "worse"
+        if lower_is_better is None:
+            return "lower" if self.value < 0 else "higher"
+        return "better" if (self.value < 0) == lower_is_better else "worse"
 
 
 def compare(

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from reports import figures, format, style
-from reports.comparison import Comparison, compare, estimates, is_log, minimum_detectable_difference, progress
+from reports.comparison import compare, estimates, is_log, minimum_detectable_difference, progress
 from reports.figures import Drawn
+from reports.findings import Comparison, in_words, name_of_best
 from reports.metrics import metric
 from reports.results import ENDED_EARLY, Results
 from reports.statistics import changed
@@ -30,14 +32,17 @@ def headline(results: Results) -> str:
     if done == 0:
         return f"No result yet: 0 of {planned} cells are done."
     so_far = "" if done == planned else f"So far ({done} of {planned} cells): "
+    said = answer(rows, results)
     if rows:
         lost = []  # which runs a reader must know to be missing from the means
         for variant in results.variants:
             if ended := int(results.of(variant.name)["state"].isin(ENDED_EARLY).sum()):
                 lost.append(f"{ended} of {results.to_run(variant.name)} runs of {variant.name}")
-        return so_far + answer(rows, results) + (f" Collapsed or diverged: {', '.join(lost)}." if lost else "")
+        return so_far + said + (f" Collapsed or diverged: {', '.join(lost)}." if lost else "")
     if without := _without_baseline(results):
         return so_far + without
+    if said:  # adaptive seeds that could compare none
+        return so_far + said
     if results.adaptive is not None:
         return f"{so_far}No answer yet: the first look is at {results.adaptive.first} seeds per variant."
     yet = "" if done == planned else " yet"
@@ -46,75 +51,19 @@ def headline(results: Results) -> str:
 
 def answer(rows: list[Comparison], results: Results) -> str:
     """What these comparisons by the primary metric show, in a sentence or two."""
-    shown = [row for row in rows if row.shown]
-    said = "; ".join(_differences_shown(shown, results))
-    if results.adaptive is not None:
-        said = "; ".join(filter(None, (said, *_no_difference_shown(rows, results))))
-        if not shown:
-            references = {row.reference for row in rows}
-            against = f" against {references.pop()}" if len(references) == 1 else ""
-            label = results.label()
-            said = f"{label[0].upper()}{label[1:]}{against}, with repeated 95 % intervals: {said}"
-        return f"{said}."
-    if shown:
-        return f"{said}."
-    if all(row.gap.p is None for row in rows):
-        best = _better_first(rows, results)[0]
-        than = "below" if best.gap.value < 0 else "above"
-        return (
-            f"By {results.label()}, {_name(best, results)} is {format.gap_size(best.gap)} {than} {best.reference} on "
-            "one seed; one seed shows no interval."
-        )
-    counts = [len(own) for own in results.finished(results.metric).values() if own]
-    sentence = f"No difference shown with n = {format.span(counts)} per variant."
+    named = [replace(row, variant=_name(row, results)) for row in rows]
+    margin = results.adaptive.margin if results.adaptive else None
+    sentence = in_words(named, results.label(), results.metric, margin, progress(results))
+    if results.adaptive or any(row.shown for row in rows) or all(row.gap.p is None for row in rows):
+        return sentence
     if found := minimum_detectable_difference(results):
         sentence += f" With 80 % power, this design would show {results.label()} {changed(found[0], found[1])}."
     return sentence
 
 
-def _better_first(rows: list[Comparison], results: Results) -> list[Comparison]:
-    sign = -1 if metric(results.metric).lower is False else 1
-    return sorted(rows, key=lambda row: sign * row.gap.value)
-
-
-def _differences_shown(shown: list[Comparison], results: Results) -> Iterator[str]:
-    """ "feat16 lowers FD by 31 % against none (95 % interval 12 to 46 %), n = 8", "feat8 raises it by ...", ..."""
-    counts, references = {row.gap.n for row in shown}, {row.reference for row in shown}
-    for place, row in enumerate(_better_first(shown, results)):
-        first = not place
-        verb = "lowers" if row.gap.value < 0 else "raises"
-        against = f" against {row.reference}" if first or len(references) > 1 else ""
-        kind = "95 % interval " if row.decided_after is None else "repeated 95 % interval "
-        interval = f"{kind if first else ''}{format.gap_size_interval(row.gap)}"
-        n = f", n = {row.gap.n}" if first or len(counts) > 1 else ""
-        if row.decided_after is not None:
-            n = f", decided after {row.decided_after}{' seeds' if first else ''}"
-        yield (f"{_name(row, results)} {verb} {results.label() if first else 'it'} by {format.gap_size(row.gap)}"
-               f"{against} ({interval}){n}")  # fmt: skip
-
-
-def _no_difference_shown(rows: list[Comparison], results: Results) -> Iterator[str]:
-    """ "feat8 and feat32 equivalent to none within 10 %, decided after 10", "feat64 −4.2 % (−31 to 33) undecided after
-    12 seeds": the interval says what is excluded all the same."""
-    groups: dict[tuple[str, str, int | None], list[str]] = {}
-    for row in rows:
-        if not row.shown:
-            name = f"{row.variant} {format.gap(row.gap)}" if row.verdict == "undecided" else row.variant
-            groups.setdefault((row.verdict or "", row.reference, row.decided_after), []).append(name)
-    one_reference = len({row.reference for row in rows}) == 1
-    for (verdict, reference, n), names in groups.items():
-        listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-        if verdict == "equivalent":
-            assert results.adaptive is not None and results.adaptive.margin is not None
-            yield f"{listed} equivalent to {reference} within {100 * results.adaptive.margin:g} %, decided after {n}"
-        else:
-            yield f"{listed} undecided{'' if one_reference else f' against {reference}'} after {n} seeds"
-
-
 def _name(row: Comparison, results: Results) -> str:
-    """The variant; of a search, which trial its best is and of how many."""
     if results.search is not None and results.search.best is not None and row.variant == "best":
-        return f"{results.search.best} (best of {len(results.search.trials)} trials)"
+        return name_of_best(results.search.best, len(results.search.trials))
     return row.variant
 
 

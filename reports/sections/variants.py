@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from reports import format, metrics, tables
-from reports.comparison import Comparison, against_baseline, compare, estimates, is_log, means, progress
+from reports.comparison import against_baseline, compare, estimates, improvement, is_log, means, progress
+from reports.findings import Comparison
 from reports.format import ABSENT, number_or_absent
 from reports.results import Results
 from reports.sections.answer import power_statement
@@ -55,8 +56,8 @@ def evidence(results: Results) -> Table | None:
     for row in compared:
         n = row.gap.n if row.decided_after is None else row.decided_after
         why = () if looked is None else (_more_seeds(row, results, looked),)
-        cells = (row.variant, row.reference, format.gap(row.gap), row.verdict or ABSENT, str(n), *why,
-                 format.p_value(row.gap), number_or_absent(row.improvement, 2))  # fmt: skip
+        cells = (row.variant, row.reference, format.gap(row.gap), row.verdict, str(n), *why,
+                 format.p_value(row.gap), number_or_absent(improvement(results, results.metric, row), 2))  # fmt: skip
         rows.append(Row(cells))
     statement = power_statement(results)
     seeds = "Seeds: of the side that has fewer." if looked is None else "Seeds: at the decision, or so far."

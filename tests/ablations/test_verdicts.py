@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ablations.display import headline, verdict_table
+from ablations.display import headline, row_texts, verdict_table
 from ablations.plan import PRIMARY_METRICS, UNDIRECTED, Study
 from ablations.queue import CellState
 from ablations.results import Result
 from ablations.study import read_study
 from ablations.table import answer
-from ablations.verdicts import CellScores, cell_scores, comparisons, wanted
+from ablations.verdicts import CellScores, cell_scores, comparisons, verdict_rows, wanted
 from reports import statistics
 
 WriteStudy = Callable[..., Path]
@@ -55,7 +55,7 @@ def test_undecided_variants_are_wanted_seed_by_seed_with_their_reference(study: 
     decided = {**first, **scored(study, {"feat32": [11.0, 9.0, 10.0]})}
     assert names(study, decided) == ["none/seed23", "feat32/seed23"], "feat16 is better already"
     assert names(study, decided, most=3) == []
-    assert [row.verdict for row in comparisons(study, decided)] == ["", "undecided", "better"]
+    assert [row.verdict for row in comparisons(study, decided)] == ["undecided", "better"]
 
 
 def test_a_seed_that_is_still_to_come_hides_later_ones(study: Study) -> None:
@@ -79,14 +79,18 @@ def test_cells_that_failed_or_collapsed_have_no_score_and_hold_up_no_look(study:
     recorded = cell_scores(study, results, failed)
     assert len(recorded) == 9 and sum(score is None for score in recorded.values()) == 6
     assert {name.partition("/")[2] for name in names(study, recorded)} == {"seed23"}
-    assert answer(study, results, failed) == "FD embedded-v2: feat32 and feat16 undecided after 0 seeds."
+    said = "So far (6 of 12 cells): FD embedded-v2: feat32 and feat16 not compared, for lack of scores."
+    assert answer(study, results, failed) == said
 
 
 def test_the_answer_says_what_was_decided_when(study: Study) -> None:
     scores = {"none": [10.0, 10.5, 9.8, 10.2], "feat32": [10.1, 10.4, 9.9], "feat16": [1.0, 1.02, 0.98]}
     better, rest = answer(study, finished(scored(study, scores))).split("; ")
-    assert better.startswith("feat16 lowers FD embedded-v2 against none by 90.1 % (")
-    assert better.endswith("), decided after 3 seeds") and rest == "feat32 equivalent after 3 seeds."
+    assert better.startswith("feat16 lowers FD embedded-v2 by 90 % against none (repeated 95 % interval ")
+    assert (
+        better.endswith("), decided after 3 seeds")
+        and rest == "feat32 equivalent to none within 20 %, decided after 3."
+    )
 
 
 def test_a_study_with_a_list_of_seeds_has_the_verdicts_of_its_one_test(write_study: WriteStudy) -> None:
@@ -94,7 +98,7 @@ def test_a_study_with_a_list_of_seeds_has_the_verdicts_of_its_one_test(write_stu
     chance = np.random.default_rng(3)
     for effect in (0.0, -8.0, 8.0):
         scores = {"none": chance.normal(10, 1, 4), "feat32": chance.normal(10 + effect, 1, 4)}
-        _, row = comparisons(study, scored(study, {name: list(map(float, own)) for name, own in scores.items()}))
+        (row,) = comparisons(study, scored(study, {name: list(map(float, own)) for name, own in scores.items()}))
         (gap,) = statistics.compare(scores, [statistics.pair("feat32", "none")])
         assert row.gap == gap
         assert row.verdict == {0.0: "undecided", -8.0: "worse", 8.0: "better"}[effect], "a higher IS is better"
@@ -110,7 +114,7 @@ def test_the_live_table_shows_verdicts_and_what_runs(study: Study) -> None:
     steps = cell.config.optim.steps
     running = CellState(cell, "running", {"step": steps // 4, "since": 0, "seconds": 60.0})
     console = Console(record=True, width=120)
-    console.print(verdict_table(study, comparisons(study, recorded), [running]))
+    console.print(verdict_table(study, verdict_rows(study, recorded), [running]))
     lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
     assert [line.split()[1] for line in lines] == ["none", "feat32", "feat16"]
     assert "undecided" in lines[1] and re.search("seed 23 .* 25% 3.0 min", lines[1])
@@ -122,5 +126,5 @@ def test_a_variant_that_more_seeds_would_hardly_decide_gets_none(study: Study) -
     scores = {"none": [10.0, 13.0, 8.0], "feat32": [13.0, 8.0, 10.0], "feat16": [1.0, 1.02, 0.98]}
     recorded = scored(study, scores)
     assert names(study, recorded) == []
-    said = "; feat32 undecided after 3 seeds, stopped for futility: more seeds are unlikely to decide it."
-    assert answer(study, finished(recorded)).endswith(said)
+    (row,) = (row for row in verdict_rows(study, recorded) if row.variant == "feat32")
+    assert row_texts(row, "none")[-1] == "undecided after 3, stopped for futility"

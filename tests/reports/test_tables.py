@@ -13,7 +13,7 @@ import pytest
 from made_studies import make_results
 
 from reports import comparison, format, sequential, statistics
-from reports.comparison import compare, progress
+from reports.comparison import compare, improvement, progress
 from reports.frames import comparisons
 from reports.page import PAGE
 from reports.results import Results
@@ -222,7 +222,7 @@ def test_a_launch_that_stopped_before_a_decision_says_how_far_it_is() -> None:
     said = headline(stopped)
     assert re.match(
         r"So far \(12 of 16 cells\): FD embedded-v1 against none, with repeated 95 % intervals: "
-        r"feat8 [^;]*\) and feat16 [^;]*\) undecided after 3 seeds\.",
+        r"feat8 [^;]*\) and feat16 [^;]*\) undecided after 3 seeds; feat32 not compared, for lack of scores\.",
         said,
     ), said
     before = replace(stopped, cells=stopped.cells.assign(state=stopped.cells["state"].replace("collapsed", "running")))
@@ -314,7 +314,7 @@ def test_the_table_as_a_file_says_role_scale_and_reference_of_every_comparison()
 def test_where_higher_is_better_so_is_a_higher_probability_of_improvement() -> None:
     results = make_results({"none": {0: 1.0, 1: 1.1, 2: 1.2}, "feat32": {0: 2.0, 1: 2.1, 2: 2.2}})
     results = replace(results, final_scores=results.final_scores.rename(columns={"fid": "is"}))
-    assert [row.improvement for row in compare(results, "is")] == [1.0]
+    assert [improvement(results, "is", row) for row in compare(results, "is")] == [1.0]
 
 
 def tables_of(results: Results) -> list[Table]:
