@@ -379,10 +379,8 @@ class Launcher:
                 if cell.end == "done":
                     self._uploads[cell.claim.cell.key] += 1
                     self._queue.complete(cell.claim, attempt.outcome or "")
-                elif cell.end == "stopped":
-                    self._queue.release(cell.claim)
-                elif cell.end == "died":
-                    self._queue.release_crashed(cell.claim)
+                else:
+                    self._queue.release(cell.claim, has_crashed=cell.end == "died")
         if full and not is_leaving:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return bool(ended or uploaded)

@@ -179,19 +179,12 @@ class CellQueue:
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
 
     @retry_while_unreachable
-    def release(self, claim: Claim) -> None:
-        """Puts a cell back in the queue; whoever claims it next resumes it."""
+    def release(self, claim: Claim, has_crashed: bool = False) -> None:
+        """Puts a cell back in the queue; whoever claims it next resumes it. A cell whose process `has_crashed`
+        MAX_DEATHS times without a new checkpoint is marked as failed instead."""
         with self._exclusive(), _own(claim):
             trial = self._storage.get_trial(claim.trial_id)
-            self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
-            self._add(claim.cell.key, History.of(trial.user_attrs))
-
-    @retry_while_unreachable
-    def release_crashed(self, claim: Claim) -> None:
-        """Releases a cell whose process died, or marks it as failed after MAX_DEATHS."""
-        with self._exclusive(), _own(claim):
-            trial = self._storage.get_trial(claim.trial_id)
-            self._take_back(TrialRecord(claim.trial_id, trial.state, trial.user_attrs))
+            self._take_back(TrialRecord(claim.trial_id, trial.state, trial.user_attrs), has_crashed)
 
     @retry_while_unreachable
     def reap(self) -> list[Cell]:
@@ -206,7 +199,7 @@ class CellQueue:
         with self._exclusive():
             for trial in suspects:
                 with contextlib.suppress(UpdateFinishedTrialError):  # it ended while we looked
-                    reaped.append(self._take_back(trial))
+                    reaped.append(self._take_back(trial, has_crashed=True))
         return reaped
 
     @retry_while_unreachable
@@ -225,9 +218,10 @@ class CellQueue:
     def close(self) -> None:
         self._storage.engine.dispose()
 
-    def _take_back(self, trial: TrialRecord) -> Cell:
-        history = History.of(trial.attrs).and_a_death(trial.attrs.get("progress", {}).get("since", 0))
-        cell = self._cells[trial.attrs["cell"]]
+    def _take_back(self, trial: TrialRecord, has_crashed: bool) -> Cell:
+        cell, history = self._cells[trial.attrs["cell"]], History.of(trial.attrs)
+        if has_crashed:
+            history = history.and_a_death(trial.attrs.get("progress", {}).get("since", 0))
         if history.deaths >= MAX_DEATHS:
             message = f"its process died {history.deaths} times at step {history.reached}; its log says more"
             self._storage.set_trial_user_attr(trial.trial_id, "error", message)

@@ -134,7 +134,7 @@ def test_a_cell_that_comes_further_between_deaths_is_not_blamed_for_them(queue: 
 def test_a_cell_whose_process_dies_waits_again_until_it_has_killed_three(queue: CellQueue) -> None:
     for deaths in range(1, MAX_DEATHS + 1):
         claimed = claim(queue)
-        queue.release_crashed(claimed)
+        queue.release(claimed, has_crashed=True)
         state = next(state for state in queue.states() if state.cell == claimed.cell)
         assert state.state == ("failed" if deaths == MAX_DEATHS else "waiting")
 
