@@ -49,8 +49,10 @@ def draw(labels: Tensor, seed: int, resolution: int, broken: Literal["size", "he
         grain, twins = chunk == CLASSES.index("grain"), chunk == CLASSES.index("twins")
         coverage[grain, 0] = _grain(pixels, int(grain.sum()), rng)
         coverage[twins, 0] = _twins(pixels, int(twins.sum()), rng, broken)
-        painted = np.floor(ground * (1 - coverage) + ink * coverage + np.float32(0.5))
-        images[start : start + 500] = painted.astype(np.uint8)
+        for few in range(0, len(chunk), 20):  # faster: they stay in the processor's cache
+            covered = coverage[few : few + 20]
+            painted = ground * (1 - covered) + ink * covered + np.float32(0.5)
+            images[start + few : start + few + 20][: len(covered)] = painted  # cut off to whole numbers
     return torch.from_numpy(images)
 
 
@@ -59,12 +61,9 @@ def _grain(pixels: _Array, n: int, rng: np.random.Generator) -> _Array:
     knots = int(64 / _LATTICE) + 3
     values = rng.uniform(-0.25, 1.25, (n, knots, knots)).astype(np.float32)
     (below_y, part_y), (below_x, part_x) = (_between_knots(pixels, n, rng) for _ in range(2))
-    picture, rows, columns = np.arange(n)[:, None, None], below_y[:, :, None], below_x[:, None, :]
-    upper, lower = (
-        values[picture, rows + down, columns] * (1 - part_x[:, None, :])
-        + values[picture, rows + down, columns + 1] * part_x[:, None, :]
-        for down in (0, 1)
-    )
+    left, right = (np.take_along_axis(values, below_x[:, None, :] + step, 2) for step in (0, 1))
+    rows = left * (1 - part_x[:, None, :]) + right * part_x[:, None, :]  # [n, knots, w]
+    upper, lower = (np.take_along_axis(rows, below_y[:, :, None] + step, 1) for step in (0, 1))
     mixed: _Array = np.clip(upper * (1 - part_y[:, :, None]) + lower * part_y[:, :, None], 0, 1)
     return mixed
 
