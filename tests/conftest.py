@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,13 @@ collect_ignore = ["benchmarks"]  # run where they are named: python -m pytest te
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Small tensors gain nothing from threads, and tests that run side by side lose much."""
+def one_thread() -> Iterator[None]:
+    """Of this process and of those that it starts. Small tensors gain nothing from threads, and tests that run side by
+    side lose much: threads that wait for one another keep their cores busy."""
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks.results import Results
 
 FILE = Path(__file__).with_name("results.md")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Of this process, until a benchmark takes more; launches share the cores as those of users."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
