@@ -234,6 +234,10 @@ def _start(
         planned = [(study, cells, pool) for (study, cells), pool in zip(chosen, pools, strict=True)]
         show_plans(planned, not options.no_reuse, uri, console, calibration, data_root, options.most)
         return 0
+    if not elsewhere and options.gpus_per_cell == 1:
+        from ablations import trainers
+
+        trainers.start_server(pools[0].threads)  # it gets ready while this process opens queue and store
     from ablations.launch import run_studies, submit_studies
     from ablations.launcher import Options
 

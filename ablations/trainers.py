@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,12 +61,11 @@ class Trainers:
 
     def start(self, folder: Path, device: str, known: Collection[Fingerprints]) -> None:
         """Trains the run in `folder`; ends with EXIT_NOT_STARTED where its data and metrics are in `known`."""
-        environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self._threads))
         if self._processes == 1:
-            process = start_process(folder, known, self._trainer, environment)
+            process = start_process(folder, known, self._trainer, self._threads)
         else:
             cards = {"CUDA_VISIBLE_DEVICES": device} if device else {}
-            process = _start_torchrun(folder, self._processes, {**environment, **cards})
+            process = _start_torchrun(folder, self._processes, {**_thread_limits(self._threads), **cards})
         self._running[folder] = process, device
 
     def ended(self) -> dict[Path, int]:
@@ -132,21 +132,34 @@ class _Forked:
 Process = subprocess.Popen[bytes] | _Forked
 
 
-def start_process(
-    folder: Path, known: Collection[Fingerprints], trainer: Callable[..., Any] | None, environment: dict[str, str]
-) -> Process:
-    """Fork a process that trains the run in `folder`. The first call starts the server, in `environment`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
+def start_server(threads: int) -> None:
+    """Starts the server that processes are forked from, unless it runs; it imports torch, which takes seconds.
+
+    Called early, this is done while the launcher opens its stores. Processes have the environment of the first call.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_IMPORTED)
     before = dict(os.environ)
-    os.environ.update({**KEEP_MEMORY, **before, **environment, "PYTHONUNBUFFERED": "1"})
+    os.environ.update({**KEEP_MEMORY, **before, **_thread_limits(threads), "PYTHONUNBUFFERED": "1"})
     try:
-        process = context.Process(target=train, args=(folder, frozenset(known), os.getpid(), trainer))
-        process.start()
+        forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def start_process(
+    folder: Path, known: Collection[Fingerprints], trainer: Callable[..., Any] | None, threads: int
+) -> Process:
+    """Fork a process that trains the run in `folder`."""
+    start_server(threads)
+    arguments = (folder, frozenset(known), os.getpid(), trainer)
+    process = multiprocessing.get_context("forkserver").Process(target=train, args=arguments)
+    process.start()
     return _Forked(process)
+
+
+def _thread_limits(threads: int) -> dict[str, str]:
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
 
 
 def train(

@@ -87,6 +87,6 @@ def num_classes(config: DataConfig, root: Path | None) -> int:
 def _open_embedded(config: DataConfig) -> ImageDataset:
     labels = torch.arange(len(embedded.CLASSES) * embedded.IMAGES_PER_CLASS) % len(embedded.CLASSES)
     images = embedded.draw(labels, seed=0, resolution=config.resolution)
-    content = hashlib.sha256(images.numpy().tobytes())
-    content.update(labels.numpy().tobytes())
+    content = hashlib.sha256(images.numpy().data)
+    content.update(labels.numpy().data)
     return ImageDataset(config.name, images, labels, embedded.CLASSES, embedded.GROUPS, content.hexdigest()[:16])

@@ -127,13 +127,14 @@ def forked_trainers() -> Iterator[None]:
     """Launches of this process have training processes from the server."""
     from ablations import trainers
 
-    def start_process(folder: Path, known: Any, trainer: Any, environment: Mapping[str, str]) -> Popen:
+    def start_process(folder: Path, known: Any, trainer: Any, threads: int) -> Popen:
         job = base64.b64encode(pickle.dumps((folder, known, os.getpid(), trainer))).decode()
         with (folder / trainers.LOG).open("ab") as log:
             command = ["ablations.trainers", str(folder)]
-            return Popen(command, stdout=log, env={**os.environ, **environment}, job=job)
+            return Popen(command, stdout=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, job=job)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainers, "start_server", lambda threads: None)
         patch.setattr(trainers, "start_process", start_process)
         yield
 
