@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from ablations.results import label
-from ablations.verdicts import Row
+from ablations.results import label, scale_of
+from ablations.verdicts import VerdictRow
 
 if TYPE_CHECKING:
     from ablations.plan import Study
@@ -26,9 +26,11 @@ _LINE_SECONDS = 10.0
 class LiveTable:
     """A row per variant, redrawn in place until `close`. `rows` reads scores; it is called when a cell has ended."""
 
-    def __init__(self, console: Console, study: Study, rows: Callable[[Sequence[CellState]], Sequence[Row]]) -> None:
+    def __init__(
+        self, console: Console, study: Study, rows: Callable[[Sequence[CellState]], Sequence[VerdictRow]]
+    ) -> None:
         self._study, self._read_rows = study, rows
-        self._rows: Sequence[Row] = ()
+        self._rows: Sequence[VerdictRow] = ()
         self._ended: int | None = None
         self._live = Live(console=console, refresh_per_second=2, transient=True)
         self._live.start()
@@ -37,7 +39,7 @@ class LiveTable:
         ended = sum(state.state in ("done", "failed") for state in states)
         if ended != self._ended:
             self._rows, self._ended = self._read_rows(states), ended
-        self._live.update(Group(verdict_table(self._study, self._rows, states), headline(states, workers)))
+        self._live.update(Group(verdict_table(self._study, self._rows, states), progress_line(states, workers)))
 
     def close(self) -> None:
         self._live.stop()
@@ -60,19 +62,19 @@ class PlainLines:
             self._last = time.monotonic()
             shown += [state for state in states if state.state == "running"]
         lines = [_line(state, self._fid) for state in shown]
-        for line in [*lines, headline(states, workers)] if is_due else lines:
+        for line in [*lines, progress_line(states, workers)] if is_due else lines:
             self._console.out(f"{time.strftime('%H:%M:%S')} {line}")
 
     def close(self) -> None:
         pass
 
 
-def verdict_table(study: Study, rows: Sequence[Row], states: Sequence[CellState] = ()) -> Table:
+def verdict_table(study: Study, rows: Sequence[VerdictRow], states: Sequence[CellState] = ()) -> Table:
     """Variant, n, mean, difference and verdict; where `states` are given, also the cells that run, with their progress.
 
     Trials of a search, which are compared with nothing, have rows while they run.
     """
-    references = {row.comparison.reference for row in rows if row.comparison is not None}
+    references = {reference for _, reference in study.pairs}
     table, reference = Table(), str(*references) if len(references) == 1 else "each other"
     for title in ("variant", "n", label(study, study.metric), f"against {reference}", "verdict"):
         table.add_column(title, justify="left" if title in ("variant", "verdict") else "right")
@@ -82,19 +84,22 @@ def verdict_table(study: Study, rows: Sequence[Row], states: Sequence[CellState]
     for state in states:
         if state.state == "running":
             running.setdefault(state.cell.variant, []).append(state)
-    for row in [*rows, *(Row(name, None) for name in running.keys() - {row.variant for row in rows})]:
+    for row in [*rows, *(VerdictRow(name, None) for name in running.keys() - {row.variant for row in rows})]:
         # A variant with several comparisons has its cells in the first of its rows.
         bars = [_bars(running.pop(row.variant, []))] if states else []
-        table.add_row(*row_texts(row, reference), *bars)
+        table.add_row(*row_texts(row, reference, scale_of(study.metric)), *bars)
     return table
 
 
-def row_texts(row: Row, reference: str) -> tuple[str, str, str, str, str]:
-    """Variant, n, mean, ratio or difference with its interval, and verdict; names references other than `reference`."""
-    found, compared = row.estimate, row.comparison
+def row_texts(row: VerdictRow, reference: str, scale: float = 1.0) -> tuple[str, str, str, str, str]:
+    """Variant, n, mean, ratio or difference with its interval, and verdict; names references other than `reference`.
+
+    `scale` is that of the metric (`scale_of`).
+    """
+    found, compared = row.estimate and row.estimate.times(scale), row.comparison
     against = verdict = ""
     if compared is not None:
-        gap = compared.gap
+        gap = compared.gap.times(scale)
         back = math.exp if gap.log else float
         against = f"{'x ' if gap.log else ''}{back(gap.value):.3g}"
         if gap.low is not None and gap.high is not None:
@@ -109,7 +114,7 @@ def row_texts(row: Row, reference: str) -> tuple[str, str, str, str, str]:
     return row.variant, str(found.n if found else 0), f"{found.mean:.3g}" if found else "", against, verdict
 
 
-def headline(states: Sequence[CellState], workers: int) -> str:
+def progress_line(states: Sequence[CellState], workers: int) -> str:
     """ "7 of 12 cells done, 4 running, 1 waiting, about 3 min left"."""
     counts = Counter(state.state for state in states)
     parts = [f"{counts['done']} of {len(states)} cells done"]
@@ -169,7 +174,7 @@ def _steps_left(state: CellState) -> int:
 
 
 def _seconds_per_step(state: CellState) -> float | None:
-    """Of the steps since the cell was started or resumed."""
+    """The mean time of a step since the cell was started or resumed."""
     progress = state.progress
     steps = progress.get("step", 0) - progress.get("since", 0)
     return progress["seconds"] / steps if steps > 0 and "seconds" in progress else None

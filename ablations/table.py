@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 
 from ablations import verdicts
 from ablations.plan import Study, Variant
-from ablations.results import Result, label, metrics_of, usual_measurement
+from ablations.results import Result, label, metrics_of, scale_of, usual_measurement
 from reports import statistics
-from sagan.config import digest
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantRow:
     """One variant: the mean of each metric over its finished cells with the 95 % interval, the primary metric first.
 
     `planned` cells of it belong to the study (with adaptive seeds, as far as is known) and `ended` have an outcome.
@@ -34,16 +33,18 @@ class Row:
     verdict: str
 
 
-def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> list[Row]:
+def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> list[VariantRow]:
     """One row per variant, in the order of the study; `results` are by the key of their cell."""
     recorded = verdicts.cell_scores(study, results, failed)
     found_verdicts = {one.variant: one.verdict for one in reversed(verdicts.comparisons(study, recorded))}
     own = _by_variant(study, results)
     scores = {metric: _scores(own, metric) for metric in metrics_of(study)}
-    planned = Counter(cell.variant for cell in study.cells())
+    cells = study.cells()
     if study.adaptive:
         needed = {cell.key for cell in verdicts.wanted(study, recorded)} | recorded.keys()
-        planned = Counter(cell.variant for cell in study.cells() if cell.key in needed)
+        cells = [cell for cell in cells if cell.key in needed]
+    planned = Counter(cell.variant for cell in cells)
+    ended_cells = Counter(cell.variant for cell in cells if cell.key in results)
     found = []
     for variant in study.variants():
         estimates = {}
@@ -54,10 +55,10 @@ def rows(study: Study, results: Mapping[str, Result], failed: Container[str] = (
         outcomes = Counter(result.outcome for result in own[variant.name] if result.outcome != "finished")
         ended = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
         found.append(
-            Row(
+            VariantRow(
                 variant,
                 planned[variant.name],
-                len(own[variant.name]),
+                ended_cells[variant.name],
                 estimates,
                 variant.build_error or ended,
                 found_verdicts.get(variant.name, ""),
@@ -74,10 +75,10 @@ def answer(study: Study, results: Mapping[str, Result], failed: Container[str] =
     said = verdicts.in_words(study, verdicts.cell_scores(study, results, failed))
     if not said and study.adaptive:
         said = f"No answer yet: the first look is at {study.adaptive.first} seeds per variant."
-    return so_far + (said or f"No answer: no seed has finished both for {study.baseline} and for another variant.")
+    return so_far + (said or "No answer: no comparison has a finished cell on both sides.")
 
 
-def summary(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> tuple[list[Row], str]:
+def summary(study: Study, results: Mapping[str, Result], failed: Container[str] = ()) -> tuple[list[VariantRow], str]:
     """The rows, and the table in Markdown with question and answer above it."""
     found = rows(study, results, failed)
     shown = [metric for metric in metrics_of(study) if any(metric in row.estimates for row in found)]
@@ -92,7 +93,7 @@ def summary(study: Study, results: Mapping[str, Result], failed: Container[str] 
         "| " + " | ".join([":--", *["--:"] * len(shown), "--:", ":--"]) + " |",
     ]
     for row in found:
-        texts = [_text(row.estimates.get(metric)) for metric in shown]
+        texts = [_text(row.estimates.get(key), scale_of(key)) for key in shown]
         n = row.estimates[study.metric].n if study.metric in row.estimates else 0
         lines.append("| " + " | ".join([row.variant.name, *texts, str(n), row.note]) + " |")
     return found, "\n".join(lines)
@@ -101,10 +102,8 @@ def summary(study: Study, results: Mapping[str, Result], failed: Container[str] 
 def _by_variant(study: Study, results: Mapping[str, Result]) -> dict[str, list[Result]]:
     """The results of each variant at every recorded seed, of its present config only. Those that were not measured as
     most of the study's are without scores."""
-    found = {}
-    for variant in study.variants():
-        before, after = f"{study.name}|{study.protocol}|{variant.name}|", f"|{digest(variant.config)}"
-        found[variant.name] = [one for key, one in results.items() if key.startswith(before) and key.endswith(after)]
+    keys = verdicts.keys_by_variant(study, results)
+    found = {variant: [results[key] for key in own] for variant, own in keys.items()}
     usual = usual_measurement(one for own in found.values() for one in own)
     for own in found.values():
         for index, one in enumerate(own):
@@ -117,8 +116,9 @@ def _scores(own: Mapping[str, Sequence[Result]], metric: str) -> dict[str, list[
     return {name: [one.scores[metric] for one in found if metric in one.scores] for name, found in own.items()}
 
 
-def _text(found: statistics.Estimate | None) -> str:
+def _text(found: statistics.Estimate | None, scale: float) -> str:
     if found is None:
         return "–"
+    found = found.times(scale)
     interval = "" if found.low is None or found.high is None else f" ({found.low:.3g} to {found.high:.3g})"
     return f"{found.mean:.3g}{interval}"

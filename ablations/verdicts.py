@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ablations.plan import BEST, Cell, Study
@@ -11,6 +11,7 @@ from reports import findings, sequential, statistics
 from reports.findings import Comparison
 from reports.sequential import Progress, Rule
 from reports.statistics import Estimate
+from sagan.config import digest
 
 # The score by the primary metric, as in the report, of each cell that has ended, by key. None for a cell that failed,
 # collapsed or diverged: it counts as one of its variant's seeds, and is left out of means and comparisons.
@@ -18,7 +19,7 @@ CellScores = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
-class Row:
+class VerdictRow:
     """A line of the table of verdicts: a variant and one comparison of it; None where it is compared with nothing."""
 
     variant: str
@@ -29,23 +30,38 @@ class Row:
 def cell_scores(study: Study, results: Mapping[str, Result], failed: Container[str]) -> CellScores:
     """`results` are by the key of their cell; `failed` are the keys of cells that will have none.
 
-    A cell that was not measured as most of the study's has no score: only scores of one measurement compare.
+    Every recorded seed of a variant's present config counts, also one that this launch does not ask for. A cell that
+    was not measured as most of the study's has no score: only scores of one measurement compare.
     """
-    keys = [cell.key for cell in study.cells() if cell.key in results or cell.key in failed]
+    keys = dict.fromkeys(cell.key for cell in study.cells() if cell.key in results or cell.key in failed)
+    for own in keys_by_variant(study, results).values():
+        keys.update(dict.fromkeys(own))
     usual = usual_measurement(results[key] for key in keys if key in results)
     counted = {key: result.scores for key, result in results.items() if result.measured == usual}
     return {key: counted.get(key, {}).get(study.metric) for key in keys}
 
 
+def keys_by_variant(study: Study, keys: Iterable[str]) -> dict[str, list[str]]:
+    """{variant: those of these keys of cells that are of its present config, at any seed}, in plan order."""
+    found: dict[tuple[str, str], list[str]] = {(one.name, digest(one.config)): [] for one in study.variants()}
+    start = f"{study.name}|{study.protocol}|"
+    for key in keys:
+        if key.startswith(start):
+            variant, _, config = key.removeprefix(start).split("|")
+            if (variant, config) in found:
+                found[variant, config].append(key)
+    return {variant: own for (variant, _), own in found.items()}
+
+
 def progress(study: Study, recorded: CellScores) -> Progress:
     """The looks of a study with adaptive seeds so far: a function of its recorded cells only."""
     scores: dict[str, list[float | None]] = {}
-    broken = set[str]()  # variants of which an earlier seed is still to come
+    has_gap = set[str]()  # variants of which an earlier seed is still to come
     for cell in study.cells():
         own = scores.setdefault(cell.variant, [])
         if cell.key not in recorded:
-            broken.add(cell.variant)
-        if cell.variant not in broken:
+            has_gap.add(cell.variant)
+        if cell.variant not in has_gap:
             own.append(recorded[cell.key])
     lower = statistics.lower_is_better(study.metric)
     assert lower is not None, "the study file is checked for it"
@@ -79,13 +95,13 @@ def comparisons(study: Study, recorded: CellScores) -> list[Comparison]:
     return findings.compare(_values(study, recorded), study.pairs, study.metric, looked)
 
 
-def verdict_rows(study: Study, recorded: CellScores) -> list[Row]:
+def verdict_rows(study: Study, recorded: CellScores) -> list[VerdictRow]:
     """A line per comparison, and one per variant without, in plan order. No trials of a search."""
     compared, log = comparisons(study, recorded), _is_log(study, recorded)
     found = []
     for name, scores in _values(study, recorded).items():
         own: list[Comparison | None] = [one for one in compared if one.variant == name]
-        found += [Row(name, statistics.estimate(scores, log), one) for one in own or [None]]
+        found += [VerdictRow(name, statistics.estimate(scores, log), one) for one in own or [None]]
     return found
 
 
@@ -103,12 +119,12 @@ def in_words(study: Study, recorded: CellScores) -> str:
 def _values(study: Study, recorded: CellScores) -> dict[str, list[float]]:
     """{variant: its scores}, in plan order, without the trials of a search, which choose what is compared."""
     trials = study.search.proposed if study.search else {}
-    values: dict[str, list[float]] = {}
-    for cell in study.cells():
-        if cell.variant not in trials:
-            score = recorded.get(cell.key)
-            values.setdefault(cell.variant, []).extend([] if score is None else [score])
-    return values
+    planned = {cell.variant for cell in study.cells()} - trials.keys()
+    return {
+        variant: [score for key in keys if (score := recorded[key]) is not None]
+        for variant, keys in keys_by_variant(study, recorded).items()
+        if variant in planned
+    }
 
 
 def _is_log(study: Study, recorded: CellScores) -> bool:

@@ -7,7 +7,7 @@ the report are the same words.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reports import format, statistics
 from reports.metrics import metric
@@ -33,7 +33,7 @@ class Comparison:
 
     @property
     def shown(self) -> bool:
-        """Whether the test, or a look, shows a difference that matters."""
+        """Whether the interval excludes "no difference", and does not lie within the margin."""
         return self.verdict not in ("undecided", "equivalent")
 
 
@@ -66,6 +66,7 @@ def in_words(
     `label` is what the metric `key` is called; `margin` is that of adaptive seeds, whose looks are `looked`.
     """
     sign = -1 if metric(key).lower is False else 1
+    rows = [replace(row, gap=row.gap.times(metric(key).scale)) for row in rows]
     better_first = sorted(rows, key=lambda row: sign * row.gap.value)
     shown = [row for row in better_first if row.shown]
     said = list(_differences_shown(shown, label))
@@ -108,7 +109,7 @@ def _differences_shown(shown: Sequence[Comparison], label: str) -> Iterator[str]
 
 def _no_difference_shown(rows: Sequence[Comparison], margin: float | None) -> Iterator[str]:
     """ "feat8 and feat32 equivalent to none within 10 %, decided after 10", "feat64 −4.2 % (−31 to 33) undecided after
-    12 seeds": the interval says what is excluded all the same."""
+    12 seeds": its interval says which differences are excluded."""
     groups: dict[tuple[str, str, int | None], list[str]] = {}
     for row in rows:
         if not row.shown:
@@ -125,10 +126,11 @@ def _no_difference_shown(rows: Sequence[Comparison], margin: float | None) -> It
 
 def _not_compared(looked: Progress) -> Iterator[str]:
     """The variants of which so many cells failed, collapsed or diverged that no look could test them."""
-    if looked.looks:
-        names = list(dict.fromkeys(variant for (variant, _), found in looked.verdicts.items() if found.gap is None))
-        if names:
-            yield f"{_listed(names)} not compared, for lack of scores"
+    pairs = [pair for pair, found in looked.verdicts.items() if found.gap is None] if looked.looks else []
+    if pairs:
+        several = len({reference for _, reference in looked.verdicts}) > 1
+        names = [f"{variant} against {reference}" if several else variant for variant, reference in pairs]
+        yield f"{_listed(names)} not compared, for lack of scores"
 
 
 def _listed(names: Sequence[str]) -> str:

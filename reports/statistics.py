@@ -82,9 +82,14 @@ class Estimate:
     high: float | None
     n: int
 
+    def times(self, scale: float) -> Estimate:
+        """In the unit that is shown."""
+        low, high = (None if end is None else end * scale for end in (self.low, self.high))
+        return replace(self, mean=self.mean * scale, low=low, high=high)
+
 
 def estimate(values: Sequence[float], log: bool = False) -> Estimate | None:
-    """None for no values. `log` needs values above 0. The t interval assumes roughly normal seeds."""
+    """The mean with its interval; None for no values. `log` needs values above 0. The interval assumes normal seeds."""
     array = np.asarray(values, dtype=float)
     assert np.isfinite(array).all(), "drop missing values first, and show how many"
     n = array.size
@@ -118,6 +123,13 @@ class Gap:
     @property
     def shown(self) -> bool:
         return self.p is not None and self.p < SIGNIFICANT
+
+    def times(self, scale: float) -> Gap:
+        """In the unit that is shown; a ratio stays as it is."""
+        if self.log or scale == 1:
+            return self
+        low, high = (None if end is None else end * scale for end in (self.low, self.high))
+        return replace(self, value=self.value * scale, low=low, high=high)
 
     def verdict(self, lower_is_better: bool | None) -> str:
         """By the one test of a study whose seeds are a list; lower or higher where neither direction is better."""
@@ -227,12 +239,12 @@ def shipped_noise(preset: str, metric: str) -> float | None:
 
 
 def standard_errors(variances: Array, sizes: NDArray[np.integer], weights: Array) -> Array:
-    """Of contrasts, [N, contrasts], from variances [N, variants], sizes [variants] or [N, variants], and weights.
+    """Standard errors of contrasts, [N, contrasts], from variances [N, variants], sizes [variants] or [N, variants].
 
     A variant's variance is taken as _OWN of its own and the rest of the pooled one, in the manner of Smyth 2004
-    (moderated t). If the variance that one variant alone adds to a contrast exceeds `limit` times the pooled variance
-    of that contrast, the squared error is multiplied by the ratio: with three seeds a sample variance is often far too
-    small, so this excess may be the only sign that the variant is noisier.
+    (moderated t). Where the variance that one variant alone adds to a contrast, over the pooled variance of that
+    contrast, exceeds a limit, the squared error is multiplied by (this ratio / the limit): with three seeds a sample
+    variance is often far too small, so the excess may be the only sign that the variant is noisier.
     """
     freedom = sizes - 1
     pooled = ((variances * freedom).sum(-1) / np.maximum(freedom.sum(-1), 1))[:, None]

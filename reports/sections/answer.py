@@ -46,7 +46,7 @@ def headline(results: Results) -> str:
     if results.adaptive is not None:
         return f"{so_far}No answer yet: the first look is at {results.adaptive.first} seeds per variant."
     yet = "" if done == planned else " yet"
-    return f"No answer{yet}: no seed has finished both for {results.baseline} and for another variant."
+    return f"No answer{yet}: no comparison has a finished cell on both sides."
 
 
 def answer(rows: list[Comparison], results: Results) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ablations.display import headline, row_texts, verdict_table
+from ablations.display import progress_line, row_texts, verdict_table
 from ablations.plan import PRIMARY_METRICS, UNDIRECTED, Study
 from ablations.queue import CellState
-from ablations.results import Result
+from ablations.results import Result, scale_of
 from ablations.study import read_study
 from ablations.table import answer
 from ablations.verdicts import CellScores, cell_scores, comparisons, verdict_rows, wanted
@@ -119,7 +119,7 @@ def test_the_live_table_shows_verdicts_and_what_runs(study: Study) -> None:
     assert [line.split()[1] for line in lines] == ["none", "feat32", "feat16"]
     assert "undecided" in lines[1] and re.search("seed 23 .* 25% 3.0 min", lines[1])
     assert "better after 3" in lines[2] and "x 0.099 (0.0" in lines[2]
-    assert headline([running], 1) == "0 of 1 cells done, 1 running, about 3.0 min left"
+    assert progress_line([running], 1) == "0 of 1 cells done, 1 running, about 3.0 min left"
 
 
 def test_a_variant_that_more_seeds_would_hardly_decide_gets_none(study: Study) -> None:
@@ -128,3 +128,40 @@ def test_a_variant_that_more_seeds_would_hardly_decide_gets_none(study: Study) -
     assert names(study, recorded) == []
     (row,) = (row for row in verdict_rows(study, recorded) if row.variant == "feat32")
     assert row_texts(row, "none")[-1] == "undecided after 3, stopped for futility"
+
+
+def test_seeds_that_an_earlier_launch_recorded_count_in_the_answer_and_in_the_table(write_study: WriteStudy) -> None:
+    study = read_study(write_study({"[0, 1]": "[0, 1, 2]", "seeds:": "metric: is\nseeds:"}))
+    scores = {"none": [10.0, 10.2, 9.9], "feat32": [20.0, 20.1, 19.8]}
+    cells = {(cell.variant, cell.seed): cell.key for cell in study.cells()}
+    results = {
+        cells[name, seed]: Result("finished", {}, scores={"is": score})
+        for name, own in scores.items()
+        for seed, score in enumerate(own)
+    }
+    said = answer(study, results)
+    assert said.startswith("feat32 raises IS embedded-v2 by ") and said.endswith(", n = 3.")
+    other = study.at_seeds([7])
+    assert answer(other, results) == f"So far (0 of 2 cells): {said}"
+    assert [row.estimate and row.estimate.n for row in verdict_rows(other, cell_scores(other, results, ()))] == [3, 3]
+
+
+def test_a_metric_is_shown_in_the_unit_of_its_heading(write_study: WriteStudy) -> None:
+    study = read_study(write_study({"[0, 1]": "[0, 1, 2]", "seeds:": "metric: kid\nseeds:"}))
+    scores = {"none": [0.010, 0.0101, 0.0099], "feat32": [0.0040, 0.0041, 0.0039]}
+    recorded = scored(study, scores)
+    results = {key: Result("finished", {}, scores={"kid": score}) for key, score in recorded.items() if score}
+    assert answer(study, results).startswith("feat32 lowers KD embedded-v2 × 1000 by 6.00 against none (95 % interval ")
+    row = verdict_rows(study, recorded)[1]
+    assert row_texts(row, "none", scale_of("kid"))[2] == "4" and row_texts(row, "none", scale_of("kid"))[3][:3] == "-6 "
+
+
+def test_a_pair_without_scores_is_named_by_both_of_its_sides_where_there_are_several_references(
+    write_study: WriteStudy,
+) -> None:
+    contrasts = "contrasts: [[feat16, none], [feat16, feat32]]\nfactors:"
+    study = read_study(write_study({**ADAPTIVE, "factors:": contrasts}))
+    recorded = scored(study, {"none": [10.0, 10.5, 9.8], "feat16": [1.0, 1.02, 0.98], "feat32": [None] * 3})
+    assert answer(study, finished(recorded), [key for key, score in recorded.items() if score is None]).endswith(
+        "decided after 3 seeds; feat16 against feat32 not compared, for lack of scores."
+    )

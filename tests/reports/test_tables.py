@@ -65,7 +65,7 @@ def test_every_cell_and_every_loss_is_accounted_for_in_the_outcomes() -> None:
     "fid, sentence",
     [
         ({"none": {0: 9.0}, "feat32": {}},
-         "No answer yet: no seed has finished both for none and for another variant."),
+         "No answer yet: no comparison has a finished cell on both sides."),
         ({"none": {0: 9.0}, "feat32": {0: 8.0}}, "By FD embedded-v1, feat32 is 11 % below none on one seed; one "
                                                   "seed shows no interval."),
         ({"none": {0: 24.0, 1: 26.0, 2: 25.0}, "feat32": {0: 20.0, 1: 22.1, 2: 20.9}},
