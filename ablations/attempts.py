@@ -35,12 +35,13 @@ from sagan.journal import Record
 from sagan.run_folder import CONFIG, PROTOCOL, Run, config_yaml
 
 _NOTE, _UPLOAD_STATE, _LOST, LOG = "attempt.json", "mirror.json", "lost", "log.txt"
+RERUN = "rerun"  # in the folder of a cell that --rerun trains from its first step: it becomes no copy of another result
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class UploadState:
-    """How much of an attempt MLflow has: `offset` bytes of its journal, in run `run_id`; `has_end`: how it ended, too.
+    """How much of an attempt MLflow has: `offset` bytes of its journal, in run `run_id`; with `has_end` its outcome.
     `is_lost`: its launcher lost the claim, or it was set aside; it is never uploaded."""
 
     run_id: str | None = None
@@ -87,7 +88,9 @@ class ShorterRun:
 
 @dataclass(frozen=True)
 class Attempt:
-    """`tags` are those that its run in the tracking store has from the start; `copied` those that it ends with where
+    """One attempt to train a cell, in a folder of its own.
+
+    `tags` are those that its run in the tracking store has from the start; `copied` those that it ends with where
     its journal is a copy of another study's run: "shared_run", "shared_study" and others.
     `ends`: size in bytes of each earlier attempt's journal, by folder, when this attempt started. Later lines come from
     a launcher that lost its claim and are ignored.
@@ -110,13 +113,13 @@ class Attempt:
 
     @property
     def end(self) -> int | None:
-        """The byte of the journal that the next attempt began at; None where this is the newest."""
+        """The bytes of the journal that count: later lines came after the next attempt began. None for the newest."""
         later = [] if self.is_newest else attempts(self.folder.parent)
         return next((after.ends[self.folder.name] for after in later if self.folder.name in after.ends), None)
 
     @property
     def earlier(self) -> list[Attempt]:
-        """Those at the same cell that began before, oldest first."""
+        """The earlier attempts at this cell, oldest first."""
         return [one for one in attempts(self.folder.parent, self.cell.key) if one.number < self.number]
 
     @property
@@ -143,7 +146,7 @@ class Attempt:
 
     @property
     def outcome(self) -> str | None:
-        """Of a run that has come to its end."""
+        """The outcome of the run; None where it has not come to its end."""
         records = journal.current(self.read(0, self.end)[0])
         return records[-1].status if records else None
 
@@ -251,7 +254,7 @@ def begin_attempt(
 
 
 def find_shorter_run(runs: Path, cell: Cell, images: str | None) -> ShorterRun | None:
-    """That with the most steps, which differs from `cell` only in its number of steps and has a checkpoint; None where
+    """The longest run that differs from `cell` only in having fewer steps and has a checkpoint; None where
     there is none. `images` is the fingerprint of those that `cell` is trained on, where it is known."""
     found: list[ShorterRun] = []
     for directory in cell.directory(runs).parent.glob(f"seed{cell.seed}-*"):
@@ -289,7 +292,7 @@ def attempts(directory: Path, key: str | None = None) -> list[Attempt]:
 
 
 def all_attempts(study_folder: Path) -> Iterator[Attempt]:
-    """Those at all cells of a study; the folder is runs/STUDY."""
+    """All attempts of a study; the folder is runs/STUDY."""
     for directory in sorted({path.parent for path in study_folder.glob("*/*/attempt-*")}):
         yield from attempts(directory)
 

@@ -20,7 +20,7 @@ from ablations.machine import WorkerPool
 from ablations.plan import BEST, Cell, Study, show
 from ablations.preflight import DEFAULT_STORE, absolute, sqlite_path, without_password
 from ablations.queue import CellState
-from ablations.results import Result, label
+from ablations.results import Result, label, scale_of
 from ablations.search import Trials
 from ablations.slurm import open_executor, submit
 from ablations.storage import UNREACHABLE_ERRORS, exclusive, probe
@@ -44,8 +44,8 @@ def run_studies(
     written then.
     """
     store = _open(studies, options)
-    worst, summaries, links = 0, list[str](), list[str]()
-    with Interrupt(options.until) as interrupt:
+    worst, summaries, links, living = 0, list[str](), list[str](), set[str]()
+    with Interrupt(options.until_seconds) as interrupt:
         for number, (study, pool) in enumerate(studies, 1):
             if len(studies) > 1:
                 console.out(f"Study {number} of {len(studies)}: {study.name}")
@@ -58,7 +58,8 @@ def run_studies(
                 if interrupt.status == 0:  # the time is up, as it was asked for
                     good |= {"new", "waiting", "running"}
                 worst = max(worst, int(any(state.state not in good for state in states)))
-                recorded = None if options.worker_only or store.is_away else launcher.cell_scores()
+                recorded = None if options.worker_only or store.is_unreachable else launcher.cell_scores()
+                living |= launcher.living()  # of launchers that will upload them
             except Exception as error:
                 if (reason := _outage(error, options)) is None:
                     raise
@@ -70,7 +71,9 @@ def run_studies(
             for state in failed:
                 console.out(f"{state.cell.name} failed: {state.error}")
             if failed:
-                console.out("--retry-failed runs them again; their tracebacks are in MLflow.")
+                console.out(
+                    "--retry-failed runs them again. Each has a traceback.txt in MLflow, or a log.txt in its folder."
+                )
             if recorded is not None:
                 _show_verdicts(launcher, recorded, console)
             summaries.append(f"{study.name}: {summary}")
@@ -80,7 +83,7 @@ def run_studies(
     if len(studies) > 1:
         console.out("\n".join(summaries))
     folders = [options.runs / study.name for study, _ in studies]
-    unsent = {attempt.cell.key for folder in folders for attempt in all_attempts(folder) if attempt.has_unsent}
+    unsent = {attempt.cell.key for folder in folders for attempt in all_attempts(folder) if attempt.has_unsent} - living
     if unsent:
         console.out(
             f"{len(unsent)} cells are not fully uploaded to MLflow; their data is in {options.runs}. "
@@ -173,7 +176,7 @@ def _outage(error: Exception, options: Options) -> str | None:
 def _run(launcher: Launcher, console: Console) -> None:
     study, only = launcher.study, launcher.options.only
     # The best variant needs all the trials of its search; the baseline alone needs none.
-    if study.search is not None and any(c.variant != study.baseline for c in study.outline().cells(only)):
+    if study.search is not None and any(c.variant != study.baseline for c in study.with_all_trials().cells(only)):
         study = _search(launcher, console)
     if launcher.have_all_ended:  # not interrupted, and workers can run
         trials = study.search.proposed if study.search else {}
@@ -222,7 +225,7 @@ def _show_verdicts(launcher: Launcher, recorded: CellScores, console: Console) -
         console.print(verdict_table(study, verdict_rows(study, recorded)))
     else:
         for row in verdict_rows(study, recorded):
-            name, n, mean, *rest = row_texts(row, study.baseline)
+            name, n, mean, *rest = row_texts(row, study.baseline, scale_of(study.metric))
             console.out(
                 ", ".join(filter(None, [f"{name}: n = {n}", mean and f"{label(study, study.metric)} {mean}", *rest]))
             )

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,18 +22,18 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from ablations.attempts import Attempt, attempts, begin_attempt, find_shorter_run
+from ablations.attempts import RERUN, Attempt, attempts, begin_attempt, find_shorter_run
 from ablations.display import LiveTable, PlainLines
 from ablations.machine import WorkerPool, git_commit
 from ablations.plan import Cell, Study
 from ablations.queue import CellQueue, CellState, Claim, ClaimLost, LauncherProcess
 from ablations.results import Result, metrics_of
-from ablations.storage import UNREACHABLE_ERRORS, exclusive
+from ablations.storage import UNREACHABLE_ERRORS, exclusive, retry_while_unreachable
 from ablations.table import summary
 from ablations.tracking.store import Store
 from ablations.tracking.uploader import Uploader
 from ablations.trainers import Interrupt, Trainers
-from ablations.verdicts import CellScores, Row, cell_scores, verdict_rows
+from ablations.verdicts import CellScores, VerdictRow, cell_scores, verdict_rows
 from sagan.train import EXIT_DISK_FULL, EXIT_NOT_STARTED
 
 BEAT_SECONDS = 2.0
@@ -63,7 +63,7 @@ class Options:
     processes: int = 1  # for each cell: so many GPUs train it together
     rerun: str = ""  # glob of cells that are trained again, if they have a result
     most: int | None = None  # adaptive seeds, where this launch is to stop earlier than the study
-    until: float | None = None  # seconds, after which the launch saves and stops
+    until_seconds: float | None = None  # after which the launch saves and stops
 
 
 @dataclass
@@ -81,7 +81,7 @@ class _Claimed:
 
     @property
     def fingerprints(self) -> tuple[str, str] | None:
-        """Of data and metrics, where the run began at its first step; None before it is open."""
+        """The fingerprints of data and metrics of a run that began at its first step; None before it is open."""
         protocol = self.attempt.protocol
         if protocol is None or protocol["step"] > 0:
             return None
@@ -103,7 +103,7 @@ class _Claimed:
 
 
 class Launcher:
-    """Runs cells of one study, as often as asked, and keeps its table in the tracking store.
+    """Runs cells of one study, and keeps its table in the tracking store.
 
     `trainer` replaces sagan.training.Trainer in the training processes.
     """
@@ -123,7 +123,6 @@ class Launcher:
         self.has_run = False  # whether there was a cell to run
         self._store, self._interrupt, self._console, self._trainer = store, interrupt, console, trainer
         self._experiment_id, self._folder = store.open_experiment(study), options.runs / study.name
-        self._again: set[str] = set()  # cells that were to be trained again, by key
         self._search: dict[str, Any] | None = None  # its report; `study` then has its trials
         self._others: dict[str, Any] | None = None  # beats of cells elsewhere, when there was nothing left to claim
         self._claimed: dict[Path, _Claimed] = {}  # by the attempt's folder
@@ -138,13 +137,18 @@ class Launcher:
 
     @property
     def link(self) -> str:
-        """To the study's table in MLflow's pages."""
+        """The URL of the study's table in MLflow's pages."""
         return self._store.link(self._experiment_id)
 
     @property
     def have_all_ended(self) -> bool:
         """Every cell that was asked for has ended, well or not."""
         return all(state.state in ("done", "failed") for state in self.states.values())
+
+    def living(self) -> Set[str]:
+        """The keys of the study's cells that some launcher trains now."""
+        with self._open_queue([]) as queue:
+            return queue.living().keys()
 
     def results(self) -> dict[str, Result]:
         return self._store.recorded(self._experiment_id, self._folder, self.options.reuse, metrics_of(self.study))
@@ -157,12 +161,15 @@ class Launcher:
         finished = self.results()
         for cell in cells:
             if cell.key in finished:
-                # The folder first: were we killed in between, the result would still stand in the store.
-                for attempt in attempts(cell.directory(self.options.runs), cell.key):
+                # The folder first: if this process is killed in between, the store still has the result.
+                directory = cell.directory(self.options.runs)
+                directory.mkdir(parents=True, exist_ok=True)
+                (directory / RERUN).touch()
+                for attempt in attempts(directory, cell.key):
                     attempt.set_aside()
                 self._store.delete_runs(self._experiment_id, cell)
-                self._again.add(cell.key)
 
+    @retry_while_unreachable
     def register_seeds(self) -> None:
         """Registers the plan of adaptive seeds. Raises ValueError where another plan was registered first."""
         with exclusive(self.options.storage, f"{self.study.name}/seeds"):
@@ -188,7 +195,7 @@ class Launcher:
         self._bring_table_up_to_date()
 
     def run(self, cells: Sequence[Cell]) -> list[CellState]:
-        """Until each of these cells has a result or has failed, or the launch is interrupted."""
+        """Trains these cells until each has a result or has failed, or the launch is interrupted."""
         with self._open_queue(cells) as self._queue:
             self._prepare()
             states, recorded = self._queue.states(), self.results()
@@ -221,8 +228,11 @@ class Launcher:
         """Makes the rows of the table, releases the cells of dead launchers, and queues the cells without a result."""
         self._bring_table_up_to_date()
         self._clear_up()
-        self._queue.enqueue(self.results(), self.options.retry_failed)
+        recorded = self.results()
+        # While the store is unreachable, what other hosts have trained cannot be known.
+        self._queue.enqueue(recorded, self.options.retry_failed, reopen_done=not self._store.is_unreachable)
 
+    @retry_while_unreachable
     def _bring_table_up_to_date(self) -> None:
         """Under a lock, so that two launchers do not both create a row; the uploader updates rows without it."""
         with exclusive(self.options.storage, f"{self.study.name}/table"):
@@ -237,7 +247,7 @@ class Launcher:
 
     def _train(self) -> None:
         self._trainers = Trainers(self.pool.devices, self.options.processes, self.pool.threads, self._trainer)
-        longest = max(1.0, self._queue.grace / 2)
+        longest = max(1.0, self._queue.timeout_seconds / 2)
         self._uploader = Uploader(
             self._store, self._experiment_id, lambda: time.monotonic() - self._beat_at < longest, self._write_table
         )
@@ -254,7 +264,7 @@ class Launcher:
         display: LiveTable | PlainLines = PlainLines(self._console, self.study)
         if self._console.is_terminal and not self.options.worker_only:
 
-            def rows(states: Sequence[CellState]) -> list[Row]:
+            def rows(states: Sequence[CellState]) -> list[VerdictRow]:
                 failed = self.failed | {state.cell.key for state in states if state.state == "failed"}
                 return verdict_rows(self.study, cell_scores(self.study, self.results(), failed))
 
@@ -272,7 +282,7 @@ class Launcher:
                 has_news = self._collect()
                 if has_news or time.monotonic() - read_at > tick:
                     began = time.monotonic()
-                    self._queue.reap()
+                    self._queue.release_stale()
                     states = self._queue.states()
                     tick = min(max(TICK_SECONDS, 10 * (time.monotonic() - began)), _LONGEST_TICK)
                     shown = [s for s in states if not self.options.worker_only or s.launcher == self._me]
@@ -293,10 +303,17 @@ class Launcher:
                 break
             try:
                 self._begin(claim)
+            except ClaimLost:  # this host was silent for too long meanwhile
+                continue
             except Exception:
+                for cell in [cell for cell in self._claimed.values() if cell.claim == claim]:
+                    self._uploader.pause(cell.attempt)
+                    del self._claimed[cell.attempt.folder]
                 with contextlib.suppress(ClaimLost, *UNREACHABLE_ERRORS):
                     self._queue.release(claim)
                 raise
+            if time.monotonic() - self._beat_at > BEAT_SECONDS:  # a store that does not answer takes seconds per cell
+                self._beat()
         if counts["waiting"] or self._claimed:
             self._others = None
             return True
@@ -305,7 +322,7 @@ class Launcher:
         # A launcher may have died between its write to the queue and that to the store. What other hosts have trained
         # cannot be known while the store is unreachable.
         recorded = self.results()
-        return not self._store.is_away and bool(self._queue.enqueue(recorded))
+        return not self._store.is_unreachable and bool(self._queue.enqueue(recorded))
 
     def _must_stay(self, states: Sequence[CellState]) -> bool:
         """A launcher waits until all running cells end. With `--worker-only` it exits once every remaining cell has
@@ -338,7 +355,7 @@ class Launcher:
         device = self._trainers.next_device()
         machine = self._trainers.machine(device, options.data_root, options.inception_weights, options.runs / "cache")
         tags = {"device": machine["device"], **({"git_commit": self._commit} if self._commit else {})}
-        may_reuse = options.reuse and cell.key not in self._again  # --rerun trains from the first step
+        may_reuse = options.reuse and not (cell.directory(options.runs) / RERUN).exists()
         known = self._store.find_shared(cell) if may_reuse else []
         find = partial(find_shorter_run, options.runs, cell, options.fingerprints.get(cell.config_digest))
         # A copy is cheaper than resuming.
@@ -386,7 +403,7 @@ class Launcher:
         return bool(ended or uploaded)
 
     def _end(self, cell: _Claimed, status: int, is_leaving: bool) -> bool:
-        """What follows from the exit status of a training process; True where a disk was full. Raises ClaimLost."""
+        """Records how a training process ended; returns whether a disk was full. Raises ClaimLost."""
         attempt, name = cell.attempt, cell.claim.cell.name
         if self._queue.beat({cell.claim: cell.read_progress()}):  # before anything is recorded
             raise ClaimLost(name)
@@ -430,8 +447,8 @@ class Launcher:
         with contextlib.suppress(*UNREACHABLE_ERRORS, OSError):
             self._beat()
             self._collect(is_leaving=True)
-            give_up = time.monotonic() + _SENDING_SECONDS
-            while self._claimed and time.monotonic() < give_up:
+            deadline = time.monotonic() + _SENDING_SECONDS
+            while self._claimed and time.monotonic() < deadline:
                 time.sleep(0.02)
                 self._collect(is_leaving=True)
             for cell in self._claimed.values():
@@ -442,7 +459,7 @@ class Launcher:
 
     def _clear_up(self) -> None:
         """Releases the cells of dead launchers, uploads what they left, and ends their runs that are still RUNNING."""
-        self._queue.reap()
+        self._queue.release_stale()
         living = self._queue.living()
         self._store.send_rest(self._experiment_id, self._folder, living, wait=self._interrupt.status is None)
         self._store.end_abandoned(self._experiment_id, living)

@@ -28,12 +28,12 @@ from optuna.trial import TrialState, create_trial
 from ablations.plan import Cell
 from ablations.storage import TrialRecord, exclusive, open_storage, retry_while_unreachable, trial_records, waiting
 
-GRACE = 120.0  # seconds without a heartbeat; only for launchers whose process cannot be looked up from here
+HEARTBEAT_TIMEOUT_SECONDS = 120.0  # only for launchers whose process cannot be looked up from here
 # If this process has not polled for longer than this many seconds, it restarts its heartbeat timers instead of
 # declaring other launchers dead: it may have been stopped itself, or the database was unreachable.
-_BLIND = 60.0
+_MAX_POLL_GAP_SECONDS = 60.0
 _BATCH = 100  # cells that are put in the queue under one lock; others may claim between two batches
-MAX_DEATHS = 3  # after this many crashes without a new checkpoint the cell is marked as failed
+MAX_CRASHES = 3  # after this many crashes without a new checkpoint the cell is marked as failed
 _FIRST_NAMESPACE = "pid:[4026531836]"  # Linux: of processes in no container
 
 State = Literal["new", "waiting", "running", "done", "failed"]
@@ -84,7 +84,7 @@ class History:
     def of(cls, attrs: Mapping[str, Any]) -> History:
         return cls(attrs.get("deaths", 0), attrs.get("reached", 0))  # absent in queues of earlier versions
 
-    def and_a_death(self, began: int) -> History:
+    def with_crash(self, began: int) -> History:
         return History(1, began) if began > self.reached else History(self.deaths + 1, self.reached)
 
 
@@ -111,30 +111,37 @@ class CellQueue:
     skipped, and a claim that nobody holds is released when its launcher exits.
     """
 
-    def __init__(self, url: str, study: str, cells: Sequence[Cell], grace: float = GRACE) -> None:
+    def __init__(
+        self, url: str, study: str, cells: Sequence[Cell], timeout_seconds: float = HEARTBEAT_TIMEOUT_SECONDS
+    ) -> None:
         self._url = sqlalchemy.make_url(url)
         self._cells = {cell.key: cell for cell in cells}
         self._study = study
-        self.grace = grace
+        self.timeout_seconds = timeout_seconds
         self._beats: dict[int, tuple[Any, float]] = {}
         self._polled_at = time.monotonic()
+        self._open()
+
+    @retry_while_unreachable
+    def _open(self) -> None:
         with exclusive(self._url, "tables"):  # two processes that create them at once would both fail
             self._storage = open_storage(self._url)
             with contextlib.suppress(DuplicatedStudyError):
-                self._storage.create_new_study([StudyDirection.MINIMIZE], study)
-            self._study_id = self._storage.get_study_id_from_name(study)
+                self._storage.create_new_study([StudyDirection.MINIMIZE], self._study)
+            self._study_id = self._storage.get_study_id_from_name(self._study)
 
     @retry_while_unreachable
-    def enqueue(self, recorded: Container[str], retry_failed: bool = False) -> int:
+    def enqueue(self, recorded: Container[str], retry_failed: bool = False, reopen_done: bool = True) -> int:
         """Queues every cell that has no result yet; returns how many.
 
-        `recorded` holds the keys of the cells whose outcome is in the tracking store, which decides, not the queue.
+        `recorded` holds the keys of the cells whose outcome is in the tracking store: such a cell is finished, whatever
+        the queue says. With `reopen_done` also those that are done in the queue: the store has lost their outcome.
         """
         added = 0
-        missing = list(self._missing(recorded, retry_failed))
+        missing = list(self._missing(recorded, retry_failed, reopen_done))
         for start in range(0, len(missing), _BATCH):
             with self._exclusive():  # another launcher may have added some since the list was made
-                still = self._missing(recorded, retry_failed)
+                still = self._missing(recorded, retry_failed, reopen_done)
                 for key in filter(still.__contains__, missing[start : start + _BATCH]):
                     self._add(key, still[key])
                     added += 1
@@ -181,15 +188,15 @@ class CellQueue:
     @retry_while_unreachable
     def release(self, claim: Claim, has_crashed: bool = False) -> None:
         """Puts a cell back in the queue; whoever claims it next resumes it. A cell whose process `has_crashed`
-        MAX_DEATHS times without a new checkpoint is marked as failed instead."""
+        MAX_CRASHES times without a new checkpoint is marked as failed instead."""
         with self._exclusive(), _own(claim):
             trial = self._storage.get_trial(claim.trial_id)
             self._take_back(TrialRecord(claim.trial_id, trial.state, trial.user_attrs), has_crashed)
 
     @retry_while_unreachable
-    def reap(self) -> list[Cell]:
-        """Releases the cells of launchers that are dead, or without a heartbeat for `grace` seconds; returns them."""
-        if time.monotonic() - self._polled_at > _BLIND:  # see _BLIND
+    def release_stale(self) -> list[Cell]:
+        """Releases the cells of launchers that are dead, or without a heartbeat for `timeout_seconds`; returns them."""
+        if time.monotonic() - self._polled_at > _MAX_POLL_GAP_SECONDS:
             self._beats.clear()
         self._polled_at = time.monotonic()
         suspects = [trial for trial in self._running() if trial.attrs["cell"] in self._cells and self._is_stale(trial)]
@@ -221,12 +228,15 @@ class CellQueue:
     def _take_back(self, trial: TrialRecord, has_crashed: bool) -> Cell:
         cell, history = self._cells[trial.attrs["cell"]], History.of(trial.attrs)
         if has_crashed:
-            history = history.and_a_death(trial.attrs.get("progress", {}).get("since", 0))
-        if history.deaths >= MAX_DEATHS:
-            message = f"its process died {history.deaths} times at step {history.reached}; its log says more"
+            history = history.with_crash(trial.attrs.get("progress", {}).get("since", 0))
+        if history.deaths >= MAX_CRASHES:
+            crashes = (
+                f"its process crashed {history.deaths} times after step {history.reached}, without a new checkpoint"
+            )
+            message = f"{crashes}; see log.txt in the folder of its last attempt"
             self._storage.set_trial_user_attr(trial.trial_id, "error", message)
         self._storage.set_trial_state_values(trial.trial_id, TrialState.FAIL)
-        if history.deaths < MAX_DEATHS:
+        if history.deaths < MAX_CRASHES:
             self._add(cell.key, history)
         return cell
 
@@ -237,15 +247,15 @@ class CellQueue:
         beat, now = trial.attrs.get("progress", {}).get("beat"), time.monotonic()
         if self._beats.get(trial.trial_id, (None, 0.0))[0] != beat or trial.trial_id not in self._beats:
             self._beats[trial.trial_id] = (beat, now)
-        return now - self._beats[trial.trial_id][1] > self.grace
+        return now - self._beats[trial.trial_id][1] > self.timeout_seconds
 
-    def _missing(self, recorded: Container[str], retry_failed: bool) -> dict[str, History]:
+    def _missing(self, recorded: Container[str], retry_failed: bool, reopen_done: bool) -> dict[str, History]:
         """{key: history} of the cells that have neither a result nor a trial that can come to one."""
         newest = self._newest()
         missing = {}
         for key in self._cells:
             trial = newest.get(key)
-            if key not in recorded and (trial is None or _is_open_again(trial, retry_failed)):
+            if key not in recorded and (trial is None or _is_open_again(trial, retry_failed, reopen_done)):
                 missing[key] = History() if trial is None or "error" in trial.attrs else History.of(trial.attrs)
         return missing
 
@@ -275,12 +285,12 @@ def _own(claim: Claim) -> Iterator[None]:
         raise ClaimLost(claim.cell.name) from None
 
 
-def _is_open_again(trial: TrialRecord, retry_failed: bool) -> bool:
+def _is_open_again(trial: TrialRecord, retry_failed: bool, reopen_done: bool) -> bool:
     """Whether a cell without a result is queued again: its trial is complete but the record was lost, or a launcher was
     killed after it ended the trial and before it added the next one. Failed cells are, with `retry_failed`."""
     if trial.state == TrialState.FAIL:
         return retry_failed or "error" not in trial.attrs
-    return trial.state == TrialState.COMPLETE
+    return reopen_done and trial.state == TrialState.COMPLETE
 
 
 def _state(cell: Cell, trial: TrialRecord | None) -> CellState:

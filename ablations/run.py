@@ -9,6 +9,7 @@ MLflow or Optuna is imported.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -97,8 +98,8 @@ def _studies(options: argparse.Namespace) -> list[Study]:
                 messages.append(f"--seeds: {study.search.seed} trains the trials of {path}; confirm with other seeds")
             study = study.at_seeds(seeds)
         if options.most is not None and study.adaptive is None:
-            way_out = "remove --most or shorten --seeds"
-            messages.append(f"--most: needs adaptive seeds, but {path} lists its seeds; {way_out}")
+            lists = f"{path} has a list" if seeds is None else "--seeds is a list"
+            messages.append(f"--most: needs adaptive seeds, but {lists}; remove one of them")
         elif options.most is not None and study.adaptive:
             fewest, largest = study.adaptive.first, study.adaptive.most
             if not fewest <= options.most <= largest:
@@ -135,11 +136,13 @@ def _choose(studies: list[Study], options: argparse.Namespace) -> list[tuple[Stu
     Raises ValueError where there is none, or --rerun names no cell that can be trained again.
     """
     only, rerun = options.only, options.rerun
-    chosen = [(study, study.outline().cells(only)) for study in studies]
+    chosen = [(study, study.with_all_trials().cells(only)) for study in studies]
     skipped = []
     for study, cells in chosen:
         if not cells:
-            shown = [f"{v.name} ({v.build_error})" if v.build_error else v.name for v in study.outline().variants()]
+            shown = [
+                f"{v.name} ({v.build_error})" if v.build_error else v.name for v in study.with_all_trials().variants()
+            ]
             reason = f"--only: no cell matches {only!r}" if only != "*" else "no variant can be built"
             skipped.append(f"{study.path}: {reason}; variants are {', '.join(shown)}")
     if len(skipped) == len(chosen):
@@ -171,34 +174,36 @@ def _start(
     check_machine(options.device, options.threads)
     runs = Path("runs").resolve()
     store, options.tracking_uri = tracking_uri(options.tracking_uri)
-    _named("--storage", partial(check_storage, is_written=not options.dry_run), options.storage)
-    _named(store, partial(check_store, is_written=not options.dry_run), options.tracking_uri)
+    _check_option("--storage", partial(check_storage, will_write=not options.dry_run), options.storage)
+    _check_option(store, partial(check_store, will_write=not options.dry_run), options.tracking_uri)
     storage, uri = absolute(options.storage), absolute(options.tracking_uri)
     if storage == uri:
         got = f"got {without_password(options.storage)!r} for both"
         raise ValueError(f"--storage: must be another database than --tracking-uri, {got}")
     if not options.dry_run:
         check_folder(runs)
-    elsewhere = options.launcher == "slurm" and not options.dry_run
+    uses_slurm = options.launcher == "slurm" and not options.dry_run
     search = next((study for study, _ in chosen if study.search is not None), None)
-    if search is not None and (elsewhere or options.worker_only):
+    if search is not None and (uses_slurm or options.worker_only):
         raise ValueError(
-            f"{'--launcher slurm' if elsewhere else '--worker-only'}: must be given studies with factors, got the "
+            f"{'--launcher slurm' if uses_slurm else '--worker-only'}: must be given studies with factors, got the "
             f"search {search.path}; leave it out: every host's launcher proposes and runs trials of a search that "
             f"they share"
         )
-    if elsewhere:
-        _named("--storage", check_shared, options.storage)
-        _named(store, check_shared, options.tracking_uri)
+    if uses_slurm:
+        _check_option("--storage", check_shared, options.storage)
+        _check_option(store, check_shared, options.tracking_uri)
     data_root = existing("--data-root", options.data_root)
     inception_weights = existing("--inception-weights", options.inception_weights)
-    until = None if options.until is None else _named("--until", _seconds, options.until)
+    until = None if options.until is None else _check_option("--until", _seconds, options.until)
     if options.workers != "auto" and not (options.workers.isdecimal() and int(options.workers) > 0):
-        raise ValueError(f"--workers: must be a whole number above 0 or auto, got {options.workers!r}")
+        raise ValueError(
+            f"--workers: must be a whole number above 0 or auto, got {options.workers!r}; write --workers 4"
+        )
     asked = None if options.workers == "auto" else int(options.workers)
-    if elsewhere and asked is None:
+    if uses_slurm and asked is None:
         raise ValueError("--workers: must be a number of jobs with --launcher slurm, got 'auto'; write --workers 8")
-    devices = ("cpu",) if elsewhere else _named("--device", find_devices, options.device)
+    devices = ("cpu",) if uses_slurm else _check_option("--device", find_devices, options.device)
     console = Console(highlight=False)
     configs = [cell.config for _, cells in chosen for cell in cells]
     devices = _gpu_groups(options, configs, devices)
@@ -207,7 +212,7 @@ def _start(
     for data in dict.fromkeys(config.data for config in configs):
         num_classes(data, data_root)  # raises ValueError for a missing folder; nothing is downloaded or decoded
     fingerprints: dict[str, str] = {}
-    if not elsewhere and (not options.dry_run or options.calibrate):  # the first job prepares them
+    if not uses_slurm and (not options.dry_run or options.calibrate):  # the first job prepares them
         from sagan.data.preparation import prepare_images
 
         # Each extractor is opened once: one process downloads its weights, and one that is unavailable is reported now.
@@ -234,10 +239,11 @@ def _start(
         planned = [(study, cells, pool) for (study, cells), pool in zip(chosen, pools, strict=True)]
         show_plans(planned, not options.no_reuse, uri, console, calibration, data_root, options.most)
         return 0
-    if not elsewhere and options.gpus_per_cell == 1:
+    if not uses_slurm and options.gpus_per_cell == 1:
         from ablations import trainers
 
-        trainers.start_server(pools[0].threads)  # it gets ready while this process opens queue and store
+        with contextlib.suppress(OSError):  # raised again where a process is started
+            trainers.start_server(pools[0].threads)  # it gets ready while this process opens queue and store
     from ablations.launch import run_studies, submit_studies
     from ablations.launcher import Options
 
@@ -255,10 +261,10 @@ def _start(
         processes=options.gpus_per_cell,
         rerun=options.rerun,
         most=options.most,
-        until=until,
+        until_seconds=until,
     )
     studies = [(study, pool) for (study, _), pool in zip(chosen, pools, strict=True)]
-    if elsewhere:
+    if uses_slurm:
         # Cells that are run again are queued here, once, and not again by each job.
         words = [word for word in arguments if word != "--retry-failed"]
         words += ["--rerun=", "--no-reuse"] if options.rerun else []
@@ -287,13 +293,13 @@ def _gpu_groups(options: argparse.Namespace, configs: Sequence[Config], devices:
             f"CUDA_VISIBLE_DEVICES chooses among them"
         )
     if count > len(devices):
-        raise ValueError(f"--gpus-per-cell: must be the number of GPUs here at most ({len(devices)}), got {count}")
+        raise ValueError(f"--gpus-per-cell: must be at most {len(devices)}, the number of GPUs here, got {count}")
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     cards = names if len(names) == len(devices) and all(names) else [str(index) for index in range(len(devices))]
     return tuple(",".join(cards[first : first + count]) for first in range(0, len(cards) - count + 1, count))
 
 
-def _named(option: str, check: Callable[[str], T], value: str) -> T:
+def _check_option(option: str, check: Callable[[str], T], value: str) -> T:
     try:
         return check(value)
     except ValueError as error:

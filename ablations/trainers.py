@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,11 +28,15 @@ from ablations.machine import KEEP_MEMORY
 
 _IMPORTED = [__name__, "sagan.data.preparation", "sagan.metrics.extractor", "sagan.training", "torch._dynamo"]
 _KILLED_SECONDS = 5.0  # for the kernel to end a process
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 Fingerprints = tuple[str, str]  # of data and metrics
 
 
 class Trainers:
-    """Each of `devices` is a device of torch, or with `processes` > 1 the numbers of GPUs ("0,1"), "" for a CPU."""
+    """The training processes of one launcher.
+
+    Each of `devices` is a device of torch, or with `processes` > 1 the numbers of GPUs ("0,1"), "" for a CPU.
+    """
 
     def __init__(
         self, devices: Sequence[str], processes: int, threads: int, trainer: Callable[..., Any] | None = None
@@ -87,10 +91,10 @@ class Trainers:
         """Asks all to save and leave; kills those that have not after `patience` seconds."""
         for process, _ in self._running.values():
             process.terminate()
-        give_up = time.monotonic() + patience
+        deadline = time.monotonic() + patience
         for process, _ in self._running.values():
             try:
-                process.wait(max(0.0, give_up - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 _kill(process)
 
@@ -138,13 +142,22 @@ def start_server(threads: int) -> None:
     Called early, this is done while the launcher opens its stores. Processes have the environment of the first call.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(_IMPORTED)
-    before = dict(os.environ)
-    os.environ.update({**KEEP_MEMORY, **before, **_thread_limits(threads), "PYTHONUNBUFFERED": "1"})
+    wanted = {**KEEP_MEMORY, **_thread_limits(threads), "PYTHONUNBUFFERED": "1"}
+    wanted = {name: value for name, value in wanted.items() if name not in KEEP_MEMORY or name not in os.environ}
+    before = {name: os.environ.get(name) for name in wanted}
+    resource_tracker.ensure_running()  # started by the server's start otherwise, it would unblock what is blocked below
+    # Signals to the whole process group reach the server, too: without it, all processes would seem to have ended.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    os.environ.update(wanted)
     try:
         forkserver.ensure_running()
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def start_process(
@@ -166,6 +179,7 @@ def train(
     folder: Path, known: Collection[Fingerprints], launcher: int, trainer: Callable[..., Any] | None = None
 ) -> None:
     """What a forked process does; it ends in SystemExit with the status of `sagan.train`."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)  # inherited from the server
     from sagan.train import main
 
     if os.getsid(0) != os.getpid():
@@ -199,12 +213,12 @@ def _start_torchrun(folder: Path, processes: int, environment: dict[str, str]) -
 class Interrupt:
     """Remembers the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
 
-    `status` is None while the launch may go on, 0 from `seconds` after the start on.
+    `status` is None while the launch may go on, 0 once `seconds` have passed, 128 + the number of a signal.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
         self._signal: int | None = None
-        self._give_up = math.inf if seconds is None else time.monotonic() + seconds
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
 
     def __enter__(self) -> Interrupt:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -221,4 +235,4 @@ class Interrupt:
 
     @property
     def status(self) -> int | None:
-        return 0 if self._signal is None and time.monotonic() > self._give_up else self._signal
+        return 0 if self._signal is None and time.monotonic() > self._deadline else self._signal

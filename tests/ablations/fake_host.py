@@ -13,4 +13,4 @@ def pretend() -> None:
         grace = float(os.environ.get("FAKE_GRACE", GRACE))
         launcher.BEAT_SECONDS *= grace / GRACE
         queue._host = lambda: host
-        launcher.CellQueue = partial(queue.CellQueue, grace=grace)
+        launcher.CellQueue = partial(queue.CellQueue, timeout_seconds=grace)

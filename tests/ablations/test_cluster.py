@@ -138,7 +138,7 @@ def test_a_launch_whose_queue_stays_away_says_so_and_the_same_command_finishes(
     monkeypatch.setattr("ablations.storage.PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr("ablations.launcher.STOP_SECONDS", 1.0)
     # Both launches are in this process, so the second waits for the first one's heartbeat to be late.
-    monkeypatch.setattr("ablations.launcher.CellQueue", partial(CellQueue, grace=GRACE))
+    monkeypatch.setattr("ablations.launcher.CellQueue", partial(CellQueue, timeout_seconds=GRACE))
     path = write_study({"seeds:": "set: {optim.steps: 60}\nseeds:", "[0, 1]": "[0]"})
     command = [str(path), "--workers", "1", "--storage", postgres.url("queue")]
 

@@ -163,6 +163,8 @@ def test_a_cell_that_is_a_copy_is_trained_when_it_is_to_be_run_again(
     copy.write_text(study.read_text().replace("name: position", "name: copy"))
     assert lab.run(study, *ONE)[0] == 0 and lab.run(copy, *ONE)[0] == 0
     assert all("shared_run" in run.data.tags for run in lab.runs(copy, "cell"))
-    assert lab.run(copy, *ONE, "--rerun", "feat32")[0] == 0
+    # Also if the launch ends before the cell has begun, and the next one is without --rerun.
+    assert lab.run(copy, *ONE, "--rerun", "feat32", "--until", "1s", FAKE_GATE="never")[0] == 0
+    assert lab.run(copy, *ONE)[0] == 0
     assert ["shared_run" in run.data.tags for run in lab.runs(copy, "cell")] == [False, True]
     assert len(lab.runs(study, "cell")) == 2 and not trash(lab, study)

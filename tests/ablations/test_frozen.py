@@ -99,12 +99,12 @@ def test_a_run_that_fails_after_its_launcher_has_lost_the_cell_leaves_it_to_the_
     study = read_study(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ablations.launcher.TICK_SECONDS", 0.1)
-    elsewhere = CellQueue(f"sqlite:///{tmp_path}/optuna.db", study.name, study.cells("none"), grace=0.0)
+    elsewhere = CellQueue(f"sqlite:///{tmp_path}/optuna.db", study.name, study.cells("none"), timeout_seconds=0.0)
     another = queue.LauncherProcess("elsewhere", 1, "another")
 
     def take_over() -> None:
         wait_until(lambda: any(attempt.read()[0] for attempt in all_attempts(tmp_path / "runs" / study.name)))
-        wait_until(elsewhere.reap)
+        wait_until(elsewhere.release_stale)
         claim = elsewhere.claim(another)
         assert claim is not None
         (tmp_path / "late").touch()

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from postgres import postgres_server
 
 from ablations.plan import Cell
-from ablations.queue import MAX_DEATHS, CellQueue, Claim, ClaimLost, LauncherProcess
+from ablations.queue import MAX_CRASHES, CellQueue, Claim, ClaimLost, LauncherProcess
 from ablations.storage import open_storage, trial_records, waiting
 from ablations.study import read_study
 
@@ -69,24 +69,25 @@ def test_a_recorded_cell_is_not_enqueued_and_a_lost_record_is(
     done = claim(queue)
     queue.complete(done, "finished")
     assert queue.enqueue(recorded={cells[0].key, done.cell.key}) == 0
+    assert queue.enqueue(recorded={cells[0].key}, reopen_done=False) == 0, "the store may only be unreachable"
     assert queue.enqueue(recorded={cells[0].key}) == 1
 
 
 def test_a_dead_workers_cell_waits_again_at_once(queue: CellQueue, cells: list[Cell]) -> None:
     lost = claim(queue, dead_worker())
     kept = claim(queue, LauncherProcess.here())
-    assert queue.reap() == [lost.cell]
+    assert queue.release_stale() == [lost.cell]
     states = {state.cell.name: state.state for state in queue.states()}
     assert (states[lost.cell.name], states[kept.cell.name]) == ("waiting", "running")
 
 
 def test_a_silent_worker_elsewhere_loses_its_cell_after_the_grace_period(open_queue: Callable[..., CellQueue]) -> None:
-    patient, hasty = open_queue(grace=1000.0), open_queue(grace=0.0)
+    patient, hasty = open_queue(timeout_seconds=1000.0), open_queue(timeout_seconds=0.0)
     patient.enqueue(recorded=set())
     lost = claim(patient, replace(LauncherProcess.here(), host="another host"))
-    assert patient.reap() == []
-    assert hasty.reap() == []  # seen for the first time
-    assert hasty.reap() == [lost.cell]
+    assert patient.release_stale() == []
+    assert hasty.release_stale() == []  # seen for the first time
+    assert hasty.release_stale() == [lost.cell]
 
 
 def test_workers_that_nobody_could_hear_are_given_the_grace_period_again(
@@ -95,17 +96,17 @@ def test_workers_that_nobody_could_hear_are_given_the_grace_period_again(
     """As when the database was away: then no worker could give a sign of life."""
     now = 1000.0
     monkeypatch.setattr("ablations.queue.time.monotonic", lambda: now)
-    queue = open_queue(grace=100.0)
+    queue = open_queue(timeout_seconds=100.0)
     queue.enqueue(recorded=set())
     lost = claim(queue, replace(LauncherProcess.here(), host="another host"))
     for seconds, taken_back in ((0, []), (500, []), (50, []), (49, []), (2, [lost.cell])):
         now += seconds
-        assert queue.reap() == taken_back
+        assert queue.release_stale() == taken_back
 
 
 def test_a_worker_that_was_taken_for_dead_cannot_complete_its_cell(queue: CellQueue) -> None:
     lost = claim(queue, dead_worker())
-    queue.reap()
+    queue.release_stale()
     assert queue.beat({lost: {}}) == [lost]
     for act in (lambda: queue.complete(lost, "finished"), lambda: queue.release(lost)):
         with pytest.raises(ClaimLost):
@@ -114,29 +115,29 @@ def test_a_worker_that_was_taken_for_dead_cannot_complete_its_cell(queue: CellQu
 
 
 def test_a_cell_that_kills_its_workers_fails(queue: CellQueue) -> None:
-    for _ in range(MAX_DEATHS):
+    for _ in range(MAX_CRASHES):
         deadly = claim(queue, dead_worker())
-        queue.reap()
+        queue.release_stale()
     state = next(state for state in queue.states() if state.cell == deadly.cell)
     assert state.state == "failed"
-    assert state.error is not None and "died 3 times" in state.error
+    assert state.error is not None and "crashed 3 times" in state.error
 
 
 def test_a_cell_that_comes_further_between_deaths_is_not_blamed_for_them(queue: CellQueue) -> None:
     for began in (0, 500, 500, 1000, 1000, 1500):
         claimed = claim(queue, dead_worker())
         assert not queue.beat({claimed: {"since": began, "step": began + 100}})
-        assert queue.reap() == [claimed.cell]
+        assert queue.release_stale() == [claimed.cell]
     state = next(state for state in queue.states() if state.cell == claimed.cell)
     assert state.state == "waiting"
 
 
 def test_a_cell_whose_process_dies_waits_again_until_it_has_killed_three(queue: CellQueue) -> None:
-    for deaths in range(1, MAX_DEATHS + 1):
+    for deaths in range(1, MAX_CRASHES + 1):
         claimed = claim(queue)
         queue.release(claimed, has_crashed=True)
         state = next(state for state in queue.states() if state.cell == claimed.cell)
-        assert state.state == ("failed" if deaths == MAX_DEATHS else "waiting")
+        assert state.state == ("failed" if deaths == MAX_CRASHES else "waiting")
 
 
 def test_a_failed_cell_is_run_again_only_when_asked(queue: CellQueue) -> None:
@@ -195,7 +196,7 @@ def test_a_cell_of_another_launch_that_is_being_trained_is_known_to_be(
     kept, _ = claim(queue), claim(queue, dead_worker())
     others = CellQueue(f"sqlite:///{tmp_path}/optuna.db", "position", cells[2:])
     assert others.living().keys() == {kept.cell.key}
-    assert others.reap() == [], "its own launch takes it back"
+    assert others.release_stale() == [], "its own launch takes it back"
 
 
 def test_processes_of_two_containers_are_never_taken_for_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from fake_trainer import FakeTrainer
 from lab import wait_until
 
+from ablations import trainers
 from ablations.attempts import all_attempts
 from ablations.run import main
 from ablations.study import read_study
@@ -70,12 +72,14 @@ def processes(folder: Path) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    def start() -> subprocess.Popen[bytes]:
+def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    def start(*options: str) -> subprocess.Popen[bytes]:
         with (tmp_path / "said").open("wb") as said:
-            command = [sys.executable, "-m", "ablations.run", *SHARED]
+            command = [sys.executable, "-m", "ablations.run", *(options or SHARED)]
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            return subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=said, env=environment)
+            return subprocess.Popen(
+                command, cwd=tmp_path, stdout=said, stderr=said, env=environment, start_new_session=True
+            )
 
     yield start
     for process in processes(tmp_path):
@@ -123,6 +127,33 @@ def test_a_cell_is_trained_by_two_processes_that_end_with_their_launcher_and_goe
     with contextlib.chdir(tmp_path):
         assert main([str(other), *SHARED[1:]]) == 0
     assert "1 cells: 1 finished; 1 shared with smoke." in capsys.readouterr().out
+
+
+def test_the_server_outlives_the_signals_that_end_a_launcher() -> None:
+    trainers.start_server(1)
+    server = psutil.Process(forkserver._forkserver._forkserver_pid)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        server.send_signal(number)
+    time.sleep(0.5)
+    assert server.is_running() and server.status() != psutil.STATUS_ZOMBIE
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_signal_to_the_whole_process_group_saves_the_cells(
+    launch: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """As `timeout 2h` and Slurm send it: it reaches the server that training processes are forked from, too."""
+    alone = (str(SMOKE), "--only", "none", "--set", "optim.steps=5000", "--set", "eval.every=5000")
+    launcher = launch(*alone, "--workers", "1")
+    wait_until(lambda: len(told(tmp_path)) > 3)
+    os.killpg(launcher.pid, signal.SIGTERM)
+    assert launcher.wait(60) == 143, (tmp_path / "said").read_text()
+    wait_until(lambda: not processes(tmp_path), 5)
+    (attempt,) = all_attempts(tmp_path / "runs" / "smoke")
+    saved = load_checkpoint(attempt.folder)
+    assert saved is not None and saved["step"] >= told(tmp_path)[-1] > 0
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def simulate(url: str, num_cells: int, workers: int, seconds: float) -> Simulati
             wall = time.perf_counter() - began
         if time.perf_counter() >= next_look:
             looked = time.perf_counter()
-            queue.reap()
+            queue.release_stale()
             queue.states()
             look.append(time.perf_counter() - looked)
             next_look = time.perf_counter() + max(1.0, 10 * look[-1])
