@@ -51,7 +51,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """`start`: seconds before the first cells have begun, beyond those that each later cell takes to begin."""
+    """Measured speeds. `start`: seconds that only the first cells take to begin, beyond those of each later cell."""
 
     start: float
     speeds: dict[str, Speed]  # by `kind`
@@ -62,13 +62,13 @@ class Calibration:
 
 
 def kind(config: Config) -> str:
-    """Equal for configs that take equally long, but for the number of their steps and evaluations."""
+    """A key that is equal for configs with the same time per step and per evaluation."""
     defaults = flatten(Config())
     return digest(override(config, {name: defaults[name] for name in _SAME_SPEED_FIELDS}))
 
 
 def speed_of(config: Config, started: float, records: Sequence[Record]) -> Speed:
-    """The speed of `config` by the journal of a measured run that began at `started` (seconds since 1970).
+    """The speed of `config` from the journal of a measured run that began at `started` (seconds since 1970).
 
     Raises ValueError where the run did not reach its last step.
     """

@@ -28,7 +28,7 @@ def is_full_disk(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def new_database(path: Path) -> Iterator[Path]:
-    """Where to make the tables of a new SQLite file, which is at `path` once they are all there.
+    """A temporary path for a new SQLite file, which is moved to `path` once all its tables are there.
 
     Neither MLflow nor Optuna can use a file with only some of them, as a full disk or a killed process leaves it.
     """

@@ -51,7 +51,7 @@ def show_plans(
     store = _open_store(tracking_uri, [study for study, *_ in planned])
     total, num_shared, seen = 0.0, 0, set[tuple[str, int]]()
     for study, cells, pool in planned:
-        study = study.outline()
+        study = study.with_all_trials()
         # What a search will train is not known, so none of it can be known to be shared.
         known = seen if reuse and study.search is None else set()
         shared = [cell for cell in cells if (cell.config_digest, cell.seed) in known]
@@ -98,7 +98,7 @@ def show_plans(
             memory = f"memory each, {gib * pool.workers:.1f} GiB in all" if on_cpu else "GPU memory each"
             console.out(f"{time} on {pool}, {gib:.1f} GiB of {memory}: measured just now.")
         else:
-            console.out(f"{time} of training on {pool}, {basis}. --calibrate does better: it measures.")
+            console.out(f"{time} of training on {pool}, {basis}. --calibrate measures it.")
         noise = _noise(study, store)
         if study.adaptive:
             size = f" within {study.adaptive.margin:.0%}" if study.adaptive.margin else ""
@@ -175,7 +175,7 @@ def _power(study: Study, cells: Sequence[Cell], noise: Noise) -> str:
     pairs = [pair for pair in study.pairs if set(pair) <= sizes.keys()]
     effect = statistics.minimum_detectable_effect(sizes, [statistics.pair(*names) for names in pairs])
     if effect is None:
-        return "What this could show: nothing, for no comparison has two seeds on both sides."
+        return "This study can show no difference: no comparison has two seeds for both variants."
     fewest = min(sizes[name] for pair in pairs for name in pair)
     design = f"{len(pairs)} {'comparison' if len(pairs) == 1 else 'comparisons'}, n = {fewest} per variant"
     if noise.sd is None:
@@ -240,7 +240,7 @@ def _adaptive_cost(
     plan = verdicts.rule(study, noise.log)
     names = list(dict.fromkeys(name for pair in plan.pairs for name in pair))
     others = dict.fromkeys({cell.variant for cell in cells} - set(names), study.adaptive.first)
-    table = _table("if there is", "runs", "time", "comparisons decided")
+    table = _table("true difference", "runs", "time", "comparisons decided")
 
     def add(title: str, counts: Array | Sequence[Array], decided: str) -> None:
         """`counts` are the seeds of each variant, one array per simulated study. Looks run one after the other."""
@@ -261,7 +261,7 @@ def _adaptive_cost(
         scores = draws[:, :, :most] + np.array(list(means.values()))[:, None]
         labels, counts = sequential.replay_many(scores, names, plan, lower_is_better=True)
         add(f"{effect:.0%}" if effect else "no difference", counts, f"{(labels > 0).mean():.0%}")
-    add("the most", [np.full(len(names), most)], "")
+    add("all seeds", [np.full(len(names), most)], "")
     return table
 
 

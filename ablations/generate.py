@@ -42,13 +42,13 @@ def _fetched(run_id: str, given: str | None, folder: str) -> Path:
     """The generator of a run, or of the run that a copy was made from, downloaded to `folder`. Raises ValueError."""
     if not re.fullmatch("[0-9a-f]{32}", run_id):
         raise ValueError(
-            f"RUN_ID: must be the 32 hexadecimal digits of a run, got {run_id!r}; `mlflow ui` shows them; of a file "
-            f"python -m sagan.generate draws"
+            f"RUN_ID: must be the 32 hexadecimal digits of a run, got {run_id!r}; copy them from `mlflow ui`, or "
+            f"draw from a generator file with python -m sagan.generate"
         )
     name, uri = tracking_uri(given)
     database = sqlite_path(uri)
     try:
-        check_store(uri, is_written=False)
+        check_store(uri, will_write=False)
         if database is not None and not database.is_file():  # MLflow would make it
             raise ValueError(f"must be a store that exists, got {uri!r}; go to the folder of its mlflow.db")
         store = Store(absolute(uri), read_only=True)
@@ -64,8 +64,8 @@ def _fetched(run_id: str, given: str | None, folder: str) -> Path:
         return store.fetch(tags.get("shared_run", run_id), GENERATOR, Path(folder))
     except Exception as error:
         raise ValueError(
-            f"RUN_ID: must be a cell that was trained to its last step, got {run_id}, of which no {GENERATOR} can be "
-            f"had ({first_line(error)})"
+            f"RUN_ID: must be a cell that was trained to its last step, got {run_id}, whose {GENERATOR} cannot be "
+            f"loaded ({first_line(error)})"
         ) from None
 
 

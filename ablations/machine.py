@@ -15,7 +15,7 @@ from sagan.limits import free_memory_mib, threads_of_user, usable_cores
 # back at each step, which halved their speed.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
-# Peak of a worker of the embedded preset without its networks: Python, torch, MLflow, images, an evaluation.
+# Peak of a worker of the embedded preset without its networks: Python, torch, images, an evaluation.
 _PROCESS_MIB = 1300.0
 
 
@@ -32,7 +32,7 @@ def find_devices(name: str) -> tuple[str, ...]:
     if device.index is None:
         return tuple(f"cuda:{index}" for index in range(count))
     if device.index >= count:
-        raise ValueError(f"this machine has cuda:0 to cuda:{count - 1}, got {name!r}")
+        raise ValueError(f"must be one of cuda:0 to cuda:{count - 1} on this machine, got {name!r}")
     return (name,)
 
 

@@ -133,7 +133,7 @@ class Adaptive:
     """Seeds that are added until each comparison of the study is decided: `first` at least, `most` at most.
 
     A ratio from 1 / (1 + `margin`) to 1 + `margin` (0.1 for 10 %) is a difference that does not matter; None where
-    every difference matters.
+    every difference matters. Of a metric that is compared by differences it is a share of the reference's |mean|.
     """
 
     first: int
@@ -167,7 +167,7 @@ class Study:
     search: Search | None = None
     metric: str = "fid"  # the primary one
     contrasts: tuple[tuple[str, str], ...] = ()  # (variant, reference), as named; some variants may not be buildable
-    adaptive: Adaptive | None = None  # then `seeds` are all that it may come to
+    adaptive: Adaptive | None = None  # then `seeds` has the most that may be trained
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -219,8 +219,8 @@ class Study:
         assert self.search is not None
         return replace(self, search=replace(self.search, proposed=dict(proposed), best=best))
 
-    def outline(self) -> Study:
-        """The study with all trials that a search will have, at the baseline's values: theirs are not known ahead."""
+    def with_all_trials(self) -> Study:
+        """The study with all trials that a search will have, at the baseline's values, as theirs are not known yet."""
         if self.search is None:
             return self
         names = [trial_name(number) for number in range(self.search.trials)]

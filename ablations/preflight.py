@@ -13,7 +13,7 @@ DEFAULT_STORE = "sqlite:///mlflow.db"
 
 
 def tracking_uri(given: str | None) -> tuple[str, str]:
-    """Of the MLflow store, what named it and its URI: the option, else the variable, else mlflow.db in this folder."""
+    """What named the MLflow store, and its URI: the option, else the variable, else mlflow.db in this folder."""
     variable = os.environ.get("MLFLOW_TRACKING_URI")
     if given is None and variable:
         return "MLFLOW_TRACKING_URI", variable
@@ -25,15 +25,15 @@ def without_password(url: str) -> str:
     return re.sub(r"(//[^:/@\s]*):\S*@", r"\1:***@", url)
 
 
-def check_storage(url: str, is_written: bool = True) -> None:
-    """Raises ValueError where `url` cannot hold the queue; `is_written` also where its file cannot be written."""
-    _check(url, "sqlite or postgresql URL", ("sqlite:///", "postgresql"), "sqlite:///optuna.db", is_written)
+def check_storage(url: str, will_write: bool = True) -> None:
+    """Raises ValueError where `url` cannot hold the queue, with `will_write` also where its file is read-only."""
+    _check(url, "sqlite or postgresql URL", ("sqlite:///", "postgresql"), "sqlite:///optuna.db", will_write)
 
 
-def check_store(uri: str, is_written: bool = True) -> None:
+def check_store(uri: str, will_write: bool = True) -> None:
     """Raises ValueError where `uri` cannot be an MLflow store. Whether a server answers is not checked."""
     starts = ("sqlite:///", "postgresql", "http://", "https://")
-    _check(uri, "sqlite, postgresql or http URI", starts, DEFAULT_STORE, is_written)
+    _check(uri, "sqlite, postgresql or http URI", starts, DEFAULT_STORE, will_write)
 
 
 def check_shared(url: str) -> None:
@@ -55,7 +55,7 @@ def absolute(url: str) -> str:
     return f"sqlite:///{path.resolve()}" if path is not None else url
 
 
-def _check(url: str, kinds: str, starts: tuple[str, ...], example: str, is_written: bool) -> None:
+def _check(url: str, kinds: str, starts: tuple[str, ...], example: str, will_write: bool) -> None:
     if not url.startswith(starts):
         raise ValueError(f"must be a {kinds}, got {without_password(url)!r}; write {example}")
     path = sqlite_path(url)
@@ -71,7 +71,7 @@ def _check(url: str, kinds: str, starts: tuple[str, ...], example: str, is_writt
             f"must be in a folder whose path has no ? and no % before two hexadecimal digits, which SQLAlchemy and "
             f"MLflow read as parts of a URL, got {resolved!r}; work in another folder"
         )
-    if not is_written:
+    if not will_write:
         return
     check_folder(path.parent)
     # Without opening the file: closing any handle of a SQLite file drops the locks that this process holds on it.

@@ -1,4 +1,5 @@
-"""The trials of a search: proposed by Optuna's TPE (Bergstra et al. 2011), trained as cells, scored from the store.
+"""The trials of a search: proposed by Optuna's TPE (Bergstra et al. 2011), trained as cells, and
+ranked by their last evaluation in the store.
 
 Each proposal is a function of (the search's seed, its number, the values of earlier trials), so a search that was
 stopped continues as one that was not. A trial in Optuna has the attribute "variant", its name; one without it was
@@ -72,7 +73,7 @@ class Trials:
             return list(self._open())
 
     def record(self, results: Mapping[str, Result], failed: Container[str]) -> None:
-        """Ends open trials by the results of their cells (by key), or as failed where the variant is in `failed`.
+        """Ends open trials with the results of their cells (by key), or as failed where the variant is in `failed`.
 
         A collapsed or diverged trial has no value, because a huge one would distort TPE's model of the others.
         """

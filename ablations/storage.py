@@ -1,7 +1,7 @@
 """The Optuna storage that queues and searches are kept in, made safe for many processes.
 
-Optuna changes the state of a trial by compare-and-set: a row lock on PostgreSQL, and BEGIN IMMEDIATE, which it does not
-ask for itself, on SQLite.
+Optuna changes the state of a trial by compare-and-set: a row lock on PostgreSQL. On SQLite this needs BEGIN
+IMMEDIATE, which Optuna does not use and `open_storage` adds.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ def retry_while_unreachable(method: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(method)
     def patient(*args: P.args, **kwargs: P.kwargs) -> T:
-        give_up = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 return method(*args, **kwargs)
             except UNREACHABLE_ERRORS as error:
-                if is_full_disk(error) or time.monotonic() > give_up:
+                if is_full_disk(error) or time.monotonic() > deadline:
                     raise
                 reason = str(error.__cause__ or error).splitlines()[0]
                 _log.warning("The queue's database does not answer, trying again: %s", reason)
@@ -100,7 +100,8 @@ def retry_while_unreachable(method: Callable[P, T]) -> Callable[P, T]:
 
 @contextlib.contextmanager
 def exclusive(url: sqlalchemy.URL | str, name: str) -> Iterator[None]:
-    """One process at a time per `name`. The lock is released when the process that holds it ends."""
+    """A lock between processes: one per `name` on PostgreSQL, one per database file on SQLite. It is released when the
+    process that holds it ends."""
     url = sqlalchemy.make_url(url)
     if url.get_backend_name() == "sqlite":
         with filelock.FileLock(f"{url.database}.lock"):
@@ -122,8 +123,8 @@ def trial_records(
 ) -> list[TrialRecord]:
     """The trials of a study that are in one of `states`, in the order in which they were made.
 
-    One query of Optuna's tables: its own reading asks seven and makes objects of all their rows, which a queue of
-    thousands of cells cannot wait for.
+    One query of Optuna's tables: its own function makes seven, and an object of each row, which is too slow for
+    thousands of cells.
     """
     rows = (
         sqlalchemy.select(TrialModel.trial_id, TrialModel.state, _Attribute.key, _Attribute.value_json)
@@ -166,7 +167,9 @@ def probe(url: str) -> None:
             RDBStorage(parsed.render_as_string(hide_password=False), skip_table_creation=True).engine.dispose()
     except ImportError as error:
         driver = f"{error}; pip install '.[postgres]' and write postgresql+psycopg://HOST/NAME"
-        raise ValueError(f"needs a driver that is here, got {parsed.drivername!r} ({driver})") from None
+        raise ValueError(
+            f"needs a database driver that is not installed, got {parsed.drivername!r} ({driver})"
+        ) from None
     except RuntimeError as error:
         raise ValueError(
             f"was made by another version of Optuna, got {_shown(parsed)!r} ({error}); name another, or {_DELETE}"

@@ -284,8 +284,8 @@ class _Checker:
                 return
 
     def _check_effects(self, base: Config, variants: Sequence[Combination]) -> None:
-        """A change that has no effect (`Config.no_effect`) is an error: one that a level makes in any of its variants,
-        one of `set`, `--set` or search if it has none in all of them."""
+        """A change that has no effect (`Config.no_effect`) is an error. One that a level makes must have an effect in
+        every variant with that level; one of `set`, `--set` or search in at least one variant."""
         file, searched = self._file, self._file.search.fields if self._file.search else {}
         configs = [override(base, variant.changes) for variant in variants] or [base]
         found: dict[Position, str] = {}
@@ -297,7 +297,7 @@ class _Checker:
                         found[*position, name] = rules[0]
         for variant, config in zip(variants, configs, strict=False):
             for factor, level in variant.factors.items():
-                # Where a variant only keeps the baseline's level of a factor, it may do without its effect.
+                # A variant that only keeps the baseline's level of this factor is not checked.
                 is_kept = level == file.baseline != variant.name
                 for name in file.factors[factor][level]:
                     if (rule := config.no_effect(name)) and not is_kept:
@@ -356,5 +356,5 @@ class _Checker:
         seen = set[Any]()
         for index, value in enumerate(values):
             if value in seen and value is not None:
-                self._error((*position, str(index)), f"each once, got {show(value)} again; drop it")
+                self._error((*position, str(index)), f"must not repeat a value, got {show(value)} twice; drop one")
             seen.add(value)

@@ -1,4 +1,4 @@
-"""Of the results of a study: means with intervals, comparisons, and the smallest difference that would show."""
+"""Means with intervals, comparisons and the smallest difference that would show, from the results of a study."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def compare(results: Results, key: str) -> list[Comparison]:
 
 def improvement(results: Results, key: str, row: Comparison) -> float | None:
     """The probability that a run of the variant is better than a run of the reference; None where no direction is
-    better, or each has one run."""
+    better, or one of them has a single run."""
     values, lower = results.finished(key), metric(key).lower
     own, other = (list(values[name].values()) for name in (row.variant, row.reference))
     below = statistics.probability_of_improvement(own, other)
@@ -50,7 +50,8 @@ def improvement(results: Results, key: str, row: Comparison) -> float | None:
 
 
 def progress(results: Results) -> Progress | None:
-    """What the looks of a study with adaptive seeds have shown, from its cells alone; None where seeds are a list.
+    """What the looks of a study with adaptive seeds have shown, from its cells alone; None where seeds are a list,
+    or no direction of the metric is better.
 
     A cell that failed, collapsed or diverged counts as a seed without a score.
     """
@@ -122,7 +123,7 @@ def minimum_detectable_difference(results: Results) -> tuple[float, bool, str] |
 
 @lru_cache
 def _minimum_detectable_by_looks(rule: Rule, sd: float) -> float:
-    """The smallest effect on the first pair, and on no other, that some look shows in 80 % of simulated studies."""
+    """The smallest effect on the variant of the first pair that some look shows in 80 % of simulated studies."""
     names = list(dict.fromkeys(name for pair in rule.pairs for name in pair))
     noise = sd * np.random.default_rng(0).standard_normal((2000, len(names), rule.looks[-1]))
     rule = rule if rule.log else replace(rule, margin=None)  # without a mean there is no share of it

@@ -32,7 +32,7 @@ from reports.statistics import SIGNIFICANT, Array, Gap, standard_errors
 
 LOOKS = (3, 4, 5, 6, 8, 10, 12)
 FEWEST = 3  # scores of a variant that are tested: estimating a spread needs at least three
-_LEVEL = 0.045  # chance of any false claim with equal sds; with unequal ones it is up to half as much more
+_LEVEL = 0.045  # chance of any false claim with equal sds; with unequal ones it is up to 1.5 times as high
 _SPENDING_EXPONENT = 2  # error spent by a look ~ seeds ** 2; chosen by simulation, for power at 1.5 to 2 sd
 _MIN_PREDICTIVE_POWER = 0.1  # below this probability of being decided by the last look, a pair gets no more seeds
 _DRAWS = 50_000  # the error rate is then known to 0.1 %
@@ -75,9 +75,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`gap` and `n`, the number of seeds, are those of the decision, or of the last look of an undecided pair.
+    """What the looks say of one pair.
 
-    `chance` is the probability that the last look decides an undecided pair; None after it, and before there is a gap.
+    `gap` and `n`, the number of seeds, are those of the decision, or of the last look of an undecided pair. `chance` is
+    the probability that the last look decides an undecided pair; None after it, and before there is a gap.
     """
 
     label: Label
@@ -93,7 +94,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Progress:
-    """`looks` is {number of seeds: what they say of every pair that was open before and has enough scores}.
+    """How far a study is.
+
+    `looks` is {number of seeds: {pair: gap}}, of the pairs that were open before and have enough scores.
 
     `wanted` has (variant, index of its seed) of every cell that the next look lacks, seed by seed. It is empty when no
     pair is open or the last look is done.
@@ -173,7 +176,7 @@ class _LookResult:
     boundary: _Boundary
 
     def gap(self, place: int, log: bool) -> Gap:
-        """Of a pair of the first study."""
+        """The gap of one pair, of the first study."""
         value, error, half_width = (float(array[0, place]) for array in (self.value, self.error, self.half_width))
         p = self.boundary.p(value, error, int(self.row[0, place]))
         return Gap(value, value - half_width, value + half_width, p, int(self.scores[0, place]), log)

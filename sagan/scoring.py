@@ -72,7 +72,7 @@ class Scorer:
         gathered = [batch for batches in self._world.gather(first) for batch in batches]
         value = diversity(torch.cat(gathered)) / self.real_diversity if gathered else 0.0
         metrics = {**metrics, "sample_diversity": self._world.broadcast(value)}
-        if metrics["sample_diversity"] >= _COLLAPSED_DIVERSITY and not _repeat_themselves(metrics):
+        if metrics["sample_diversity"] >= _COLLAPSED_DIVERSITY and not _classes_have_collapsed(metrics):
             self.best.offer(step, metrics["fid"], average)
         return metrics
 
@@ -87,12 +87,13 @@ class Scorer:
         return {"best/step": float(self.best.step)} | best
 
     def has_collapsed(self, metrics: dict[str, float], is_last: bool) -> bool:
-        """Whether samples with these metrics have collapsed, overall or within classes, and earlier ones had not."""
+        """Whether samples with these metrics have collapsed, overall or within classes: earlier ones had not, or
+        this is the last evaluation."""
         has_collapsed = metrics["sample_diversity"] < _COLLAPSED_DIVERSITY and (self.has_varied or is_last)
-        has_collapsed |= _repeat_themselves(metrics) and (self.has_varied_within or is_last)
-        # Twice the limit, so that a generator that hovers about it has not varied.
+        has_collapsed |= _classes_have_collapsed(metrics) and (self.has_varied_within or is_last)
+        # Twice the limit: a value that fluctuates around the limit does not count as varied.
         self.has_varied |= metrics["sample_diversity"] > 2 * _COLLAPSED_DIVERSITY
-        self.has_varied_within |= not _repeat_themselves(metrics, 2 * COLLAPSED)
+        self.has_varied_within |= not _classes_have_collapsed(metrics, 2 * COLLAPSED)
         return has_collapsed
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def real_diversity(dataset: ImageDataset) -> float:
     return diversity(dataset.images[spread])
 
 
-def _repeat_themselves(metrics: dict[str, float], limit: float = COLLAPSED) -> bool:
+def _classes_have_collapsed(metrics: dict[str, float], limit: float = COLLAPSED) -> bool:
     """Whether at least half of the classes vary less than `limit`; False where no class has two samples."""
     of_class = [value for name, value in metrics.items() if name.startswith("class_diversity/")]
     of_class = of_class or [metrics.get("class_diversity", math.inf)]  # only the mean of many classes is reported

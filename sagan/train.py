@@ -69,8 +69,8 @@ def main(
     console = Console(quiet=not first, markup=False, highlight=False, soft_wrap=True)
     device = options.device or "cpu"
     with _Signals() as signals, ExitStack() as journals:
-        _end_with(options.parent, 8.0)
-        _end_with(os.getppid() if _is_one_of_several() else None, 60.0)
+        _exit_with_process(options.parent, 8.0)
+        _exit_with_process(os.getppid() if _is_one_of_several() else None, 60.0)
         try:
             try:
                 known = read_run(folder)
@@ -143,7 +143,7 @@ class _Signals:
             raise SystemExit(self.status)
 
 
-def _end_with(parent: int | None, seconds: float) -> None:
+def _exit_with_process(parent: int | None, seconds: float) -> None:
     """When the process `parent` has ended, this one gets SIGTERM, and is ended if it is there after so many seconds: it
     may be waiting for a GPU or a process that never answers."""
 

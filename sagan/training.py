@@ -1,4 +1,4 @@
-"""Training as a generator of events, which the caller logs; nothing here depends on a tracker.
+"""The training loop: `Trainer.run` yields events, which the caller logs; nothing here depends on a tracker.
 
 Everything random is a function of (config, seed, step), so a run that was stopped and resumed from its checkpoint
 ends with the same bits as one that was not, on one machine's CPU.
@@ -87,7 +87,7 @@ class Trainer:
         torch.set_flush_denormal(True)  # denormals slow a CPU tenfold
         torch.backends.cudnn.allow_tf32 = False  # by default a GPU computes fp32 convolutions in TF32
         self.config, self.seed, self.directory = config, seed, directory
-        self._drawn_from = drawn_from = seed_of_streams(seed, config.optim.streams)
+        self._stream_seed = stream_seed = seed_of_streams(seed, config.optim.streams)
         self.device = torch.device(device)
         self.world = World.here()
         config.check_shared(self.world.size)
@@ -98,13 +98,13 @@ class Trainer:
         dataset = open_dataset(config.data, data_root, cache_dir).conditioned(config.model.conditioning)
         self.classes, self.groups, self.data_fingerprint = dataset.classes, dataset.groups, dataset.fingerprint
         size, h_flip = config.optim.batch_size, config.data.h_flip
-        self.batches = Batches(dataset, size, drawn_from, h_flip, self.device, self.shard)
+        self.batches = Batches(dataset, size, stream_seed, h_flip, self.device, self.shard)
 
         resolution, num_classes = config.data.resolution, len(dataset.classes)
-        self.generator = Generator(config.model, resolution, num_classes, seed=drawn_from).to(self.device)
-        self.discriminator = Discriminator(config.model, resolution, num_classes, seed=drawn_from).to(self.device)
+        self.generator = Generator(config.model, resolution, num_classes, seed=stream_seed).to(self.device)
+        self.discriminator = Discriminator(config.model, resolution, num_classes, seed=stream_seed).to(self.device)
         # The moving average of G; a plain copy of it, taken at each evaluation, when ema_decay is 0.
-        self.average = Generator(config.model, resolution, num_classes, seed=drawn_from).to(self.device)
+        self.average = Generator(config.model, resolution, num_classes, seed=stream_seed).to(self.device)
         self.average.requires_grad_(False)
         own_groups = max(1, config.model.bn_groups // self.world.size)
         for network in (self.generator, self.average):
@@ -128,7 +128,7 @@ class Trainer:
             dataset, config.eval, self.device, cache_dir=cache_dir, inception_weights=inception_weights, weights=weights
         )
         self.metric_fingerprint = evaluator.fingerprint
-        self.scorer = Scorer(evaluator, Sampler(config, num_classes, drawn_from, self.device, self.world), dataset)
+        self.scorer = Scorer(evaluator, Sampler(config, num_classes, stream_seed, self.device, self.world), dataset)
 
         optional = {"loss_class": self.discriminator.classifier is not None, "r1": config.optim.r1_gamma > 0}
         self.logged = (*_LOGGED, *(name for name, is_used in optional.items() if is_used))
@@ -244,15 +244,15 @@ class Trainer:
 
     def _noise(self, purpose: str, turn: int) -> tuple[Tensor, Tensor]:
         size = self.config.optim.batch_size, self.config.model.z_dim, len(self.classes)
-        z, labels = noise(stream(self._drawn_from, purpose, turn), *size)
+        z, labels = noise(stream(self._stream_seed, purpose, turn), *size)
         return to_device(z[self.shard], self.device), to_device(labels[self.shard], self.device)
 
     def _draws(self, purpose: str, turn: int, batches: int) -> list[Tensor]:
         """The random numbers of `data.augment` for so many batches, (batches * B, 7); none where it is not used."""
         if not self.config.data.augment:
             return []
-        drawn_from = stream(self._drawn_from, purpose, turn)
-        draws = torch.rand(batches, self.config.optim.batch_size, NUM_DRAWS, generator=drawn_from)
+        generator = stream(self._stream_seed, purpose, turn)
+        draws = torch.rand(batches, self.config.optim.batch_size, NUM_DRAWS, generator=generator)
         return [to_device(draws[:, self.shard].flatten(0, 1), self.device)]
 
     def _average_weights(self) -> None:

@@ -46,7 +46,7 @@ def structures() -> dict[str, Config]:
     """{"attention_position/feat32": config}: one name for all variants of all studies that are built alike."""
     found: dict[Config, str] = {}
     for path in STUDIES:
-        for variant in read_study(path, PRESET, {}).outline().variants():
+        for variant in read_study(path, PRESET, {}).with_all_trials().variants():
             if variant.build_error is None:
                 found.setdefault(structure(variant.config), f"{path.stem}/{variant.name}")
     return {name: config for config, name in found.items()}

@@ -1,4 +1,4 @@
-"""What is written to MLflow: the runs of cells, by the journals of their attempts, and the table of a study.
+"""Writes to MLflow: the runs of cells, from the journals of their attempts, and the table of a study.
 
 Both may be repeated without effect: a metric point is identified by its timestamp; tags and artifacts are overwritten.
 """
@@ -30,7 +30,7 @@ from sagan.run_folder import CONFIG, PROTOCOL
 
 if TYPE_CHECKING:
     from ablations.attempts import Attempt, UploadState
-    from ablations.table import Row
+    from ablations.table import VariantRow
     from ablations.tracking.store import Store
 
 VIEW = "table"  # the key of the view that shows its columns
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sender:
-    """`opened` are the attempts whose run is known to exist, by folder and run."""
+    """Uploads attempts. `opened` are those whose run is known to exist, by folder and run."""
 
     client: MlflowClient
     opened: set[tuple[Path, str | None]]
@@ -50,7 +50,7 @@ class Sender:
         """Uploads what the store lacks of an attempt, and how it ended if it `has_ended`.
 
         What the store refuses, and files that are gone, are left out with an error in the log. Where it has an outcome
-        of the cell from another disk, nothing is uploaded. Raises the client's error where the store is unreachable.
+        of the cell that this attempt lacks, nothing is uploaded. Raises the client's error if the store is unreachable.
         """
         state = attempt.upload_state
         if state.is_lost:
@@ -249,7 +249,7 @@ def write_table(
     store: Store,
     experiment_id: str,
     study: Study,
-    rows: Sequence[Row],
+    rows: Sequence[VariantRow],
     description: str,
     search: Mapping[str, Any] | None,
     commit: str | None,
@@ -295,7 +295,7 @@ def write_table(
             texts[experiment_id, name] = text
 
 
-def _write_row(client: MlflowClient, run: Run, study: Study, row: Row) -> None:
+def _write_row(client: MlflowClient, run: Run, study: Study, row: VariantRow) -> None:
     """What one variant's row shows. A figure that is no longer there becomes NaN: MLflow deletes none."""
     variant, primary = row.variant, row.estimates.get(study.metric)
     numbers = {metric: found.mean for metric, found in row.estimates.items()}

@@ -37,7 +37,7 @@ from ablations.tracking.sending import VIEW, Sender, cell_key, find_run, write_t
 from sagan.journal import Record, current
 
 if TYPE_CHECKING:
-    from ablations.table import Row
+    from ablations.table import VariantRow
 
 SCHEMA = "2"  # of what is in an experiment; the first version had a run per launch and no such tag
 _PATIENCE_SECONDS = 60.0  # for a store that stops answering
@@ -61,13 +61,13 @@ class StoreUnreachable(Exception):
 class Store:
     """An MLflow store that answers. Creates the tables of a new SQLite file; raises ValueError where it cannot.
 
-    If MLflow becomes unreachable, optional uploads are skipped and `is_away` is True. `read_only` writes nothing,
-    neither to a SQLite file nor beside it, so that a folder without write permission can be read, too.
+    If MLflow becomes unreachable, optional uploads are skipped and `is_unreachable` is True. With `read_only`
+    no tables are made and no paths are updated; a database without write permission is read from a temporary copy.
     """
 
     def __init__(self, uri: str, read_only: bool = False) -> None:
         self.uri, path = uri, sqlite_path(uri)
-        self.is_away = False
+        self.is_unreachable = False
         self._reason = ""
         self._last: dict[str, dict[str, Result]] = {}  # by experiment
         self._scores: dict[tuple[str, str], dict[str, float]] = {}  # of finished runs, by id and metric
@@ -78,7 +78,7 @@ class Store:
         with FileLock(f"{path}.lock") if writes else contextlib.nullcontext():
             try:
                 if path and read_only:
-                    self.client = self._open_copy(path)
+                    self.client = self._open_for_reading(path)
                 else:
                     if path and not path.exists():
                         with new_database(path) as draft:
@@ -97,9 +97,9 @@ class Store:
             if path and writes:
                 with contextlib.closing(sqlite3.connect(path)) as connection, connection:
                     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers do not block writers
-                    _bring_artifacts_along(connection, path.resolve().parent / "mlruns")
+                    _update_artifact_paths(connection, path.resolve().parent / "mlruns")
 
-    def _open_copy(self, path: Path) -> MlflowClient:
+    def _open_for_reading(self, path: Path) -> MlflowClient:
         """A client of a copy of the file where the file or its folder cannot be written: SQLite reads a database in WAL
         mode only where it can make files beside it. MLflow makes a folder for artifacts in the current one."""
         self._scratch = tempfile.TemporaryDirectory(prefix="ablations-")  # gone with this object
@@ -164,7 +164,7 @@ class Store:
             )
 
     def register_seeds(self, experiment_id: str, study: Study) -> None:
-        """For `check_seeds`."""
+        """Stores the plan of adaptive seeds in a tag of the experiment, which `check_seeds` reads."""
         plan = json.dumps({"protocol": study.protocol, **study.plan_of_seeds()})
         self._call_with_patience(lambda: self.client.set_experiment_tag(experiment_id, _seeds_tag(study), plan))
 
@@ -213,7 +213,7 @@ class Store:
         self,
         experiment_id: str,
         study: Study,
-        rows: Sequence[Row],
+        rows: Sequence[VariantRow],
         description: str,
         search: Mapping[str, Any] | None = None,
         commit: str | None = None,
@@ -246,7 +246,11 @@ class Store:
         kept = {}
         for attempt in all_attempts(folder):
             study = attempt.copied.get("shared_study")
-            if (shared or study is None) and (self.is_away or attempt.has_unsent) and not attempt.upload_state.is_lost:
+            if (
+                (shared or study is None)
+                and (self.is_unreachable or attempt.has_unsent)
+                and not attempt.upload_state.is_lost
+            ):
                 if (outcome := attempt.outcome) is not None:
                     kept[attempt.cell.key] = _result_of_journal(attempt, outcome, study)
         return {**kept, **self._last[experiment_id]}
@@ -264,7 +268,7 @@ class Store:
         return self._scores[place]
 
     def find_outcome(self, experiment_id: str, cell: Cell, shared: bool) -> str | None:
-        """That of a cell, where some host has recorded it; None also while the store is unreachable."""
+        """The outcome of a cell; None where no host has recorded one, and while the store is unreachable."""
         run = self._call_or_default(lambda: find_run(self.client, experiment_id, cell, shared), None)
         return run.data.tags.get("outcome") if run is not None else None
 
@@ -323,11 +327,11 @@ class Store:
         """Uploads what earlier launches left below `folder`, runs/STUDY, except of `living` cells (by key), which some
         launcher trains now. `wait`: for the store, a minute at most."""
         rest = [attempt for attempt in all_attempts(folder) if attempt.has_unsent and attempt.cell.key not in living]
-        give_up = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while rest:
             if self._succeeds(lambda: self.send(experiment_id, rest[0], True)):
                 rest.pop(0)
-            elif not wait or time.monotonic() > give_up:
+            elif not wait or time.monotonic() > deadline:
                 return
             else:
                 time.sleep(1.0)
@@ -363,11 +367,11 @@ class Store:
         self._succeeds(end)
 
     def runs_of_all(self, condition: str) -> Iterator[Run]:
-        """Of all studies."""
+        """The runs of all studies that meet `condition`."""
         return self.runs([str(found.experiment_id) for found in self.client.search_experiments()], condition)
 
     def runs(self, experiments: str | list[str], condition: str) -> Iterator[Run]:
-        """Those of one experiment, or of several."""
+        """The runs of one or several experiments that meet `condition`."""
         experiment_ids = [experiments] if isinstance(experiments, str) else experiments
         token: str | None = None
         while token != "":
@@ -377,18 +381,18 @@ class Store:
 
     def _call(self, call: Callable[[], T]) -> T:
         """What `call` returns, after a second call if the first fails. Raises StoreUnreachable."""
-        for pause in (0.0,) if self.is_away else (0.0, 1.0):
+        for pause in (0.0,) if self.is_unreachable else (0.0, 1.0):
             time.sleep(pause)
             try:
                 answer = call()
             except (MlflowException, OSError) as error:
                 self._reason = first_line(error)
-                if not self.is_away:
+                if not self.is_unreachable:
                     _log.warning("tracking: %s", self._reason)
             else:
-                self.is_away = False
+                self.is_unreachable = False
                 return answer
-        self.is_away = True
+        self.is_unreachable = True
         raise StoreUnreachable(f"the tracking store does not answer ({self._reason})")
 
     def _succeeds(self, call: Callable[[], object]) -> bool:
@@ -408,12 +412,12 @@ class Store:
 
     def _call_with_patience(self, call: Callable[[], T]) -> T:
         """What `call` returns, retried for _PATIENCE_SECONDS. Raises StoreUnreachable."""
-        give_up = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
                 return self._call(call)
             except StoreUnreachable:
-                if time.monotonic() > give_up:
+                if time.monotonic() > deadline:
                     raise
             time.sleep(1.0)
 
@@ -423,7 +427,7 @@ def first_line(error: Exception) -> str:
     return without_password((str(error).splitlines() or [type(error).__name__])[0])[:300]
 
 
-def _bring_artifacts_along(connection: sqlite3.Connection, artifacts: Path) -> None:
+def _update_artifact_paths(connection: sqlite3.Connection, artifacts: Path) -> None:
     """Updates the paths of artifacts in the database after its folder was moved or copied: MLflow stores absolute
     paths. `artifacts` is the folder beside the database; where it does not exist, an old path that exists is kept."""
     ours = "SELECT experiment_id FROM experiment_tags WHERE key = 'schema'"
@@ -442,7 +446,7 @@ def _bring_artifacts_along(connection: sqlite3.Connection, artifacts: Path) -> N
 
 
 def _result_of_journal(attempt: Attempt, outcome: str, shared_study: str | None) -> Result:
-    """From the journals of the cell, of which `attempt` is the last."""
+    """The result of a cell, read from the journals of its attempts, of which `attempt` is the last."""
     lines = [record for one in (*attempt.earlier, attempt) for record in one.read(0, one.end)[0]]
     points: dict[str, dict[int, float]] = {}
     for record in (records := current(lines)):
@@ -458,7 +462,7 @@ def _result_of_journal(attempt: Attempt, outcome: str, shared_study: str | None)
 
 
 def _seeds_tag(study: Study) -> str:
-    """Of an experiment: each protocol of a study is decided by itself."""
+    """The name of the tag that has the plan of one protocol: each protocol of a study is decided by itself."""
     return f"adaptive.{hashlib.sha256(study.protocol.encode()).hexdigest()[:8]}"
 
 

@@ -15,7 +15,7 @@ from ablations.attempts import Attempt
 if TYPE_CHECKING:
     from ablations.tracking.store import Store
 
-_SECONDS = 1.0  # between two reads of the journals
+_INTERVAL_SECONDS = 1.0  # between two reads of the journals
 _RETRY_SECONDS = 10.0  # while the store does not answer
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Uploader:
         self._lock = threading.Lock()
         self._sending = threading.Lock()  # held during each upload; taken before the other one
         self._wake, self._closing = threading.Event(), False
-        self._quiet_until = 0.0
+        self._retry_at = 0.0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -68,8 +68,8 @@ class Uploader:
         """Ended attempts whose upload is complete, each returned once. While MLflow is unreachable, also those still
         to be uploaded."""
         with self._lock:
-            is_away = time.monotonic() < self._quiet_until
-            found = [f for f in self._followed.values() if f.has_ended and not f.is_taken and (f.is_sent or is_away)]
+            is_waiting = time.monotonic() < self._retry_at
+            found = [f for f in self._followed.values() if f.has_ended and not f.is_taken and (f.is_sent or is_waiting)]
             for followed in found:
                 followed.is_taken = True
             return [followed.attempt for followed in found]
@@ -95,7 +95,7 @@ class Uploader:
 
     def _run(self) -> None:
         while not self._closing:
-            self._wake.wait(_SECONDS)
+            self._wake.wait(_INTERVAL_SECONDS)
             self._wake.clear()
             self._send_all()
         self._send_all()
@@ -105,7 +105,7 @@ class Uploader:
             waiting = [followed for followed in self._followed.values() if not followed.is_sent]
         for followed in waiting:
             began = time.monotonic()
-            if began < self._quiet_until or not self._may_send():
+            if began < self._retry_at or not self._may_send():
                 return
             with self._sending:
                 with self._lock:
@@ -114,10 +114,10 @@ class Uploader:
                 is_sent = self._store.try_to_send(self._experiment_id, followed.attempt, followed.has_ended)
             if not is_sent:
                 seconds = time.monotonic() - began
-                self._quiet_until = time.monotonic() + max(_RETRY_SECONDS, 10 * seconds)
+                self._retry_at = time.monotonic() + max(_RETRY_SECONDS, 10 * seconds)
                 return
             followed.is_sent = followed.has_ended
             self._is_table_old |= followed.has_ended
-        if self._is_table_old and time.monotonic() >= self._quiet_until:
+        if self._is_table_old and time.monotonic() >= self._retry_at:
             self._write_table()
-            self._is_table_old = self._store.is_away
+            self._is_table_old = self._store.is_unreachable

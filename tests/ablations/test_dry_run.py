@@ -31,7 +31,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
 
 
 def said(study: Study, store: Store | None = None) -> str:
-    return dry_run._power(study, study.outline().cells(), dry_run._noise(study, store))
+    return dry_run._power(study, study.with_all_trials().cells(), dry_run._noise(study, store))
 
 
 def test_the_visible_difference_rests_on_the_shipped_noise_or_is_told_in_sds(
@@ -52,9 +52,9 @@ def test_the_visible_difference_rests_on_the_shipped_noise_or_is_told_in_sds(
 
 
 def test_one_seed_per_variant_shows_nothing_and_trials_of_a_search_are_no_seeds(write_study: WriteStudy) -> None:
-    assert "nothing, for no comparison has two seeds" in said(read_study(write_study()).at_seeds([0]))
+    assert "no comparison has two seeds for both variants" in said(read_study(write_study()).at_seeds([0]))
     study = read_study(Path(__file__).parents[2] / "studies" / "ttur_search.yaml")
-    assert f"(1 comparison, n = {len(study.seeds)} per variant)" in said(study.outline())
+    assert f"(1 comparison, n = {len(study.seeds)} per variant)" in said(study.with_all_trials())
 
 
 def test_the_noise_of_the_store_is_that_of_runs_as_long_and_scored_alike_in_any_study(
@@ -122,8 +122,8 @@ def test_adaptive_seeds_cost_fewer_runs_where_there_is_more_to_find(write_study:
         study, study.cells(), 12, {"none": 60.0, "feat32": 60.0}, 2, dry_run.Noise(0.2, True, "")
     )
     found = {title: int(runs) for title, runs in zip(*(column._cells for column in table.columns[:2]), strict=True)}
-    assert list(found) == ["no difference", "10%", "20%", "40%", "the most"]
-    assert found["40%"] < 14 < found["20%"] <= found["the most"] == 24
+    assert list(found) == ["no difference", "10%", "20%", "40%", "all seeds"]
+    assert found["40%"] < 14 < found["20%"] <= found["all seeds"] == 24
     assert list(table.columns[2]._cells)[-1] == "12 min", "both cells of a seed at once"
     bounded = dry_run._adaptive_cost(study, study.cells(), 6, {"none": 60.0}, 2, dry_run.Noise(None, True, ""))
-    assert [list(column._cells)[-1] for column in bounded.columns[:3]] == ["the most", "6", "5.0 min"]
+    assert [list(column._cells)[-1] for column in bounded.columns[:3]] == ["all seeds", "6", "5.0 min"]

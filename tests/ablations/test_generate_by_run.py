@@ -52,7 +52,7 @@ MISTAKES = [
     ([RUN_ID], "--tracking-uri: must be a store that exists, got 'sqlite:///mlflow.db'"),
     ([RUN_ID, "--out", "grid.jpg"], r"--out: must end in \.png"),
     ([RUN_ID, "--tracking-uri=STORE"], f"RUN_ID: must be a run of the store .*, got {RUN_ID}"),
-    (["half", "--tracking-uri=STORE"], "of which no generator.safetensors can be had"),
+    (["half", "--tracking-uri=STORE"], "whose generator.safetensors cannot be loaded"),
 ]
 
 

@@ -64,7 +64,7 @@ def test_a_worker_takes_no_more_threads_than_the_user_allows_and_as_many_as_are_
 
 
 def test_a_gpu_that_is_not_there_is_refused(box: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="has cuda:0 to cuda:1, got 'cuda:2'"):
+    with pytest.raises(ValueError, match="must be one of cuda:0 to cuda:1 on this machine, got 'cuda:2'"):
         find_devices("cuda:2")
 
 

@@ -147,7 +147,7 @@ def test_a_mutated_study_is_a_located_error_or_a_plan_that_can_be_run(path: Path
     path.write_bytes(content)
     try:
         study = read_study(path)
-        cells = study.outline().cells()
+        cells = study.with_all_trials().cells()
     except StudyError as error:
         assert error.messages
         for message in error.messages:

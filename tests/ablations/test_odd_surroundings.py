@@ -164,7 +164,7 @@ def test_a_store_of_an_older_version_is_read_as_far_as_it_goes(old: Path) -> Non
 
 def test_a_queue_of_an_older_version_is_worked_off(tmp_path: Path) -> None:
     url, cells = f"sqlite:///{tmp_path}/optuna.db", read_study(STUDY).cells()
-    with contextlib.closing(CellQueue(url, "smoke", cells, grace=-1.0)) as queue:
+    with contextlib.closing(CellQueue(url, "smoke", cells, timeout_seconds=-1.0)) as queue:
         assert queue.enqueue({}) == 2
         claim = queue.claim(LauncherProcess.here())
         assert claim is not None
@@ -172,7 +172,7 @@ def test_a_queue_of_an_older_version_is_worked_off(tmp_path: Path) -> None:
             connection.execute("delete from trial_user_attributes where key = 'deaths'")
             connection.execute("update trial_user_attributes set value_json = '{\"pid\": 1}' where key = 'worker'")
         assert queue.living().keys() == {claim.cell.key}, "who wrote less than we do is judged by silence"
-        assert [cell.key for cell in queue.reap()] == [claim.cell.key]
+        assert [cell.key for cell in queue.release_stale()] == [claim.cell.key]
         with sqlite3.connect(tmp_path / "optuna.db") as connection:
             connection.execute("delete from trial_user_attributes where key = 'worker'")
         claimed: list[Cell] = []

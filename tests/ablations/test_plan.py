@@ -76,8 +76,8 @@ def test_the_protocol_names_preset_and_changes_in_one_order(write_study: WriteSt
 
 def test_the_outline_of_a_search_has_the_cells_that_it_will_have() -> None:
     study = read_study(Path(__file__).parents[2] / "studies" / "ttur_search.yaml")
-    names = [cell.name for cell in study.outline().cells()]
+    names = [cell.name for cell in study.with_all_trials().cells()]
     assert names[:2] == ["trial00/seed100", "trial01/seed100"]
     assert len(names) == 6 + 2 * 3
     assert study.plan()["design"] == "search"
-    assert study.outline().cells("best/seed20")[0].name == "best/seed20"
+    assert study.with_all_trials().cells("best/seed20")[0].name == "best/seed20"

@@ -34,7 +34,7 @@ BAD = [
     (["--seeds", "1,1"], "--seeds: must be different"),
     (["--until", "soon"], "--until: must be a time above 0, got 'soon'; write 45min, 2h or 90s"),
     (["--until", "0h"], "--until: must be a time above 0, got '0h'"),
-    (["--most", "8"], "--most: needs adaptive seeds, but .*study.yaml lists its seeds"),
+    (["--most", "8"], "--most: needs adaptive seeds, but .*study.yaml has a list; remove one of them"),
     (["--only", "feat9"], "study.yaml: --only: no cell matches 'feat9'; variants are none, feat32, "),
     (["--only", "feat64"], r"feat64 \(needs 128 px\)"),
     (["--rerun", "feat9"], "--rerun: no cell matches 'feat9'; cells are none/seed0, feat32/seed0, none/seed1, "),
@@ -131,7 +131,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert "feat32 changes against none: model.attention.at [] -> [32]" in shown
     assert "needs 128 px" in shown
     assert "4 cells: none/seed0, feat32/seed0, none/seed1, feat32/seed1" in shown
-    assert "--calibrate does better" in shown
+    assert "--calibrate measures it" in shown
     assert "What this could show with 80 % power (1 comparison, n = 2 per variant): " in shown
     assert list(work.iterdir()) == []
 

@@ -55,7 +55,7 @@ def test_a_file_is_named_as_its_study_and_opens_with_question_expectation_and_co
     for file in FILES:
         study = read_study(file)
         assert (study.name, len(study.seeds) < 3) == (file.stem, file.stem == "smoke")
-        assert study.outline().cells()
+        assert study.with_all_trials().cells()
         lines = file.read_text().splitlines()
         assert [line.split(":")[0] for line in lines if line.startswith(HEADER)] == list(HEADER), file.name
 

@@ -161,7 +161,7 @@ def test_a_cell_that_ended_without_a_store_is_recorded_and_sent_later(
     with monkeypatch.context() as patch:
         patch.setattr(store, "client", AWAY)
         store.send_rest(experiment_id, folder, living=())
-        assert store.is_away
+        assert store.is_unreachable
         result = store.recorded(experiment_id, folder)[cell.key]
         assert (result.outcome, result.metrics["fid"]) == ("collapsed", 2.0)
     assert [unsent.has_unsent for unsent in all_attempts(folder)] == [True]
@@ -405,19 +405,19 @@ def test_a_launch_survives_a_store_that_goes_away(
     before = store.recorded(experiment_id, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(store, "client", AWAY)
-        assert store.recorded(experiment_id, tmp_path) == before and store.is_away
+        assert store.recorded(experiment_id, tmp_path) == before and store.is_unreachable
         assert not store.write_table(experiment_id, study, *summary(study, before), {"trials": 3})
         store.end_abandoned(experiment_id, set())
         assert store.find_shared(cell) == [] and store.find_outcome(experiment_id, cell, True) is None
         with pytest.raises(StoreUnreachable, match="does not answer .*away"):
             store.open_experiment(study)
-    assert store.write_table(experiment_id, study, *summary(study, before), {"trials": 3}) and not store.is_away
+    assert store.write_table(experiment_id, study, *summary(study, before), {"trials": 3}) and not store.is_unreachable
 
 
 def test_the_uploader_sends_beside_its_caller_and_nothing_of_a_lost_cell(
     store: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablations.tracking.uploader._SECONDS", 0.01)
+    monkeypatch.setattr("ablations.tracking.uploader._INTERVAL_SECONDS", 0.01)
     experiment_id = store.open_experiment(study)
     done, lost = (begin(tmp_path, cell) for cell in study.cells()[:2])
     has_claims = False
@@ -445,7 +445,7 @@ def test_a_journal_is_replaced_only_when_no_upload_of_it_is_under_way(study: Stu
     begun, go_on = threading.Event(), threading.Event()
 
     class Slow:
-        is_away = False
+        is_unreachable = False
 
         def try_to_send(self, _experiment_id: str, attempt: Attempt, _has_ended: bool) -> bool:
             begun.set()
