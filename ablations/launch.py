@@ -44,7 +44,7 @@ def run_studies(
     written then.
     """
     store = _open(studies, options)
-    worst, summaries, links, living = 0, list[str](), list[str](), set[str]()
+    worst, summaries, links, others = 0, list[str](), list[str](), set[str]()
     with Interrupt(options.until_seconds) as interrupt:
         for number, (study, pool) in enumerate(studies, 1):
             if len(studies) > 1:
@@ -59,7 +59,7 @@ def run_studies(
                     good |= {"new", "waiting", "running"}
                 worst = max(worst, int(any(state.state not in good for state in states)))
                 recorded = None if options.worker_only or store.is_unreachable else launcher.cell_scores()
-                living |= launcher.living()  # of launchers that will upload them
+                others |= launcher.trained_by_others()
             except Exception as error:
                 if (reason := _outage(error, options)) is None:
                     raise
@@ -83,7 +83,7 @@ def run_studies(
     if len(studies) > 1:
         console.out("\n".join(summaries))
     folders = [options.runs / study.name for study, _ in studies]
-    unsent = {attempt.cell.key for folder in folders for attempt in all_attempts(folder) if attempt.has_unsent} - living
+    unsent = {attempt.cell.key for folder in folders for attempt in all_attempts(folder) if attempt.has_unsent} - others
     if unsent:
         console.out(
             f"{len(unsent)} cells are not fully uploaded to MLflow; their data is in {options.runs}. "

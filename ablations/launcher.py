@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -145,10 +145,10 @@ class Launcher:
         """Every cell that was asked for has ended, well or not."""
         return all(state.state in ("done", "failed") for state in self.states.values())
 
-    def living(self) -> Set[str]:
-        """The keys of the study's cells that some launcher trains now."""
+    def trained_by_others(self) -> set[str]:
+        """The keys of the study's cells that other launchers train now."""
         with self._open_queue([]) as queue:
-            return queue.living().keys()
+            return {key for key, launcher in queue.living().items() if launcher != self._me}
 
     def results(self) -> dict[str, Result]:
         return self._store.recorded(self._experiment_id, self._folder, self.options.reuse, metrics_of(self.study))
