@@ -43,6 +43,9 @@ def main(arguments: Sequence[str], trainer: Callable[..., Any] | None = None) ->
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the studies are run, or Ctrl-C given twice
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -184,3 +184,15 @@ def test_help_and_a_bad_file_answer_before_anything_slow_is_imported(arguments: 
     assert done.returncode == (0 if arguments == ["--help"] else 2)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "mlflow", "optuna", "pandas", "numpy"}
+
+
+def test_ctrl_c_before_the_first_study_is_one_line(
+    write_study: Callable[..., Path], work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ablations.launch.run_studies", interrupted)
+    monkeypatch.setattr("ablations.trainers.start_server", lambda threads: None)
+    assert main([str(write_study())]) == 130
+    assert capsys.readouterr().err == "Stopped. The same command goes on from here.\n"
