@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from ablations.results import label, scale_of
+from ablations.results import label
 from ablations.verdicts import VerdictRow
 
 if TYPE_CHECKING:
@@ -87,19 +87,16 @@ def verdict_table(study: Study, rows: Sequence[VerdictRow], states: Sequence[Cel
     for row in [*rows, *(VerdictRow(name, None) for name in running.keys() - {row.variant for row in rows})]:
         # A variant with several comparisons has its cells in the first of its rows.
         bars = [_bars(running.pop(row.variant, []))] if states else []
-        table.add_row(*row_texts(row, reference, scale_of(study.metric)), *bars)
+        table.add_row(*row_texts(row, reference), *bars)
     return table
 
 
-def row_texts(row: VerdictRow, reference: str, scale: float = 1.0) -> tuple[str, str, str, str, str]:
-    """Variant, n, mean, ratio or difference with its interval, and verdict; names references other than `reference`.
-
-    `scale` is that of the metric (`scale_of`).
-    """
-    found, compared = row.estimate and row.estimate.times(scale), row.comparison
+def row_texts(row: VerdictRow, reference: str) -> tuple[str, str, str, str, str]:
+    """Variant, n, mean, ratio or difference with its interval, and verdict; names references other than `reference`."""
+    found, compared = row.estimate, row.comparison
     against = verdict = ""
     if compared is not None:
-        gap = compared.gap.times(scale)
+        gap = compared.gap
         back = math.exp if gap.log else float
         against = f"{'x ' if gap.log else ''}{back(gap.value):.3g}"
         if gap.low is not None and gap.high is not None:

@@ -20,7 +20,7 @@ from ablations.machine import WorkerPool
 from ablations.plan import BEST, Cell, Study, show
 from ablations.preflight import DEFAULT_STORE, absolute, sqlite_path, without_password
 from ablations.queue import CellState
-from ablations.results import Result, label, scale_of
+from ablations.results import Result, label
 from ablations.search import Trials
 from ablations.slurm import open_executor, submit
 from ablations.storage import UNREACHABLE_ERRORS, exclusive, probe
@@ -225,7 +225,7 @@ def _show_verdicts(launcher: Launcher, recorded: CellScores, console: Console) -
         console.print(verdict_table(study, verdict_rows(study, recorded)))
     else:
         for row in verdict_rows(study, recorded):
-            name, n, mean, *rest = row_texts(row, study.baseline, scale_of(study.metric))
+            name, n, mean, *rest = row_texts(row, study.baseline)
             console.out(
                 ", ".join(filter(None, [f"{name}: n = {n}", mean and f"{label(study, study.metric)} {mean}", *rest]))
             )

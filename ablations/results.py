@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from reports import statistics
-from reports.metrics import heading, metric
+from reports.metrics import heading
 
 if TYPE_CHECKING:
     from ablations.plan import Study
@@ -58,11 +58,6 @@ def scores_of(points: Points, last_step: int, endpoint: int) -> dict[str, float]
         if last_step in values and len(last) == endpoint:
             found[name] = statistics.run_score(name, last)
     return found
-
-
-def scale_of(name: str) -> float:
-    """What a value of this metric is multiplied by where it is shown."""
-    return metric(name).scale
 
 
 def label(study: Study, metric: str) -> str:

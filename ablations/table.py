@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ablations import verdicts
 from ablations.plan import Study, Variant
-from ablations.results import Result, label, metrics_of, scale_of, usual_measurement
+from ablations.results import Result, label, metrics_of, usual_measurement
 from reports import statistics
 
 
@@ -93,7 +93,7 @@ def summary(study: Study, results: Mapping[str, Result], failed: Container[str] 
         "| " + " | ".join([":--", *["--:"] * len(shown), "--:", ":--"]) + " |",
     ]
     for row in found:
-        texts = [_text(row.estimates.get(key), scale_of(key)) for key in shown]
+        texts = [_text(row.estimates.get(key)) for key in shown]
         n = row.estimates[study.metric].n if study.metric in row.estimates else 0
         lines.append("| " + " | ".join([row.variant.name, *texts, str(n), row.note]) + " |")
     return found, "\n".join(lines)
@@ -116,9 +116,8 @@ def _scores(own: Mapping[str, Sequence[Result]], metric: str) -> dict[str, list[
     return {name: [one.scores[metric] for one in found if metric in one.scores] for name, found in own.items()}
 
 
-def _text(found: statistics.Estimate | None, scale: float) -> str:
+def _text(found: statistics.Estimate | None) -> str:
     if found is None:
         return "–"
-    found = found.times(scale)
     interval = "" if found.low is None or found.high is None else f" ({found.low:.3g} to {found.high:.3g})"
     return f"{found.mean:.3g}{interval}"

@@ -7,7 +7,7 @@ the report are the same words.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from reports import format, statistics
 from reports.metrics import metric
@@ -66,7 +66,6 @@ def in_words(
     `label` is what the metric `key` is called; `margin` is that of adaptive seeds, whose looks are `looked`.
     """
     sign = -1 if metric(key).lower is False else 1
-    rows = [replace(row, gap=row.gap.times(metric(key).scale)) for row in rows]
     better_first = sorted(rows, key=lambda row: sign * row.gap.value)
     shown = [row for row in better_first if row.shown]
     said = list(_differences_shown(shown, label))

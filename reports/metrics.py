@@ -19,14 +19,13 @@ class Metric:
     """How a metric is shown. `heading` has {fd}, {kd} and {is} where the name depends on the feature extractor.
 
     `lower` is True where lower is better, None where neither is. A `ratio` is positive and has no upper bound, so it is
-    compared by its logarithm. `scale` multiplies before printing. A metric may stand in the table of scores (the first
+    compared by its logarithm. A metric may stand in the table of scores (the first
     three of METRICS that the runs have, beside the primary one) and as a curve over training.
     """
 
     heading: str
     lower: bool | None = None
     ratio: bool = False
-    scale: float = 1.0
     in_scores: bool = False
     as_curve: bool = False
 
@@ -48,7 +47,7 @@ METRICS = {
     "relation_spread": Metric("relation spread (real: 1)"),
     "relation_error_se": Metric("sampling error of the relation error"),
     "relation_floor": Metric("relation error of real against real"),
-    "kid": Metric("{kd} × 1000", lower=True, scale=1000),
+    "kid": Metric("{kd}", lower=True),
     "is_mean": Metric("{is}, mean over ten splits", lower=False),
     "is_std": Metric("{is}, spread over ten splits"),
     "precision": Metric("precision", lower=False),

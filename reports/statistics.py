@@ -82,11 +82,6 @@ class Estimate:
     high: float | None
     n: int
 
-    def times(self, scale: float) -> Estimate:
-        """In the unit that is shown."""
-        low, high = (None if end is None else end * scale for end in (self.low, self.high))
-        return replace(self, mean=self.mean * scale, low=low, high=high)
-
 
 def estimate(values: Sequence[float], log: bool = False) -> Estimate | None:
     """The mean with its interval; None for no values. `log` needs values above 0. The interval assumes normal seeds."""
@@ -123,13 +118,6 @@ class Gap:
     @property
     def shown(self) -> bool:
         return self.p is not None and self.p < SIGNIFICANT
-
-    def times(self, scale: float) -> Gap:
-        """In the unit that is shown; a ratio stays as it is."""
-        if self.log or scale == 1:
-            return self
-        low, high = (None if end is None else end * scale for end in (self.low, self.high))
-        return replace(self, value=self.value * scale, low=low, high=high)
 
     def verdict(self, lower_is_better: bool | None) -> str:
         """By the one test of a study whose seeds are a list; lower or higher where neither direction is better."""

@@ -94,18 +94,16 @@ def intervals_note(results: Results, key: str) -> str:
 def score_texts(results: Results, key: str) -> dict[str, str]:
     """{variant: "10.5 (9.3 to 11.9)"}; a variant without a score says why in the row of the primary score or of FD."""
     rows = estimates(results, key)
-    scale = metric(key).scale
     found = [row for row in rows.values() if row]
-    half_widths = (scale * (row.mean - row.low) for row in found if row.low is not None)
-    sizes = [scale * row.mean for row in found]
+    half_widths = (row.mean - row.low for row in found if row.low is not None)
+    sizes = [row.mean for row in found]
     few = is_log(results, key) and min(sizes, default=1.0) < 1  # they span decades: more digits would be noise
     digits = max(format.decimals(sizes, digits=2 if few else 3), format.decimals(half_widths, digits=1))
     texts = {}
     for variant in results.variants:
         row = rows[variant.name]
         if row is not None:
-            low, high = (None if end is None else scale * end for end in (row.low, row.high))
-            texts[variant.name] = format.interval(scale * row.mean, low, high, digits)
+            texts[variant.name] = format.interval(row.mean, row.low, row.high, digits)
         elif key in (results.metric, "fid"):  # why there is none: what most of its cells are
             texts[variant.name] = variant.build_error or str(results.of(variant.name)["state"].mode().iat[0])
         else:

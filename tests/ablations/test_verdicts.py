@@ -13,7 +13,7 @@ from rich.console import Console
 from ablations.display import progress_line, row_texts, verdict_table
 from ablations.plan import PRIMARY_METRICS, UNDIRECTED, Study
 from ablations.queue import CellState
-from ablations.results import Result, scale_of
+from ablations.results import Result
 from ablations.study import read_study
 from ablations.table import answer
 from ablations.verdicts import CellScores, cell_scores, comparisons, verdict_rows, wanted
@@ -144,16 +144,6 @@ def test_seeds_that_an_earlier_launch_recorded_count_in_the_answer_and_in_the_ta
     other = study.at_seeds([7])
     assert answer(other, results) == f"So far (0 of 2 cells): {said}"
     assert [row.estimate and row.estimate.n for row in verdict_rows(other, cell_scores(other, results, ()))] == [3, 3]
-
-
-def test_a_metric_is_shown_in_the_unit_of_its_heading(write_study: WriteStudy) -> None:
-    study = read_study(write_study({"[0, 1]": "[0, 1, 2]", "seeds:": "metric: kid\nseeds:"}))
-    scores = {"none": [0.010, 0.0101, 0.0099], "feat32": [0.0040, 0.0041, 0.0039]}
-    recorded = scored(study, scores)
-    results = {key: Result("finished", {}, scores={"kid": score}) for key, score in recorded.items() if score}
-    assert answer(study, results).startswith("feat32 lowers KD embedded-v2 × 1000 by 6.00 against none (95 % interval ")
-    row = verdict_rows(study, recorded)[1]
-    assert row_texts(row, "none", scale_of("kid"))[2] == "4" and row_texts(row, "none", scale_of("kid"))[3][:3] == "-6 "
 
 
 def test_a_pair_without_scores_is_named_by_both_of_its_sides_where_there_are_several_references(

@@ -33,8 +33,8 @@ def test_a_heading_follows_from_the_key_also_of_a_class_a_group_and_the_best_wei
 
 
 def test_only_inception_features_earn_the_names_fid_kid_and_is() -> None:
-    assert [heading(key, INCEPTION) for key in ("fid", "kid", "is")] == ["FID", "KID × 1000", "IS"]
-    assert [heading(key, "") for key in ("fid", "kid", "is")] == ["FD", "KD × 1000", "IS"]
+    assert [heading(key, INCEPTION) for key in ("fid", "kid", "is")] == ["FID", "KID", "IS"]
+    assert [heading(key, "") for key in ("fid", "kid", "is")] == ["FD", "KD", "IS"]
 
 
 def test_what_is_positive_and_unbounded_is_compared_as_a_ratio_and_kid_which_may_be_negative_is_not() -> None:
