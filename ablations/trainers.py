@@ -115,9 +115,16 @@ class _Forked:
     def __init__(self, process: Any) -> None:
         self._process = process
         self.pid: int = process.pid
+        self._running: psutil.Process | None = None
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended already
+            self._running = psutil.Process(process.pid)
 
     def poll(self) -> int | None:
         status: int | None = self._process.exitcode
+        # If the server is killed, for want of memory say, this is the status of its processes, which go on.
+        if status == 255 and self._running is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._running.kill()
         return status
 
     def wait(self, timeout: float | None = None) -> int:

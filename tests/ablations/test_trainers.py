@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -137,6 +138,17 @@ def test_the_server_outlives_the_signals_that_end_a_launcher() -> None:
     time.sleep(0.5)
     assert server.is_running() and server.status() != psutil.STATUS_ZOMBIE
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_server_that_was_killed() -> None:
+    trainers.start_server(1)
+    started = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
+    started.start()
+    process, own = trainers._Forked(started), psutil.Process(started.pid)
+    psutil.Process(forkserver._forkserver._forkserver_pid).kill()
+    wait_until(lambda: process.poll() is not None, 10)
+    wait_until(lambda: not own.is_running() or own.status() == psutil.STATUS_ZOMBIE, 10)
 
 
 @pytest.mark.slow
