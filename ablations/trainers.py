@@ -121,7 +121,7 @@ class _Forked:
 
     def poll(self) -> int | None:
         status: int | None = self._process.exitcode
-        # If the server is killed, for want of memory say, this is the status of its processes, which go on.
+        # If the server is killed (out of memory), all of its processes get this status, but they go on.
         if status == 255 and self._running is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._running.kill()
@@ -152,8 +152,8 @@ def start_server(threads: int) -> None:
     wanted = {**KEEP_MEMORY, **_thread_limits(threads), "PYTHONUNBUFFERED": "1"}
     wanted = {name: value for name, value in wanted.items() if name not in KEEP_MEMORY or name not in os.environ}
     before = {name: os.environ.get(name) for name in wanted}
-    resource_tracker.ensure_running()  # started by the server's start otherwise, it would unblock what is blocked below
-    # Signals to the whole process group reach the server, too: without it, all processes would seem to have ended.
+    resource_tracker.ensure_running()  # before the signals are blocked, because its start unblocks them
+    # The server must survive a signal to the process group: if it ends, all its processes seem to have ended.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     os.environ.update(wanted)
     try:
