@@ -24,7 +24,6 @@ class Result:
     (`measured_by`); `shared_study` is the study that trained it, if not its own."""
 
     outcome: str
-    metrics: dict[str, float]  # last values
     shared_study: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     measured: str = ""
@@ -43,8 +42,9 @@ def usual_measurement(results: Iterable[Result]) -> str:
 
 
 def metrics_of(study: Study) -> list[str]:
-    """The metrics of the table, the primary one first."""
-    return list(dict.fromkeys((study.metric, *_SECONDARY)))
+    """The metrics of the table, the primary one first, and a search's objective."""
+    objective = [study.search.objective] if study.search else []
+    return list(dict.fromkeys((study.metric, *objective, *_SECONDARY)))
 
 
 def scores_of(points: Points, last_step: int, endpoint: int) -> dict[str, float]:

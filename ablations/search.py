@@ -1,5 +1,5 @@
 """The trials of a search: proposed by Optuna's TPE (Bergstra et al. 2011), trained as cells, and
-ranked by their last evaluation in the store.
+ranked by their scores in the store.
 
 Each proposal is a function of (the search's seed, its number, the values of earlier trials), so a search that was
 stopped continues as one that was not. A trial in Optuna has the attribute "variant", its name; one without it was
@@ -83,7 +83,7 @@ class Trials:
             if result is None and name in keys and name not in failed:  # without a key no network can be built
                 continue
             outcome = result.outcome if result is not None else "failed"
-            value = result.metrics.get(self._search.objective) if result and outcome == "finished" else None
+            value = result.scores.get(self._search.objective) if result and outcome == "finished" else None
             if outcome == "finished":
                 outcome = "failed" if value is None else "complete"
             with contextlib.suppress(UpdateFinishedTrialError):  # another launcher has ended it, with the same result

@@ -239,7 +239,7 @@ class Store:
                 if "outcome" in tags and ("shared_run" not in tags or (shared and key not in results)):
                     scores = {name: value for metric in metrics for name, value in self.score(run, metric).items()}
                     measured = measured_by(tags.get("data_fingerprint", ""), tags.get("metric_fingerprint", ""))
-                    results[key] = Result(tags["outcome"], run.data.metrics, tags.get("shared_study"), scores, measured)
+                    results[key] = Result(tags["outcome"], tags.get("shared_study"), scores, measured)
             return results
 
         self._last[experiment_id] = self._call_or_default(look_up, self._last.get(experiment_id, {}))
@@ -453,12 +453,11 @@ def _result_of_journal(attempt: Attempt, outcome: str, shared_study: str | None)
         for name, value in record.metrics.items():
             if math.isfinite(value):
                 points.setdefault(name, {})[record.step] = value
-    last = {name: values[max(values)] for name, values in points.items()}
     endpoint = attempt.cell.config.eval.endpoint
     scores = scores_of(points, records[-1].step, endpoint) if outcome == "finished" else {}
     about = attempt.protocol or {}
     measured = measured_by(about.get("data_fingerprint", ""), about.get("metric_fingerprint", ""))
-    return Result(outcome, last, shared_study, scores, measured)
+    return Result(outcome, shared_study, scores, measured)
 
 
 def _seeds_tag(study: Study) -> str:

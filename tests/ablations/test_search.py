@@ -53,7 +53,7 @@ def fid(changes: Mapping[str, Any]) -> float:
 def results(study: Study, names: list[str], outcome: str = "finished") -> dict[str, Result]:
     changes = {variant.name: variant.changes for variant in study.variants()}
     cells = [cell for cell in study.cells() if cell.variant in names]
-    return {cell.key: Result(outcome, {"fid": fid(changes[cell.variant])}) for cell in cells}
+    return {cell.key: Result(outcome, scores={"fid": fid(changes[cell.variant])}) for cell in cells}
 
 
 def answer(trials: Trials, names: list[str], outcome: str = "finished") -> None:

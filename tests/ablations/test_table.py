@@ -151,7 +151,7 @@ def test_a_run_is_scored_by_its_last_evaluations_only_where_all_gave_a_value() -
 
 def test_a_score_that_was_measured_otherwise_is_in_no_mean(study: Study) -> None:
     def result(value: float, metric: str = "embedded-v2; ema", data: str = "d") -> Result:
-        return Result("finished", {}, None, {"relation_error": value}, measured_by(data, metric))
+        return Result("finished", None, {"relation_error": value}, measured_by(data, metric))
 
     none, feat32 = ([cell.key for cell in study.cells(name)] for name in ("none", "feat32"))
     results = {none[0]: result(2.0), none[1]: result(8.0), none[2]: result(9.0, data="other"),
@@ -164,7 +164,7 @@ def test_a_score_that_was_measured_otherwise_is_in_no_mean(study: Study) -> None
 
 def test_results_of_another_config_or_protocol_are_in_no_row(study: Study) -> None:
     (cell,) = [one for one in study.cells() if one.name == "none/seed0"]
-    found = Result("finished", {}, scores={"relation_error": 1.0})
+    found = Result("finished", scores={"relation_error": 1.0})
     others = (cell.key[:-1] + "!", cell.key.replace(f"|{cell.protocol}|", "|another|"))
     assert table.rows(study, dict.fromkeys(others, found))[0].ended == 0
     assert table.rows(study, {cell.key: found})[0].ended == 1

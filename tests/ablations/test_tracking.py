@@ -26,6 +26,7 @@ from ablations.table import summary
 from ablations.tracking.store import Source, Store, StoreUnreachable
 from ablations.tracking.uploader import Uploader
 from sagan import journal
+from sagan.config import override
 from sagan.journal import Record
 
 
@@ -61,6 +62,12 @@ def send(store: Store, attempt: Attempt, has_ended: bool = False) -> Any:
     store.send(store.client.get_experiment_by_name(attempt.cell.study).experiment_id, attempt, has_ended)
     run_id = attempt.upload_state.run_id
     return store.client.get_run(run_id) if run_id is not None else None
+
+
+@pytest.fixture
+def study(study: Study) -> Study:
+    """Whose cells are scored by one evaluation."""
+    return replace(study, base=override(study.base, {"eval.endpoint": 1}))
 
 
 def test_a_cell_is_stored_with_everything_that_a_report_reads(store: Store, study: Study, tmp_path: Path) -> None:
@@ -162,8 +169,7 @@ def test_a_cell_that_ended_without_a_store_is_recorded_and_sent_later(
         patch.setattr(store, "client", AWAY)
         store.send_rest(experiment_id, folder, living=())
         assert store.is_unreachable
-        result = store.recorded(experiment_id, folder)[cell.key]
-        assert (result.outcome, result.metrics["fid"]) == ("collapsed", 2.0)
+        assert store.recorded(experiment_id, folder)[cell.key].outcome == "collapsed"
     assert [unsent.has_unsent for unsent in all_attempts(folder)] == [True]
     store.send_rest(experiment_id, folder, living={cell.key})
     assert attempt.has_unsent, "its launcher sends it"
@@ -281,7 +287,7 @@ def source_of(store: Store, study: Study, attempt: Attempt) -> Source:
 
 def recorded(store: Store, attempt: Attempt, tmp_path: Path, shared: bool = True) -> list[Result]:
     experiment = store.client.get_experiment_by_name(attempt.cell.study)
-    return list(store.recorded(experiment.experiment_id, tmp_path, shared).values())
+    return list(store.recorded(experiment.experiment_id, tmp_path, shared, metrics=("fid",)).values())
 
 
 @pytest.mark.parametrize("outcome", ["finished", "collapsed"])
@@ -318,7 +324,8 @@ def test_a_shared_cell_holds_every_point_of_its_source_once(
         first, second = (sorted((one.step, one.timestamp, one.value) for one in points) for points in histories)
         assert first == second
     (result,) = recorded(store, copy, tmp_path)
-    assert (result.outcome, result.metrics["fid"], result.shared_study) == (outcome, 5.0, study.name)
+    assert (result.outcome, result.shared_study) == (outcome, study.name)
+    assert result.scores == ({"fid": pytest.approx(5.0)} if outcome == "finished" else {})
     assert recorded(store, copy, tmp_path, shared=False) == []
 
 
@@ -358,7 +365,8 @@ def test_a_copy_is_not_taken_for_a_trained_run(store: Store, study: Study, tmp_p
     tell(own, 2, {"fid": 7.0}, status="finished")
     assert send(store, own, has_ended=True).info.run_id != copied.info.run_id
     (result,) = recorded(store, own, tmp_path)
-    assert (result.metrics["fid"], result.shared_study) == (7.0, None), "what was trained counts, also beside a copy"
+    assert result.scores == {"fid": pytest.approx(7.0)}, "what was trained counts, also beside a copy"
+    assert result.shared_study is None
 
 
 def test_runs_that_a_dead_process_or_a_slow_store_left_are_ended_or_deleted(

@@ -40,7 +40,7 @@ def scored(study: Study, scores: Mapping[str, Sequence[float | None]]) -> CellSc
 
 
 def finished(recorded: CellScores) -> dict[str, Result]:
-    return {key: Result("finished", {}, scores={"fid": score}) for key, score in recorded.items() if score}
+    return {key: Result("finished", scores={"fid": score}) for key, score in recorded.items() if score}
 
 
 def names(study: Study, recorded: CellScores, most: int | None = None) -> list[str]:
@@ -73,8 +73,8 @@ def test_a_variant_that_is_compared_with_nothing_gets_the_seeds_of_the_first_loo
 
 def test_cells_that_failed_or_collapsed_have_no_score_and_hold_up_no_look(study: Study) -> None:
     cells = {cell.name: cell.key for cell in study.cells()}
-    results = {cells[f"none/seed{seed}"]: Result("finished", {}, scores={"fid": 9.0 + seed}) for seed in (20, 21, 22)}
-    results |= {cells[f"feat32/seed{seed}"]: Result("collapsed", {}) for seed in (20, 21, 22)}
+    results = {cells[f"none/seed{seed}"]: Result("finished", scores={"fid": 9.0 + seed}) for seed in (20, 21, 22)}
+    results |= {cells[f"feat32/seed{seed}"]: Result("collapsed") for seed in (20, 21, 22)}
     failed = {cells[f"feat16/seed{seed}"] for seed in (20, 21, 22)}
     recorded = cell_scores(study, results, failed)
     assert len(recorded) == 9 and sum(score is None for score in recorded.values()) == 6
@@ -135,7 +135,7 @@ def test_seeds_that_an_earlier_launch_recorded_count_in_the_answer_and_in_the_ta
     scores = {"none": [10.0, 10.2, 9.9], "feat32": [20.0, 20.1, 19.8]}
     cells = {(cell.variant, cell.seed): cell.key for cell in study.cells()}
     results = {
-        cells[name, seed]: Result("finished", {}, scores={"is": score})
+        cells[name, seed]: Result("finished", scores={"is": score})
         for name, own in scores.items()
         for seed, score in enumerate(own)
     }
