@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ablations.plan import Changes, Range, Study, show, trial_name
 from ablations.results import Result
-from ablations.storage import exclusive, open_storage
+from ablations.storage import exclusive, open_storage, retry_while_unreachable
 from sagan.config import digest
 
 _RANDOM_TRIALS = 10  # before TPE models their values: Optuna's default; half of all trials, if these are fewer
@@ -35,6 +35,7 @@ _FEWEST_RANKED = 4  # trials with a value that importances need
 class Trials:
     """The trials of one search at one protocol. Several launchers may share them, on one or several hosts."""
 
+    @retry_while_unreachable
     def __init__(self, url: str, study: Study) -> None:
         assert study.search is not None
         self._study, self._search = study, study.search
@@ -55,6 +56,7 @@ class Trials:
     def __exit__(self, *_error: object) -> None:
         self._storage.engine.dispose()
 
+    @retry_while_unreachable
     def propose(self, count: int) -> list[str]:
         """The variants to train now: those that are open, else up to `count` new ones; [] when the search is over."""
         with exclusive(self._url, self._name):
@@ -72,6 +74,7 @@ class Trials:
                     self._optuna.ask(self._distributions).set_user_attr("variant", trial_name(number))
             return list(self._open())
 
+    @retry_while_unreachable
     def record(self, results: Mapping[str, Result], failed: Container[str]) -> None:
         """Ends open trials with the results of their cells (by key), or as failed where the variant is in `failed`.
 
@@ -91,6 +94,7 @@ class Trials:
                 state = TrialState.FAIL if value is None else TrialState.COMPLETE
                 self._storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
 
+    @retry_while_unreachable
     def retry_failed(self) -> None:
         """Opens trials again whose cell failed; collapsed and diverged ones keep their result."""
         with exclusive(self._url, self._name):
@@ -104,15 +108,18 @@ class Trials:
                     )
                     self._optuna.add_trial(again)
 
+    @retry_while_unreachable
     def names(self) -> list[str]:
         """The variants of all trials so far."""
         return list(self._newest())
 
+    @retry_while_unreachable
     def study(self) -> Study:
         """The study with the trials so far and, when all have ended, the best of them."""
         proposed: dict[str, Changes] = {name: dict(trial.params) for name, trial in self._newest().items()}
         return self._study.proposing(proposed, self._best())
 
+    @retry_while_unreachable
     def report(self) -> dict[str, Any]:
         """The content of search.json."""
         values = self._values()

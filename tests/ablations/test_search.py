@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres import postgres_server
 
 from ablations.plan import Study
 from ablations.results import Result
@@ -161,3 +163,25 @@ def test_trials_at_another_size_are_another_search(open_trials: OpenTrials, stud
     assert study.search is not None
     longer = replace(study, search=replace(study.search, trials=20))
     assert open_trials(longer).propose(9) == ["trial00", "trial01"], "more trials belong to the same search"
+
+
+@pytest.mark.slow
+def test_a_search_outlasts_a_database_that_is_started_anew(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.storage._RETRY_SECONDS", 0.1)
+
+    def rest(trials: Trials) -> list[str]:
+        while names := trials.propose(3):
+            answer(trials, names)
+        return trials.names()
+
+    with postgres_server() as server, ThreadPoolExecutor() as pool:
+        with Trials(server.url("search"), study) as trials:
+            answer(trials, trials.propose(3))
+            server.stop()
+            at_work = [pool.submit(rest, trials), pool.submit(Trials, server.url("search"), study)]
+            wait(at_work, timeout=0.5)
+            assert not any(one.done() for one in at_work)
+            server.start()
+            assert at_work[0].result(60) == [f"trial{number:02}" for number in range(8)]
+            with at_work[1].result(60) as again:
+                assert again.report()["best"] == trials.report()["best"] is not None
