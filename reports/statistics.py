@@ -65,6 +65,8 @@ def lower_is_better(key: str) -> bool | None:
 def run_score(key: str, values: Sequence[float]) -> float:
     """The score of a run from its last evaluations: their mean, geometric where the metric is compared as a ratio."""
     array = np.asarray(values, dtype=float)
+    if len(array) == 1:
+        return float(array[0])  # the exponential of a logarithm has other last digits
     return float(np.exp(np.log(array).mean()) if on_log_scale(key, array) else array.mean())
 
 
