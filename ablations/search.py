@@ -1,5 +1,5 @@
-"""The trials of a search: proposed by Optuna's TPE (Bergstra et al. 2011), trained as cells, and
-ranked by their scores in the store.
+"""The trials of a search: proposed by Optuna's TPE (Bergstra et al. 2011), trained as cells, and ranked by the scores
+that tables show.
 
 Each proposal is a function of (the search's seed, its number, the values of earlier trials), so a search that was
 stopped continues as one that was not. A trial in Optuna has the attribute "variant", its name; one without it was

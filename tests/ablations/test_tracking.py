@@ -169,7 +169,8 @@ def test_a_cell_that_ended_without_a_store_is_recorded_and_sent_later(
         patch.setattr(store, "client", AWAY)
         store.send_rest(experiment_id, folder, living=())
         assert store.is_unreachable
-        assert store.recorded(experiment_id, folder)[cell.key].outcome == "collapsed"
+        found = store.recorded(experiment_id, folder)[cell.key]
+        assert found == Result("collapsed", measured="data-v1; counting; 32 samples")
     assert [unsent.has_unsent for unsent in all_attempts(folder)] == [True]
     store.send_rest(experiment_id, folder, living={cell.key})
     assert attempt.has_unsent, "its launcher sends it"
