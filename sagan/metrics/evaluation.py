@@ -29,6 +29,7 @@ from sagan.metrics.frechet import (
 )
 from sagan.metrics.pairs import Within, between
 from sagan.metrics.reference import PAIRWISE_SAMPLES, Reference, load_reference, pairwise_subset, reference_size
+from sagan.metrics.relations import VERSION as RELATIONS_VERSION
 from sagan.metrics.relations import agreement, measure_of
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Evaluator:
                 f"resize {self._extractor.resize}",
                 *([f"bn {config.bn}", weights] if weights else ["images as they were given"]),
                 *([f"mean of the last {config.endpoint}"] if config.endpoint > 1 else []),
+                *([f"relations v{RELATIONS_VERSION}"] if self._measure else []),
                 f"torch-fidelity {version('torch-fidelity')}",
             ]
         )

@@ -54,10 +54,16 @@ def test_an_empty_picture_has_no_ink_and_the_middle_height() -> None:
 
 def test_error_equals_the_energy_distance_written_out(rng: torch.Generator) -> None:
     x, y = torch.randn(30, 4, generator=rng), torch.randn(40, 4, generator=rng) * 2
-    one, other = (x / y.std(0)).double(), (y / y.std(0)).double()
+    one, other = (x / y.std(0)).double().tolist(), (y / y.std(0)).double().tolist()
 
-    def mean_distance(a: Tensor, b: Tensor) -> float:
-        return sum(float((p - q).norm()) for p in a for q in b) / (len(a) * len(b))
+    def distance(p: list[float], q: list[float]) -> float:
+        ink_left, ink_right, height_left, height_right = (a - b for a, b in zip(p, q, strict=True))
+        together = (ink_left + ink_right) ** 2 + (height_left + height_right) ** 2
+        apart = (ink_left - ink_right) ** 2 + (height_left - height_right) ** 2
+        return math.sqrt((together + apart / 0.3**2) / 2)
+
+    def mean_distance(a: list[list[float]], b: list[list[float]]) -> float:
+        return sum(distance(p, q) for p in a for q in b) / (len(a) * len(b))
 
     expected = 2 * mean_distance(one, other) - mean_distance(one, one) - mean_distance(other, other)
     assert agreement(x, y)["relation_error"] == pytest.approx(expected, rel=1e-4)
@@ -96,6 +102,7 @@ def test_disagreement_collapse_and_another_law_all_raise_the_error(real: Tensor,
     assert all(found[name]["relation_error"] > least for name in found if name != "real")
     for name in ("two sizes", "two heights"):  # the other pair still agrees
         assert abs(found[name]["relation_correlation"]) < 0.1
+        assert 0.5 < found[name]["relation_error"] < found["one picture"]["relation_error"] / 2, "collapse is worse"
     assert found["collapsed"]["relation_spread"] < 0.1
     assert found["smaller"]["relation_spread"] == pytest.approx(0.6, abs=0.05), "the least of the four"
     same = found["one picture"]
