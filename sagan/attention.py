@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from sagan.config import AttentionConfig, ModelConfig
 from sagan.layers import Conv2d
 
-_SCORES_IN_CACHE = 2**18  # of one image: 1 MiB of float32, N x M of feat32 with pooled keys
-
 
 class SelfAttention2d(nn.Module):
     """Self-attention over a feature map: (B, C, H, W) -> the same; the identity while gamma is 0.
@@ -36,9 +34,7 @@ class SelfAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q_BNK, k_BMK = self._queries_and_keys(x)
         v_BMV = _tokens(self._pooled(self.value(x)))
-        fits_in_cache = q_BNK.shape[1] * k_BMK.shape[1] <= _SCORES_IN_CACHE
-        attend = _attend_by_image if x.device.type == "cpu" and fits_in_cache else _attend_fused
-        o_BNV = attend(q_BNK, k_BMK, v_BMV, self.scale)
+        o_BNV = _attend(q_BNK, k_BMK, v_BMV, self.scale)
         attended = o_BNV.transpose(1, 2).unflatten(2, x.shape[2:])
         return _add_scaled(x, self.gamma, self.out(attended))
 
@@ -111,19 +107,8 @@ def _tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _attend_by_image(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) -> Tensor:
-    """softmax(q k' * scale) v, one image at a time, so that its N x M matrix stays in a processor's cache.
-
-    Transposed as here, the products of both passes are those that the library for matrices does fast. torch's fused
-    kernel for the CPU takes twice as long over the backward pass at feat32 (tests/benchmarks/test_attention.py).
-    """
-    q_BKN, k_BKM, v_BVM = (tokens.transpose(1, 2).contiguous() for tokens in (q_BNK * scale, k_BMK, v_BMV))
-    images = zip(q_BKN.unbind(), k_BKM.unbind(), v_BVM.unbind(), strict=True)
-    return torch.stack([(torch.softmax(q.T @ k, dim=1) @ v.T).T for q, k, v in images]).transpose(1, 2)
-
-
-def _attend_fused(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) -> Tensor:
-    """The same by torch's fused kernel, which never stores an N x M matrix.
+def _attend(q_BNK: Tensor, k_BMK: Tensor, v_BMV: Tensor, scale: float) -> Tensor:
+    """softmax(q k' * scale) v by torch's fused kernel, which never stores an N x M matrix.
 
     It wants q, k and v of equal width; channels of zeros change nothing.
     """
