@@ -78,7 +78,9 @@ def mark_unneeded_cells(results: Results) -> Results:
     if results.adaptive is None or looked is None:
         return results
     wanted = {(name, results.adaptive.seeds[place]) for name, place in looked.wanted}
-    waiting = {name for name, _ in looked.wanted}
+    lacking = {name for name, _ in looked.wanted}
+    going_on = [pair for pair, found in looked.verdicts.items() if found.is_open and lacking.intersection(pair)]
+    waiting = {name for pair in going_on for name in pair}
     cells = results.cells
     states = [
         state if state != "missing" or (name, seed) in wanted else LATER if name in waiting else NOT_NEEDED

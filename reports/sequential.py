@@ -91,6 +91,11 @@ class Verdict:
         """Undecided, and gets no more of the planned seeds: they are unlikely to decide it."""
         return self.label == "undecided" and self.chance is not None and self.chance < _MIN_PREDICTIVE_POWER
 
+    @property
+    def is_open(self) -> bool:
+        """Gets more of the planned seeds, if there are any."""
+        return self.label == "undecided" and not self.stopped_for_futility
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -8,7 +8,6 @@ from reports.findings import Comparison
 from reports.format import ABSENT, number_or_absent
 from reports.results import Results
 from reports.sections.answer import power_statement
-from reports.sequential import Progress
 from reports.tables import Block, Row, Table
 
 BESIDE = 3  # metrics beside the primary one: more fit no page, and all are in the table of every metric
@@ -55,7 +54,7 @@ def evidence(results: Results) -> Table | None:
     rows = []
     for row in compared:
         n = row.gap.n if row.decided_after is None else row.decided_after
-        why = () if looked is None else (_more_seeds(row, results, looked),)
+        why = () if looked is None else (_more_seeds(row, results),)
         cells = (row.variant, row.reference, format.gap(row.gap), row.verdict, str(n), *why,
                  format.p_value(row.gap), number_or_absent(improvement(results, results.metric, row), 2))  # fmt: skip
         rows.append(Row(cells))
@@ -74,7 +73,7 @@ def evidence(results: Results) -> Table | None:
     )  # fmt: skip
 
 
-def _more_seeds(row: Comparison, results: Results, looked: Progress) -> str:
+def _more_seeds(row: Comparison, results: Results) -> str:
     """Whether a comparison gets more of the adaptive seeds, and if not why."""
     adaptive = results.adaptive
     assert adaptive is not None
@@ -83,9 +82,9 @@ def _more_seeds(row: Comparison, results: Results, looked: Progress) -> str:
         return f"no: interval within {100 * adaptive.margin:g} %"
     if row.verdict != "undecided":
         return "no: interval without 0"
-    if row.variant in {name for name, _ in looked.wanted}:
-        return "yes"
-    return "no: none planned" if row.decided_after == len(adaptive.seeds) else "no: a decision is unlikely"
+    if row.stopped_for_futility:
+        return "no: a decision is unlikely"
+    return "no: none planned" if row.decided_after == len(adaptive.seeds) else "yes"
 
 
 def spread(results: Results) -> Table | None:
