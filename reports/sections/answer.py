@@ -11,7 +11,6 @@ from reports import figures, format, style
 from reports.comparison import compare, estimates, is_log, minimum_detectable_difference, progress
 from reports.figures import Drawn
 from reports.findings import Comparison, in_words, name_of_best
-from reports.metrics import metric
 from reports.results import ENDED_EARLY, Results
 from reports.statistics import changed
 
@@ -32,21 +31,17 @@ def headline(results: Results) -> str:
     if done == 0:
         return f"No result yet: 0 of {planned} cells are done."
     so_far = "" if done == planned else f"So far ({done} of {planned} cells): "
-    said = answer(rows, results)
-    if rows:
-        lost = []  # which runs a reader must know to be missing from the means
-        for variant in results.variants:
-            if ended := int(results.of(variant.name)["state"].isin(ENDED_EARLY).sum()):
-                lost.append(f"{ended} of {results.to_run(variant.name)} runs of {variant.name}")
-        return so_far + said + (f" Collapsed or diverged: {', '.join(lost)}." if lost else "")
-    if without := _without_baseline(results):
-        return so_far + without
-    if said:  # adaptive seeds that could compare none
-        return so_far + said
-    if results.adaptive is not None:
-        return f"{so_far}No answer yet: the first look is at {results.adaptive.first} seeds per variant."
-    yet = "" if done == planned else " yet"
-    return f"No answer{yet}: no comparison has a finished cell on both sides."
+    said = answer(rows, results)  # with adaptive seeds also where they could compare none
+    if not said and results.adaptive is not None:
+        said = f"No answer yet: the first look is at {results.adaptive.first} seeds per variant."
+    elif not said:
+        yet = "" if done == planned else " yet"
+        so_far, said = "", f"No answer{yet}: no comparison has a finished cell on both sides."
+    lost = []  # which runs a reader must know to be missing from the means
+    for variant in results.variants:
+        if ended := int(results.of(variant.name)["state"].isin(ENDED_EARLY).sum()):
+            lost.append(f"{ended} of {results.to_run(variant.name)} runs of {variant.name}")
+    return so_far + said + (f" Collapsed or diverged: {', '.join(lost)}." if lost else "")
 
 
 def answer(rows: list[Comparison], results: Results) -> str:
@@ -65,23 +60,6 @@ def _name(row: Comparison, results: Results) -> str:
     if results.search is not None and results.search.best is not None and row.variant == "best":
         return name_of_best(results.search.best, len(results.search.trials))
     return row.variant
-
-
-def _without_baseline(results: Results) -> str:
-    """The answer where every run of the baseline collapsed or diverged but others finished; "" elsewhere."""
-    states = results.of(results.baseline)["state"]
-    scored = {name: found for name, found in estimates(results, results.metric).items() if found}
-    if not scored or not len(states) or not states.isin(ENDED_EARLY).all():
-        return ""
-    lower = metric(results.metric).lower is not False
-    top = (min if lower else max)(scored, key=lambda name: scored[name].mean)
-    found = scored[top]
-    score = format.interval(found.mean, found.low, found.high, format.decimals([found.mean]))
-    runs = "Its only run" if len(states) == 1 else f"All {len(states)} runs"
-    return (
-        f"{runs} of {results.baseline} collapsed or diverged, so no difference to it can be taken; of the others {top} "
-        f"scores {'lowest' if lower else 'highest'}, {score} {results.label()}, n = {found.n}."
-    )
 
 
 def power_statement(results: Results) -> str | None:
