@@ -375,5 +375,5 @@ def test_the_primary_metric_and_the_contrasts_reach_the_plan_without_what_cannot
 
 def test_a_shorter_run_takes_what_it_has_of_the_presets_own_endpoint(write_study: WriteStudy) -> None:
     assert read_study(write_study(with_line("set: {optim.steps: 5}"))).base.eval.endpoint == 1
-    assert read_study(write_study(), changes={"optim.steps": "176"}).base.eval.endpoint == 2
+    assert read_study(write_study(), changes={"optim.steps": "200"}).base.eval.endpoint == 2
     assert read_study(write_study()).base.eval.endpoint == 3
