@@ -22,6 +22,7 @@ from torch import Tensor
 from reports import load
 from sagan.data import embedded, open_dataset
 from sagan.metrics.evaluation import Evaluator
+from sagan.metrics.relations import VERSION as RELATIONS_VERSION
 from sagan.presets import PRESETS
 
 _FIRST_SEED = 1000  # neither the data set's nor the extractor's
@@ -139,9 +140,10 @@ def markdown(found: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    sds = sds_of_seeds(load(source=_PUBLISHED).cells)
     with tempfile.TemporaryDirectory() as cache:
         score = Evaluator(open_dataset(_PRESET.data), _PRESET.eval, device=torch.device("cpu"), cache_dir=Path(cache))
-        n = _PRESET.eval.num_samples
+        n, cells = _PRESET.eval.num_samples, load(source=_PUBLISHED).cells
+        current = cells["metric_fingerprint"].str.contains(f"; relations v{RELATIONS_VERSION};", na=False)
+        sds = sds_of_seeds(cells[current])
         found = effects(lambda images, labels: score(images.split(100), labels), n, _REDRAWS, sds)
     print(markdown(found), end="")
