@@ -20,8 +20,8 @@ FORMAT = 4  # raise it when `measure` changes: parameters of real pictures are c
 VERSION = 2  # of the error, in the metrics' fingerprint. 1 had _DISAGREEMENT = 1.
 _PAIRS = ((0, 1), (2, 3))  # parameters, numbered as `measure` gives them, that agree in a real picture
 # The unit of disagreement, which has no spread in real pictures, as a share of the real sd of the parts. With 0.3 twins
-# of independent sizes score 0.7; with 1 they would score 0.08, where trained generators score 0.2. A single picture
-# over and over scores 2.3 with any unit, and with 0.1 that would be less than independent sizes (3.7).
+# of independent sizes score 0.6; with 1 they would score 0.07, where trained generators score 0.2. A single picture
+# over and over scores 2 to 4 with any unit, and with 0.1 that would be no more than independent sizes (3.4).
 _DISAGREEMENT = 0.3
 _FEWEST = 8  # pictures; of fewer no distance is taken
 _LEAST_SD = 1e-3  # in units of the real sd; a parameter that varies less counts as constant, without correlation
