@@ -2,7 +2,7 @@
 
 `python tests/metrics/distortions.py` prints a Markdown table: a row per metric that a damage moves, a column per
 damage, and in each cell how far it moves the metric, in units of the metric's sd over training seeds, of the published
-runs of the embedded preset.
+runs of the embedded preset that have the present version of `relation_error`.
 """
 
 from __future__ import annotations
